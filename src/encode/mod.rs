@@ -1,0 +1,4 @@
+//! From spans of JSON text to the bytes that PostgreSQL reads: binary COPY tuples, gathered in one
+//! [`block::Block`] a batch.
+
+pub mod block;

@@ -1,0 +1,2 @@
+//! `ingestd`: arguments → config → run → exit code.
+fn main() {}

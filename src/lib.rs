@@ -1,16 +1,28 @@
 //! ingestd takes batches of JSON events over HTTP and lands them, durably and exactly once, in
 //! monthly-partitioned PostgreSQL tables by binary COPY.
 //!
-//! This page is the map. The modules stand in the order in which an event meets them.
+//! This page is the map. The modules stand in the order in which an event meets them:
+//!
+//! ```text
+//!  socket ─▶ http        one pinned worker a core reads the body
+//!            json        validates it and finds spans, copying nothing
+//!            encode      writes binary COPY tuples into one block a batch
+//!         ─▶ ring        hands the block to the journal thread
+//!            journal     makes it durable; the ack goes out
+//!         ─▶ flush       merges by priority and cuts COPYs
+//!            pg          lands them with their ledger rows in one transaction
+//!         ─▶ status, metrics
+//! ```
+//!
+//! Imports go down only: `types`, `limits` ← `sys`, `ring`, `metrics` ← `json`, `encode`, `journal::frame`,
+//! `flush::{merge, cut}`, `pg::sqlstate` (pure) ← `journal`, `pg`, `status` ← `http`, `flush::flusher` ← `server`,
+//! `cli` ← `main`. A test holds this.
+//!
+//! Invariants that no station may break: an acknowledged batch is in the journal (or in PostgreSQL) until its
+//! transaction has committed; the ledger alone decides whether a batch's events are copied; every queue is bounded.
+//! Absent on purpose: a cluster protocol, a query interface, transformation of payloads.
 
-pub mod config;
 pub mod limits;
 pub mod types;
 
-pub mod cli;
 pub mod encode;
-pub mod journal;
-pub mod json;
-pub mod metrics;
-pub mod pg;
-pub mod sys;

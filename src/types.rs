@@ -18,6 +18,17 @@ pub const PRIORITY_RESERVED_MIN: Priority = Priority(8);
 pub struct Priority(u8);
 
 impl Priority {
+    /// Every priority, highest first.
+    pub const ALL: [Self; PRIORITY_COUNT] = {
+        let mut all = [Self(0); PRIORITY_COUNT];
+        let mut lane = 0;
+        while lane < PRIORITY_COUNT {
+            all[lane] = Self(PRIORITY_MAX - lane as u8);
+            lane += 1;
+        }
+        all
+    };
+
     /// `None` when `value` is above [`PRIORITY_MAX`].
     pub const fn new(value: u8) -> Option<Self> {
         if value <= PRIORITY_MAX { Some(Self(value)) } else { None }

@@ -28,7 +28,8 @@ const FIXED_BYTES: usize = 40;
 /// Longest block header: fixed part, longest owner and batch id, padding.
 pub const BLOCK_HEADER_BYTES_MAX: usize = (FIXED_BYTES + OWNER_BYTES_MAX + BATCH_ID_BYTES_MAX + 7) & !7;
 
-const _: () = assert!(BATCH_ID_BYTES_MAX <= u8::MAX as usize && OWNER_BYTES_MAX <= u8::MAX as usize);
+const _: () = assert!(BATCH_ID_BYTES_MAX <= u8::MAX as usize);
+const _: () = assert!(OWNER_BYTES_MAX <= u8::MAX as usize);
 const _: () = assert!(BLOCK_HEADER_BYTES_MAX <= u16::MAX as usize);
 
 /// What a block says about its batch.
@@ -116,6 +117,11 @@ impl Block {
     /// The whole block, as the journal stores it.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
+    }
+
+    /// Bytes of memory that the block holds, which may be more than it uses.
+    pub fn memory_bytes(&self) -> usize {
+        self.bytes.capacity()
     }
 
     /// CRC32C of [`Self::bytes`].

@@ -26,3 +26,4 @@ pub mod limits;
 pub mod types;
 
 pub mod encode;
+pub mod sys;

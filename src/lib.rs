@@ -26,4 +26,5 @@ pub mod limits;
 pub mod types;
 
 pub mod encode;
+pub mod ring;
 pub mod sys;

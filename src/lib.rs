@@ -27,4 +27,5 @@ pub mod types;
 
 pub mod encode;
 pub mod ring;
+pub mod metrics;
 pub mod sys;

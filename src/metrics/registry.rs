@@ -1,0 +1,130 @@
+//! Every metric of the server, as a field. The names and help texts stand in `export`.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::cells::{Counter, Counters, Gauge, Gauges, NamedCounters, RequestCounters};
+use super::histogram::{Histogram, Histograms};
+use super::labels::{BatchOutcome, PoolState, SqlstateClass, Statement};
+use super::throughput::{Rates, Sample, Samples};
+use crate::limits::THROUGHPUT_WINDOWS;
+use crate::types::Priority;
+
+/// The closed set of metrics of one server.
+///
+/// Counters and gauges are touched through the fields by whoever owns the fact; a thread that times something takes
+/// its recorders at start-up ([`Histogram::recorder`]).
+#[derive(Debug)]
+pub struct Metrics {
+    /// Events of accepted batches, without rejected ones.
+    pub events_accepted: Counter,
+    /// Events refused by validation, by the code in the answer.
+    pub events_rejected: NamedCounters,
+    /// Events inserted into PostgreSQL, committed.
+    pub events_committed: Counter,
+    /// Events that PostgreSQL already had.
+    pub events_duplicate: Counter,
+    /// Events that PostgreSQL refused.
+    pub events_dead_lettered: Counter,
+    /// Batches by what became of them.
+    pub batches: Counters<BatchOutcome>,
+    /// Answered requests.
+    pub requests: RequestCounters,
+    /// Errors from PostgreSQL.
+    pub db_errors: Counters<SqlstateClass>,
+
+    /// Batches accepted and not yet taken by a COPY.
+    pub queue_batches: Gauges<Priority>,
+    /// Events in them.
+    pub queue_events: Gauges<Priority>,
+    /// Bytes of them, in memory or only in the journal. Exported without the label, as the sum.
+    pub queue_bytes: Gauges<Priority>,
+    /// Bytes of rows held in memory, against `MEMORY_LIMIT_MB`.
+    pub memory_bytes: Gauge,
+    /// The limit on [`Metrics::memory_bytes`].
+    pub memory_limit_bytes: Gauge,
+    /// Bytes that the journal takes on disk, against `JOURNAL_MAX_MB`.
+    pub journal_bytes: Gauge,
+    /// The limit on [`Metrics::journal_bytes`].
+    pub journal_limit_bytes: Gauge,
+    /// Connections to PostgreSQL.
+    pub db_pool_connections: Gauges<PoolState>,
+
+    /// Request received to answer sent.
+    pub ack_latency: Histogram,
+    /// Batch accepted to its COPY's beginning.
+    pub queue_latency: Histogram,
+    /// `COPY events FROM STDIN`, first byte to last answer.
+    pub copy_latency: Histogram,
+    /// Request received to commit.
+    pub batch_latency: Histogram,
+    /// One fsync of the journal.
+    pub journal_fsync: Histogram,
+    /// Statements sent to PostgreSQL; [`Statement::Commit`] is the commit latency of the JSON form.
+    pub db_query: Histograms<Statement>,
+    /// Rows a COPY.
+    pub copy_rows: Histogram,
+
+    node: Box<str>,
+    started_at: Instant,
+    samples: Mutex<Samples>,
+}
+
+impl Metrics {
+    /// All at zero. `node` is the `NODE_ID`; `rejection_codes` are the codes that [`Metrics::events_rejected`] takes.
+    pub fn new(node: &str, rejection_codes: &'static [&'static str]) -> Arc<Self> {
+        Arc::new(Self {
+            events_accepted: Counter::default(),
+            events_rejected: NamedCounters::new(rejection_codes),
+            events_committed: Counter::default(),
+            events_duplicate: Counter::default(),
+            events_dead_lettered: Counter::default(),
+            batches: Counters::new(),
+            requests: RequestCounters::new(),
+            db_errors: Counters::new(),
+            queue_batches: Gauges::new(),
+            queue_events: Gauges::new(),
+            queue_bytes: Gauges::new(),
+            memory_bytes: Gauge::default(),
+            memory_limit_bytes: Gauge::default(),
+            journal_bytes: Gauge::default(),
+            journal_limit_bytes: Gauge::default(),
+            db_pool_connections: Gauges::new(),
+            ack_latency: Histogram::of_latencies(),
+            queue_latency: Histogram::of_latencies(),
+            copy_latency: Histogram::of_latencies(),
+            batch_latency: Histogram::of_latencies(),
+            journal_fsync: Histogram::of_latencies(),
+            db_query: Histograms::of_latencies(),
+            copy_rows: Histogram::of_rows(),
+            node: node.into(),
+            started_at: Instant::now(),
+            samples: Mutex::default(),
+        })
+    }
+
+    /// Samples the throughput; one thread calls it about once a second.
+    pub fn tick(&self, now: Instant) {
+        self.samples.lock().push(Sample {
+            at: now,
+            events_accepted: self.events_accepted.get(),
+            events_committed: self.events_committed.get(),
+        });
+    }
+
+    /// The `NODE_ID`.
+    pub fn node(&self) -> &str {
+        &self.node
+    }
+
+    /// Time since the server started.
+    pub fn uptime(&self) -> Duration {
+        self.started_at.elapsed()
+    }
+
+    pub(super) fn rates(&self) -> [Rates; THROUGHPUT_WINDOWS.len()] {
+        self.samples.lock().rates()
+    }
+}

@@ -25,6 +25,7 @@
 pub mod limits;
 pub mod types;
 
+pub mod json;
 pub mod encode;
 pub mod ring;
 pub mod metrics;

@@ -2,3 +2,6 @@
 //! [`block::Block`] a batch.
 
 pub mod block;
+pub mod pool;
+pub mod timestamp;
+pub mod tuple;

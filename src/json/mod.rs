@@ -1,1 +1,131 @@
-//! Stub.
+//! From the bytes of a request body to spans of events: validated once, copied never.
+//!
+//! Place in the path: the HTTP worker hands over a whole decoded body; [`scan_body`] leaves in [`Scratch`]
+//! where each good event's members lie and a verdict on each bad one; [`crate::encode::tuple`] turns spans
+//! into rows.
+//!
+//! ```text
+//!  body ─▶ scan::index   one bit a byte: quote, backslash or control (AVX2, SSE2 or SWAR); UTF-8
+//!       ─▶ envelope      object with `events`, or a bare array
+//!       ─▶ event         one event: its members, or the first thing wrong with it
+//!            └ scan::walk  strict RFC 8259 grammar, no recursion, what PostgreSQL would refuse
+//! ```
+//!
+//! Invariants:
+//! - A body with a syntax error anywhere, ignored members included, gives [`BodyError::Syntax`] and nothing else.
+//! - What is accepted as `payload` or `metadata` is accepted by `'…'::jsonb` of PostgreSQL 15–18 in a UTF8
+//!   database, and within the limits the other way round; the text itself is forwarded verbatim.
+//! - Nothing recurses: nesting costs one bit a level. After warm-up nothing is allocated per event.
+//! - [`scan::oracle`] implements the same contract a second time, slowly and obviously; both must agree
+//!   on every input.
+//!
+//! Absent on purpose: values. Numbers stay text, strings are unescaped only where they become text columns.
+//! NDJSON and CloudEvents will be siblings of [`envelope`] that call [`event::EventScanner::event`] per line or item.
+
+pub mod envelope;
+pub mod event;
+mod pointer;
+pub mod reject;
+pub mod scan;
+pub mod text;
+
+pub use envelope::{BodyError, EnvelopeReason, scan_body};
+pub use event::EventSpans;
+pub use reject::{Member, Reason, Reject};
+pub use text::{Span, TextSpan};
+
+use crate::types::{Priority, UnixMicros};
+use scan::index::Stops;
+
+/// Every code that a refused body or event is counted under: the closed set of the metric's label.
+pub const REJECTION_CODES: [&str; 23] = {
+    let mut codes = [""; 23];
+    let mut at = 0;
+    while at < Reason::CODES.len() {
+        codes[at] = Reason::CODES[at];
+        at += 1;
+    }
+    let rest = [
+        "not_json",
+        "too_many_events",
+        "body_not_object_or_array",
+        "events_missing",
+        "events_not_array",
+        "events_empty",
+        "batch_id_not_string",
+        "batch_id_malformed",
+        "priority_invalid",
+    ];
+    let mut index = 0;
+    while index < rest.len() {
+        codes[at + index] = rest[index];
+        index += 1;
+    }
+    codes
+};
+
+/// What a deployment allows; the fixed limits are in [`crate::limits`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ScanLimits {
+    /// Most events of one body (`MAX_EVENTS_PER_BATCH`).
+    pub events_max: usize,
+    /// Oldest accepted `timestamp`: receive time minus `EVENT_MAX_AGE_DAYS`.
+    pub timestamp_min: UnixMicros,
+    /// Latest accepted `timestamp`: receive time plus `EVENT_MAX_FUTURE_HOURS`.
+    pub timestamp_max: UnixMicros,
+}
+
+/// What a scan found, and the buffers it needs. One per worker, reused for every body.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    stops: Stops,
+    /// Container kinds below the innermost 64 levels.
+    spill: Vec<u64>,
+    /// A string with escapes, unescaped.
+    decoded: Vec<u8>,
+    events: Vec<EventSpans>,
+    rejects: Vec<Reject>,
+    batch_id: String,
+    priority: Option<Priority>,
+}
+
+impl Scratch {
+    /// Empty buffers; they grow to the largest body seen and stay.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The good events, in the body's order.
+    pub fn events(&self) -> &[EventSpans] {
+        &self.events
+    }
+
+    /// One verdict for each bad event, in the body's order.
+    pub fn rejects(&self) -> &[Reject] {
+        &self.rejects
+    }
+
+    /// Number of events in the body, good and bad.
+    pub fn events_total(&self) -> usize {
+        self.events.len() + self.rejects.len()
+    }
+
+    /// The envelope's `batch_id`: valid, or absent.
+    pub fn batch_id(&self) -> Option<&str> {
+        (!self.batch_id.is_empty()).then_some(&*self.batch_id)
+    }
+
+    /// The envelope's `priority`.
+    pub fn priority(&self) -> Option<Priority> {
+        self.priority
+    }
+
+    /// Forgets the last body, keeps the buffers.
+    fn clear(&mut self) {
+        self.decoded.clear();
+        self.events.clear();
+        self.rejects.clear();
+        self.batch_id.clear();
+        self.priority = None;
+    }
+}

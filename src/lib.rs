@@ -28,5 +28,6 @@ pub mod types;
 pub mod json;
 pub mod encode;
 pub mod ring;
+pub mod journal;
 pub mod metrics;
 pub mod sys;

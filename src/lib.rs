@@ -22,6 +22,7 @@
 //! transaction has committed; the ledger alone decides whether a batch's events are copied; every queue is bounded.
 //! Absent on purpose: a cluster protocol, a query interface, transformation of payloads.
 
+pub mod config;
 pub mod limits;
 pub mod types;
 

@@ -1,0 +1,404 @@
+//! From text to [`Config`]. Every problem is found, not only the first, and each is one line:
+//! `NAME=value: what is allowed`.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::raw::{Origin, Raw};
+use super::settings::{Fallback, Key, Kind};
+use super::{Auth, Config, Database, DatabaseUrl, Linger, LogFormat, Problems, RedisUrl};
+use crate::limits::MIB;
+use crate::types::AckLevel;
+
+/// Settings of the contract that this version does not honour yet: refused, never silently ignored.
+/// A setting leaves this list in the change that makes it work.
+const NOT_SUPPORTED_YET: &[Key] =
+    &[Key::ApiKeysFile, Key::RateLimitEventsPerSecond, Key::RateLimitBurst, Key::TlsCertFile, Key::TlsKeyFile];
+
+const SECONDS_PER_DAY: u64 = 86_400;
+const SECONDS_PER_HOUR: u64 = 3_600;
+
+/// Every setting read, then the checks that concern several.
+pub(super) fn config(raw: &Raw) -> Result<Config, Problems> {
+    let mut reader = Reader { raw, problems: raw.problems.clone(), failed: Vec::new() };
+    reader.refuse_unsupported();
+    let config = Config {
+        database: reader.database(),
+        redis: reader.redis(),
+        copy_rows_min: reader.whole(Key::BatchSize) as usize,
+        batch_timeout: Duration::from_secs(reader.whole(Key::BatchTimeoutSeconds)),
+        copy_bytes_max: reader.megabytes(Key::MaxBatchMemoryMb),
+        pool_connections_min: reader.whole(Key::DbPoolMinSize) as u32,
+        pool_connections_max: reader.whole(Key::DbPoolMaxSize) as u32,
+        batch_linger: reader.linger(),
+        listen: reader.listen(),
+        workers: reader.whole_or_unset(Key::Workers).map(|count| count as usize),
+        ack: reader.ack(),
+        journal_dir: reader.path(Key::JournalDir).unwrap_or_default(),
+        journal_bytes_max: reader.whole(Key::JournalMaxMb) * MIB as u64,
+        memory_bytes_max: reader.megabytes(Key::MemoryLimitMb),
+        body_bytes_max: reader.megabytes(Key::MaxBodyMb),
+        batch_events_max: reader.whole(Key::MaxEventsPerBatch) as usize,
+        event_age_max: Duration::from_secs(reader.whole(Key::EventMaxAgeDays) * SECONDS_PER_DAY),
+        event_future_max: Duration::from_secs(reader.whole(Key::EventMaxFutureHours) * SECONDS_PER_HOUR),
+        partitions_ahead_months: reader.whole(Key::PartitionsAhead) as u32,
+        partition_retention_months: reader.whole_or_unset(Key::PartitionRetentionMonths).map(|count| count as u32),
+        auth: if reader.word(Key::Auth) == "off" { Auth::Off } else { Auth::Loopback },
+        status_ttl: Duration::from_secs(reader.whole(Key::StatusTtlSeconds)),
+        node_id: reader.node_id(),
+        log_format: if reader.word(Key::LogFormat) == "json" { LogFormat::Json } else { LogFormat::Text },
+        log_level: reader.word(Key::LogLevel).parse().unwrap_or(tracing::Level::INFO),
+        data_dir: reader.path(Key::DataDir).unwrap_or_default(),
+        postgres_bin_dir: reader.path(Key::IngestdPgBin),
+    };
+    reader.check_together(&config);
+    if reader.problems.is_empty() { Ok(config) } else { Err(Problems(reader.problems)) }
+}
+
+/// Reads settings one by one. A getter that fails notes the problem and gives a stand-in, so that the
+/// others are still read; nobody sees the stand-in, because problems refuse the whole.
+struct Reader<'a> {
+    raw: &'a Raw,
+    problems: Vec<String>,
+    failed: Vec<Key>,
+}
+
+impl Reader<'_> {
+    /// The text of `key`; `None` when it is unset, or empty (which is a problem, not a way to unset it).
+    fn text(&mut self, key: Key) -> Option<String> {
+        let given = self.raw.get(key);
+        let text = given.text.clone()?;
+        if !text.trim().is_empty() {
+            return Some(text.trim().to_owned());
+        }
+        let default = match given.setting.fallback {
+            Fallback::Value(text) | Fallback::Unset(text) => text,
+        };
+        let allowed = given.setting.kind.allowed();
+        self.refuse(key, &format!("is empty; unset it for the default ({default}), or give {allowed}"));
+        None
+    }
+
+    /// Notes that the value of `key` is refused, and why.
+    fn refuse(&mut self, key: Key, why: &str) {
+        let given = self.raw.get(key);
+        let from = match &given.origin {
+            Origin::Flag => format!(" (flag --{})", given.setting.flag()),
+            Origin::File(path) => format!(" (in {})", path.display()),
+            Origin::Environment | Origin::Default => String::new(),
+        };
+        // A value may hold line breaks; a problem is one line.
+        let shown = given.shown().unwrap_or_default().escape_debug().to_string();
+        self.problems.push(format!("{}={shown}{from}: {why}", given.setting.name));
+        self.failed.push(key);
+    }
+
+    fn refuse_as_not_allowed(&mut self, key: Key) {
+        self.refuse(key, &format!("must be {}", key.setting().kind.allowed()));
+    }
+
+    fn refuse_unsupported(&mut self) {
+        for &key in NOT_SUPPORTED_YET {
+            if self.raw.get(key).text.is_some() {
+                self.refuse(key, "is not supported by this version yet; unset it");
+            }
+        }
+        if self.word(Key::Sharding) == "citus" {
+            self.refuse(Key::Sharding, "is not supported by this version yet; set it to 'none'");
+        }
+    }
+
+    fn whole_or_unset(&mut self, key: Key) -> Option<u64> {
+        let Kind::Whole(min, max) = key.setting().kind else { unreachable!("{} is not a number", key.name()) };
+        let text = self.text(key)?;
+        let number = whole(&text, min, max);
+        if number.is_none() {
+            self.refuse_as_not_allowed(key);
+        }
+        number
+    }
+
+    fn whole(&mut self, key: Key) -> u64 {
+        self.whole_or_unset(key).unwrap_or(1)
+    }
+
+    fn megabytes(&mut self, key: Key) -> usize {
+        self.whole(key) as usize * MIB
+    }
+
+    fn linger(&mut self) -> Linger {
+        let Kind::WordOrWhole(word, min, max) = Key::BatchLingerMs.setting().kind else {
+            unreachable!("BATCH_LINGER_MS is a word or a number")
+        };
+        match self.text(Key::BatchLingerMs) {
+            Some(text) if text != word => match whole(&text, min, max) {
+                Some(milliseconds) => return Linger::Fixed(Duration::from_millis(milliseconds)),
+                None => self.refuse_as_not_allowed(Key::BatchLingerMs),
+            },
+            _ => {}
+        }
+        Linger::Adaptive
+    }
+
+    /// One of the words that `key` allows; `""` when unset.
+    fn word(&mut self, key: Key) -> String {
+        let Kind::Choice(words) = key.setting().kind else { unreachable!("{} is not a choice", key.name()) };
+        let Some(text) = self.text(key) else { return String::new() };
+        if !words.contains(&text.as_str()) {
+            self.refuse_as_not_allowed(key);
+        }
+        text
+    }
+
+    fn ack(&mut self) -> AckLevel {
+        AckLevel::parse(&self.word(Key::Ack)).unwrap_or(AckLevel::Journal)
+    }
+
+    fn path(&mut self, key: Key) -> Option<PathBuf> {
+        self.text(key).map(PathBuf::from)
+    }
+
+    fn database(&mut self) -> Database {
+        if self.raw.embedded {
+            return Database::Embedded;
+        }
+        match self.text(Key::DatabaseUrl).map(|text| DatabaseUrl::parse(&text)) {
+            None => Database::Embedded,
+            Some(Ok(url)) => Database::Url(Box::new(url)),
+            Some(Err(why)) => {
+                self.refuse(Key::DatabaseUrl, &why);
+                Database::Embedded
+            }
+        }
+    }
+
+    fn redis(&mut self) -> Option<RedisUrl> {
+        let text = self.text(Key::RedisUrl)?;
+        let rest = text.strip_prefix("redis://").or_else(|| text.strip_prefix("rediss://"));
+        let host = rest.map(|rest| rest.rsplit_once('@').map_or(rest, |(_credentials, host)| host));
+        match host {
+            Some(host) if !host.is_empty() && !host.starts_with(['/', ':', '?']) => return Some(RedisUrl(text)),
+            Some(_) => self.refuse(Key::RedisUrl, "names no host; write it as redis://:password@host:6379/0"),
+            None => self.refuse(Key::RedisUrl, "must begin with redis:// or rediss://, such as redis://host:6379/0"),
+        }
+        None
+    }
+
+    fn listen(&mut self) -> Vec<SocketAddr> {
+        let mut addresses = Vec::new();
+        for text in self.text(Key::ListenAddr).unwrap_or_default().split(',').map(str::trim) {
+            match resolve(text) {
+                Ok(address) if address.port() != 0 && addresses.contains(&address) => {
+                    self.refuse(Key::ListenAddr, &format!("'{text}' is there twice"));
+                }
+                Ok(address) => addresses.push(address),
+                Err(why) if !self.failed.contains(&Key::ListenAddr) => {
+                    self.refuse(Key::ListenAddr, &format!("'{text}' {why}"));
+                }
+                Err(_) => {}
+            }
+        }
+        addresses
+    }
+
+    fn node_id(&mut self) -> String {
+        let named = self.text(Key::NodeId);
+        if named.is_none() {
+            return rustix::system::uname().nodename().to_string_lossy().into_owned();
+        }
+        let name = named.unwrap_or_default();
+        let printable = name.chars().all(|c| !c.is_whitespace() && !c.is_control());
+        if !printable || name.len() > 128 {
+            self.refuse_as_not_allowed(Key::NodeId);
+        }
+        name
+    }
+
+    /// Checks that concern several settings, where each of them is fine by itself.
+    fn check_together(&mut self, config: &Config) {
+        let fine = |failed: &[Key], keys: [Key; 2]| !keys.iter().any(|key| failed.contains(key));
+        let (min, max) = (config.pool_connections_min, config.pool_connections_max);
+        if fine(&self.failed, [Key::DbPoolMinSize, Key::DbPoolMaxSize]) && min > max {
+            self.refuse(Key::DbPoolMinSize, &format!("must not be above DB_POOL_MAX_SIZE, which is {max}"));
+        }
+        if fine(&self.failed, [Key::MaxBatchMemoryMb, Key::MaxBodyMb]) && config.copy_bytes_max < config.body_bytes_max
+        {
+            let body = config.body_bytes_max / MIB;
+            self.refuse(
+                Key::MaxBatchMemoryMb,
+                &format!("must not be below MAX_BODY_MB, which is {body}: one request must fit into one COPY"),
+            );
+        }
+        let open = config.listen.iter().find(|address| !address.ip().is_loopback());
+        if let (Some(address), true) = (open, fine(&self.failed, [Key::Auth, Key::ListenAddr]))
+            && config.auth != Auth::Off
+            && self.raw.get(Key::ApiKeysFile).text.is_none()
+        {
+            self.refuse(
+                Key::ListenAddr,
+                &format!(
+                    "{address} can be reached from other machines: set API_KEYS_FILE to ask for keys, or AUTH=off to \
+                     let everyone in"
+                ),
+            );
+        }
+    }
+}
+
+/// `text` as a number from `min` to `max`, digits only (`+5` and `1e3` are typing errors, not numbers).
+fn whole(text: &str, min: u64, max: u64) -> Option<u64> {
+    let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+    let number = if digits { text.parse().ok()? } else { return None };
+    (min..=max).contains(&number).then_some(number)
+}
+
+/// The address of `text`; a name that has several listens on one, IPv4 first.
+fn resolve(text: &str) -> Result<SocketAddr, String> {
+    let allowed = Key::ListenAddr.setting().kind.allowed();
+    let port = text.rsplit_once(':').and_then(|(_host, port)| port.parse::<u16>().ok());
+    if port.is_none() || text.starts_with(':') {
+        return Err(format!("must be {allowed}"));
+    }
+    let found = text.to_socket_addrs().map_err(|error| format!("cannot be resolved ({error}); must be {allowed}"))?;
+    let mut found: Vec<_> = found.collect();
+    found.sort_by_key(SocketAddr::is_ipv6);
+    found.first().copied().ok_or_else(|| format!("has no address; must be {allowed}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::super::raw::Sources;
+    use super::*;
+
+    fn parse(given: &[(Key, &str)]) -> Result<Config, Problems> {
+        let flags = BTreeMap::new();
+        let given: BTreeMap<_, _> = given.iter().map(|&(key, text)| (key.name(), text.to_owned())).collect();
+        let environment = |name: &str| given.get(name).map(Into::into);
+        config(&Raw::gather(Sources { flags, environment: Some(&environment), ..Sources::default() }))
+    }
+
+    fn problem(key: Key, text: &str) -> String {
+        let problems = parse(&[(key, text)]).expect_err("must be refused");
+        assert_eq!(problems.0.len(), 1, "{problems}");
+        problems.to_string()
+    }
+
+    #[test]
+    fn defaults_are_the_contracts() {
+        let config = parse(&[]).expect("defaults are valid");
+        assert!(matches!(config.database, Database::Embedded));
+        assert_eq!((config.copy_rows_min, config.copy_bytes_max), (1000, 100 * MIB));
+        assert_eq!((config.pool_connections_min, config.pool_connections_max), (5, 20));
+        assert_eq!(config.batch_linger, Linger::Adaptive);
+        assert_eq!(config.listen, ["127.0.0.1:8000".parse().expect("address")]);
+        assert_eq!((config.workers, config.ack), (None, AckLevel::Journal));
+        assert_eq!(config.journal_dir, PathBuf::from("data/journal"));
+        assert_eq!(config.journal_bytes_max, 4096 * MIB as u64);
+        assert_eq!((config.body_bytes_max, config.batch_events_max), (16 * MIB, 10_000));
+        assert_eq!(config.event_age_max.as_secs(), 365 * 86_400);
+        assert_eq!((config.partitions_ahead_months, config.partition_retention_months), (3, None));
+        assert!(!config.node_id.is_empty());
+        assert_eq!(config.embedded_dir(), PathBuf::from("data/postgres"));
+    }
+
+    #[test]
+    fn a_value_out_of_range_is_refused_with_its_name_and_its_range() {
+        assert_eq!(problem(Key::BatchSize, "0"), "BATCH_SIZE=0: must be a whole number from 1 to 1000000");
+        for text in ["1000001", "-1", "+1", "1.5", "1e3", "ten", "99999999999999999999999"] {
+            let expected = format!("BATCH_SIZE={text}: must be a whole number from 1 to 1000000");
+            assert_eq!(problem(Key::BatchSize, text), expected);
+        }
+        assert_eq!(problem(Key::JournalMaxMb, "3"), "JOURNAL_MAX_MB=3: must be a whole number from 4 to 16777216");
+        assert_eq!(problem(Key::Ack, "disk"), "ACK=disk: must be one of memory, journal, commit");
+        assert_eq!(problem(Key::Auth, "on"), "AUTH=on: must be 'off' or unset");
+        let expected = "BATCH_LINGER_MS=soon: must be 'adaptive' or a whole number from 0 to 60000";
+        assert_eq!(problem(Key::BatchLingerMs, "soon"), expected);
+        assert_eq!(
+            problem(Key::NodeId, "a b"),
+            "NODE_ID=a b: must be a name of 1 to 128 printable characters without spaces"
+        );
+    }
+
+    #[test]
+    fn every_setting_refuses_an_empty_value() {
+        for setting in &super::super::settings::SETTINGS {
+            let message = parse(&[(setting.key, "")]).expect_err("must be refused").to_string();
+            assert!(message.starts_with(&format!("{}=: ", setting.name)), "{message}");
+        }
+        let message = problem(Key::DatabaseUrl, "");
+        assert!(
+            message.starts_with("DATABASE_URL=: is empty; unset it for the default (embedded), or give a URL"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn all_problems_are_reported_one_line_each() {
+        let given = [(Key::BatchSize, "0"), (Key::Ack, "x\ny"), (Key::LogLevel, "loud"), (Key::DbPoolMinSize, "21")];
+        let problems = parse(&given).expect_err("must be refused");
+        assert_eq!(problems.0.len(), 4, "{problems}");
+        assert_eq!(problems.to_string().lines().count(), 4);
+    }
+
+    #[test]
+    fn settings_that_contradict_each_other_are_refused() {
+        let message = problem(Key::DbPoolMinSize, "30");
+        assert_eq!(message, "DB_POOL_MIN_SIZE=30: must not be above DB_POOL_MAX_SIZE, which is 20");
+        let message = problem(Key::MaxBatchMemoryMb, "15");
+        assert!(message.contains("must not be below MAX_BODY_MB, which is 16"), "{message}");
+    }
+
+    #[test]
+    fn an_address_for_other_machines_needs_keys_or_auth_off() {
+        for address in ["0.0.0.0:8000", "[::]:8000", "127.0.0.1:1,192.0.2.1:2"] {
+            let message = problem(Key::ListenAddr, address);
+            assert!(message.contains("API_KEYS_FILE") && message.contains("AUTH=off"), "{message}");
+        }
+        let config = parse(&[(Key::ListenAddr, "0.0.0.0:8000"), (Key::Auth, "off")]).expect("said to be open");
+        assert_eq!(config.auth, Auth::Off);
+    }
+
+    #[test]
+    fn addresses_may_be_names_several_and_without_port_number() {
+        let config = parse(&[(Key::ListenAddr, "localhost:8001, [::1]:8002,127.0.0.1:0,127.0.0.1:0")]).expect("valid");
+        assert_eq!(config.listen.len(), 4);
+        assert!(config.listen[0].ip().is_loopback() && config.listen[0].port() == 8001);
+        for bad in ["8000", ":8000", "127.0.0.1", "127.0.0.1:99999", "127.0.0.1:1,", "::1:x"] {
+            assert!(problem(Key::ListenAddr, bad).contains("must be host:port"), "{bad}");
+        }
+        assert!(problem(Key::ListenAddr, "127.0.0.1:1,127.0.0.1:1").contains("is there twice"));
+    }
+
+    #[test]
+    fn settings_of_later_versions_are_refused_not_ignored() {
+        for (key, text) in [
+            (Key::ApiKeysFile, "keys"),
+            (Key::RateLimitEventsPerSecond, "5"),
+            (Key::RateLimitBurst, "5"),
+            (Key::TlsCertFile, "c.pem"),
+            (Key::TlsKeyFile, "k.pem"),
+            (Key::Sharding, "citus"),
+        ] {
+            assert!(problem(key, text).contains("is not supported by this version yet"));
+        }
+    }
+
+    #[test]
+    fn urls_are_checked_and_their_passwords_never_shown() {
+        assert!(problem(Key::DatabaseUrl, "postgresql:///db").contains("names no host"));
+        assert!(
+            problem(Key::DatabaseUrl, "postgres://u:geheim@:5432/db")
+                .contains("postgres://u:***@:5432/db: names no host")
+        );
+        assert!(problem(Key::RedisUrl, "redis://").contains("names no host"));
+        for (key, text) in [(Key::RedisUrl, "http://:geheim@h"), (Key::DatabaseUrl, "mysql://u:geheim@h/d")] {
+            let message = problem(key, text);
+            assert!(message.contains("must begin with") && !message.contains("geheim"), "{message}");
+        }
+        let config = parse(&[(Key::RedisUrl, "redis://:geheim@h:6379/0")]).expect("valid");
+        assert!(!format!("{config:?}").contains("geheim"));
+    }
+}

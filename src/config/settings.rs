@@ -1,0 +1,261 @@
+//! The closed table of settings. Everything that knows a setting by name (flags, environment, TOML
+//! keys, `print-config`, validation) is driven from here, so that a setting cannot exist in one place only.
+//!
+//! Names, defaults and meanings are the contract's. Pure data: no I/O, no parsing.
+
+/// A setting; also its row in [`SETTINGS`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[allow(missing_docs)] // each variant is its name in the table, and the table has the meaning
+pub enum Key {
+    DatabaseUrl,
+    RedisUrl,
+    BatchSize,
+    BatchTimeoutSeconds,
+    MaxBatchMemoryMb,
+    DbPoolMinSize,
+    DbPoolMaxSize,
+    BatchLingerMs,
+    ListenAddr,
+    Workers,
+    Ack,
+    JournalDir,
+    JournalMaxMb,
+    MemoryLimitMb,
+    MaxBodyMb,
+    MaxEventsPerBatch,
+    EventMaxAgeDays,
+    EventMaxFutureHours,
+    PartitionsAhead,
+    PartitionRetentionMonths,
+    ApiKeysFile,
+    Auth,
+    RateLimitEventsPerSecond,
+    RateLimitBurst,
+    TlsCertFile,
+    TlsKeyFile,
+    StatusTtlSeconds,
+    NodeId,
+    Sharding,
+    LogFormat,
+    LogLevel,
+    DataDir,
+    IngestdPgBin,
+}
+
+/// What holds when a setting is not given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fallback {
+    /// This value, written as a user would write it.
+    Value(&'static str),
+    /// No value; the text says what happens then.
+    Unset(&'static str),
+}
+
+/// What a value may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A whole number from `.0` to `.1`, both included.
+    Whole(u64, u64),
+    /// The word `.0`, or a whole number from `.1` to `.2`.
+    WordOrWhole(&'static str, u64, u64),
+    /// One of these words.
+    Choice(&'static [&'static str]),
+    /// A folder or file.
+    Path,
+    /// `host:port`, several separated by commas.
+    Addresses,
+    /// A name of 1–128 printable characters without spaces.
+    Name,
+    /// `postgres://` or `postgresql://`; may hold a password.
+    PostgresUrl,
+    /// `redis://` or `rediss://`; may hold a password.
+    RedisUrl,
+}
+
+/// One row of the table.
+#[derive(Clone, Copy, Debug)]
+pub struct Setting {
+    /// Which setting this is; `SETTINGS[key as usize].key == key`.
+    pub key: Key,
+    /// The environment variable. Flag and TOML key follow from it.
+    pub name: &'static str,
+    /// What holds when it is not given.
+    pub fallback: Fallback,
+    /// What it may be.
+    pub kind: Kind,
+    /// The meaning, for `--help`.
+    pub help: &'static str,
+}
+
+const fn row(key: Key, name: &'static str, fallback: Fallback, kind: Kind, help: &'static str) -> Setting {
+    Setting { key, name, fallback, kind, help }
+}
+
+use Fallback::{Unset, Value};
+use Kind::{Addresses, Choice, Name, Path, PostgresUrl, RedisUrl, Whole, WordOrWhole};
+
+/// How many settings there are.
+pub const SETTINGS_COUNT: usize = 33;
+
+/// Every setting, in the contract's order.
+#[rustfmt::skip]
+pub const SETTINGS: [Setting; SETTINGS_COUNT] = [
+    row(Key::DatabaseUrl, "DATABASE_URL", Unset("embedded"), PostgresUrl,
+        "PostgreSQL 15 or newer (18 recommended), as postgresql://user:password@host:5432/database?sslmode=verify-full; \
+         unset: the server starts a private PostgreSQL of its own"),
+    row(Key::RedisUrl, "REDIS_URL", Unset("in process"), RedisUrl,
+        "Redis for batch status that is shared between nodes (redis:// or rediss://)"),
+    row(Key::BatchSize, "BATCH_SIZE", Value("1000"), Whole(1, 1_000_000),
+        "rows a COPY aims for at least, before adaptation"),
+    row(Key::BatchTimeoutSeconds, "BATCH_TIMEOUT_SECONDS", Value("30"), Whole(1, 86_400),
+        "no accepted event waits longer than this for its COPY to begin while PostgreSQL works"),
+    row(Key::MaxBatchMemoryMb, "MAX_BATCH_MEMORY_MB", Value("100"), Whole(1, 4096),
+        "size of one COPY at most; reaching it flushes"),
+    row(Key::DbPoolMinSize, "DB_POOL_MIN_SIZE", Value("5"), Whole(1, 1000),
+        "connections that the pool keeps open"),
+    row(Key::DbPoolMaxSize, "DB_POOL_MAX_SIZE", Value("20"), Whole(1, 1000),
+        "connections that the pool opens at most"),
+    row(Key::BatchLingerMs, "BATCH_LINGER_MS", Value("adaptive"), WordOrWhole("adaptive", 0, 60_000),
+        "how long a free flusher waits for more rows; a number fixes it"),
+    row(Key::ListenAddr, "LISTEN_ADDR", Value("127.0.0.1:8000"), Addresses,
+        "where to serve HTTP; several addresses separated by commas; port 0 takes a free port"),
+    row(Key::Workers, "WORKERS", Unset("one per usable core"), Whole(1, 1024),
+        "HTTP workers, each pinned to a core; the default respects cpusets and the cgroup's quota"),
+    row(Key::Ack, "ACK", Value("journal"), Choice(&["memory", "journal", "commit"]),
+        "default ack level: answer a batch when queued, when an fsync made it safe, or when PostgreSQL committed it"),
+    row(Key::JournalDir, "JOURNAL_DIR", Value("data/journal"), Path,
+        "folder of the write-ahead journal"),
+    row(Key::JournalMaxMb, "JOURNAL_MAX_MB", Value("4096"), Whole(4, 16_777_216),
+        "hard cap of the journal; full means that ingestion answers 503"),
+    row(Key::MemoryLimitMb, "MEMORY_LIMIT_MB", Value("512"), Whole(1, 1_048_576),
+        "rows held in memory over all queues; above it rows stay in the journal only"),
+    row(Key::MaxBodyMb, "MAX_BODY_MB", Value("16"), Whole(1, 1024),
+        "largest request body, after decompression"),
+    row(Key::MaxEventsPerBatch, "MAX_EVENTS_PER_BATCH", Value("10000"), Whole(1, 1_000_000),
+        "most events in one request"),
+    row(Key::EventMaxAgeDays, "EVENT_MAX_AGE_DAYS", Value("365"), Whole(0, 36_500),
+        "oldest accepted event timestamp, before now"),
+    row(Key::EventMaxFutureHours, "EVENT_MAX_FUTURE_HOURS", Value("24"), Whole(0, 87_600),
+        "newest accepted event timestamp, after now"),
+    row(Key::PartitionsAhead, "PARTITIONS_AHEAD", Value("3"), Whole(0, 120),
+        "monthly partitions made ahead of need"),
+    row(Key::PartitionRetentionMonths, "PARTITION_RETENTION_MONTHS", Unset("keep everything"), Whole(1, 1200),
+        "drop partitions that are older than this many months"),
+    row(Key::ApiKeysFile, "API_KEYS_FILE", Unset("no keys"), Path,
+        "API keys; without it only loopback addresses are served, unless AUTH=off"),
+    row(Key::Auth, "AUTH", Unset("loopback only without keys"), Choice(&["off"]),
+        "'off' serves any address without keys: everyone who can reach it may ingest and read"),
+    row(Key::RateLimitEventsPerSecond, "RATE_LIMIT_EVENTS_PER_SECOND", Unset("no limit"), Whole(1, 1_000_000_000),
+        "events per second and API key (per client address when auth is off)"),
+    row(Key::RateLimitBurst, "RATE_LIMIT_BURST", Unset("no limit"), Whole(1, 1_000_000_000),
+        "events that a key may send at once above its rate"),
+    row(Key::TlsCertFile, "TLS_CERT_FILE", Unset("plain HTTP"), Path,
+        "certificate chain (PEM) to serve HTTPS with; reloaded on SIGHUP"),
+    row(Key::TlsKeyFile, "TLS_KEY_FILE", Unset("plain HTTP"), Path,
+        "private key (PEM) of TLS_CERT_FILE"),
+    row(Key::StatusTtlSeconds, "STATUS_TTL_SECONDS", Value("86400"), Whole(1, 31_536_000),
+        "how long a batch's status is kept in Redis or in process"),
+    row(Key::NodeId, "NODE_ID", Unset("host name"), Name,
+        "names this node in status, metrics and ledger"),
+    row(Key::Sharding, "SHARDING", Value("none"), Choice(&["none", "citus"]),
+        "'citus' spreads the tables over a Citus cluster"),
+    row(Key::LogFormat, "LOG_FORMAT", Value("text"), Choice(&["text", "json"]),
+        "'json' for machines"),
+    row(Key::LogLevel, "LOG_LEVEL", Value("info"), Choice(&["error", "warn", "info", "debug", "trace"]),
+        "least important log lines that are written"),
+    row(Key::DataDir, "DATA_DIR", Value("data"), Path,
+        "folder of the embedded PostgreSQL, which lives in its subfolder 'postgres'"),
+    row(Key::IngestdPgBin, "INGESTD_PG_BIN", Unset("searched for"), Path,
+        "folder with PostgreSQL's programs (initdb, postgres) for the embedded database"),
+];
+
+impl Key {
+    /// The setting's row.
+    pub const fn setting(self) -> &'static Setting {
+        &SETTINGS[self as usize]
+    }
+
+    /// The environment variable, such as `BATCH_SIZE`.
+    pub const fn name(self) -> &'static str {
+        self.setting().name
+    }
+}
+
+impl Setting {
+    /// The flag without its dashes, such as `batch-size`.
+    pub fn flag(&self) -> String {
+        self.name.to_ascii_lowercase().replace('_', "-")
+    }
+
+    /// The key in a TOML file, such as `batch_size`.
+    pub fn toml_key(&self) -> String {
+        self.name.to_ascii_lowercase()
+    }
+
+    /// True when the value may hold a password: it is only shown redacted.
+    pub const fn is_secret(&self) -> bool {
+        matches!(self.kind, Kind::PostgresUrl | Kind::RedisUrl)
+    }
+}
+
+impl Kind {
+    /// What is allowed, to stand after "must be".
+    pub fn allowed(&self) -> String {
+        match self {
+            Whole(min, max) => format!("a whole number from {min} to {max}"),
+            WordOrWhole(word, min, max) => format!("'{word}' or a whole number from {min} to {max}"),
+            Choice([only]) => format!("'{only}' or unset"),
+            Choice(words) => format!("one of {}", words.join(", ")),
+            Path => "a path".into(),
+            Addresses => {
+                "host:port, such as 127.0.0.1:8000, [::1]:8000 or localhost:8000, several separated by commas".into()
+            }
+            Name => "a name of 1 to 128 printable characters without spaces".into(),
+            PostgresUrl => "a URL such as postgresql://user:password@host:5432/database".into(),
+            RedisUrl => "a URL such as redis://:password@host:6379/0".into(),
+        }
+    }
+
+    /// The placeholder in `--help`.
+    pub const fn placeholder(&self) -> &'static str {
+        match self {
+            Whole(..) => "N",
+            WordOrWhole(..) => "N|WORD",
+            Choice(_) => "WORD",
+            Path => "PATH",
+            Addresses => "HOST:PORT",
+            Name => "NAME",
+            PostgresUrl | RedisUrl => "URL",
+        }
+    }
+}
+
+// `Key::setting` indexes by discriminant: the rows must stand in the order of the variants.
+const _: () = {
+    let mut index = 0;
+    while index < SETTINGS_COUNT {
+        assert!(SETTINGS[index].key as usize == index);
+        index += 1;
+    }
+    assert!(Key::IngestdPgBin as usize + 1 == SETTINGS_COUNT);
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_give_flags_and_toml_keys() {
+        let setting = Key::BatchTimeoutSeconds.setting();
+        assert_eq!(setting.flag(), "batch-timeout-seconds");
+        assert_eq!(setting.toml_key(), "batch_timeout_seconds");
+    }
+
+    #[test]
+    fn no_name_stands_twice() {
+        let mut names: Vec<_> = SETTINGS.iter().map(|setting| setting.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), SETTINGS_COUNT);
+    }
+}

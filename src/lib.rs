@@ -30,5 +30,6 @@ pub mod json;
 pub mod encode;
 pub mod ring;
 pub mod journal;
+pub mod pg;
 pub mod metrics;
 pub mod sys;

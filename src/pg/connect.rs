@@ -1,0 +1,206 @@
+//! Connections: from [`DatabaseUrl`] to a [`Client`], and what a failed one means for a start.
+//!
+//! Nothing is sent as start-up `options` and nothing is `SET` for a session: PgBouncer refuses the former
+//! and hands the latter on to other clients. What a transaction needs it sets with `SET LOCAL`, such as
+//! [`TRANSACTION_LIMITS`]; statements must not depend on a session's time zone.
+//!
+//! A dead peer is noticed within about ten seconds (keepalives, `TCP_USER_TIMEOUT`); parameters in the URL
+//! win over these defaults. A PostgreSQL that is alive but silent is noticed only by [`Connector::connect`],
+//! which commands and the start use; the pool connects in threads of its own, and its users wait bounded.
+
+use std::error::Error as _;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use postgres::error::SqlState;
+use postgres::{Client, Config};
+use r2d2_postgres::PostgresConnectionManager;
+
+use super::tls;
+pub use super::tls::Tls;
+use crate::config::{DatabaseUrl, SslMode};
+use crate::limits::{
+    CONNECT_TIMEOUT, CONNECT_WAIT_MAX, KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_RETRIES, SERVER_VERSION_MIN,
+    TCP_USER_TIMEOUT,
+};
+
+/// First thing in a transaction that must not hang: no statement takes longer than a minute, no lock is
+/// awaited longer than half of one, and a node that freezes does not keep its locks.
+pub const TRANSACTION_LIMITS: &str = "SET LOCAL statement_timeout = '60s'; \
+     SET LOCAL lock_timeout = '30s'; \
+     SET LOCAL idle_in_transaction_session_timeout = '60s'";
+
+/// Opens connections to one database. Cheap to clone.
+#[derive(Clone)]
+pub struct Connector {
+    config: Config,
+    tls: Tls,
+    address: String,
+}
+
+/// Why a start cannot use the database.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StartFault {
+    /// Nothing will change by waiting: say this and exit with code 2.
+    #[error("{0}")]
+    Configuration(String),
+    /// May pass: say this, and try again (a server takes traffic meanwhile; a command gives up).
+    #[error("{0}")]
+    Transient(String),
+}
+
+impl StartFault {
+    /// The same fault with `context` in front of its message.
+    fn at(self, context: &str) -> Self {
+        match self {
+            Self::Configuration(message) => Self::Configuration(format!("{context}: {message}")),
+            Self::Transient(message) => Self::Transient(format!("{context}: {message}")),
+        }
+    }
+}
+
+impl Connector {
+    /// A connector for `url`. Reads the file of `sslrootcert`; connects to nothing.
+    pub fn new(url: &DatabaseUrl) -> Result<Self, StartFault> {
+        let tls = tls::connector(url).map_err(|why| StartFault::Configuration(format!("DATABASE_URL={url}: {why}")))?;
+        let mut config = url.driver_config().clone();
+        config.notice_callback(quiet_notice);
+        let given = |parameter: &str| url.has_parameter(parameter);
+        if !given("application_name") {
+            config.application_name("ingestd");
+        }
+        if !given("connect_timeout") {
+            config.connect_timeout(CONNECT_TIMEOUT);
+        }
+        if !given("tcp_user_timeout") {
+            config.tcp_user_timeout(TCP_USER_TIMEOUT);
+        }
+        if !given("keepalives_idle") {
+            config.keepalives_idle(KEEPALIVE_IDLE);
+        }
+        if !given("keepalives_interval") {
+            config.keepalives_interval(KEEPALIVE_INTERVAL);
+        }
+        if !given("keepalives_retries") {
+            config.keepalives_retries(KEEPALIVE_RETRIES);
+        }
+        config.ssl_mode(match url.ssl_mode() {
+            _ if url.is_unix_socket() => postgres::config::SslMode::Disable,
+            SslMode::Disable => postgres::config::SslMode::Disable,
+            SslMode::Allow | SslMode::Prefer => postgres::config::SslMode::Prefer,
+            SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull => postgres::config::SslMode::Require,
+        });
+        Ok(Self { config, tls, address: url.address() })
+    }
+
+    /// A connector for a database of our own on this machine: never TLS. `address` is for messages.
+    pub fn local(mut config: Config, address: String) -> Self {
+        config.notice_callback(quiet_notice);
+        config.application_name("ingestd").connect_timeout(CONNECT_TIMEOUT);
+        config.ssl_mode(postgres::config::SslMode::Disable);
+        Self { config, tls: tls::unused(), address }
+    }
+
+    /// A connection to a PostgreSQL that is new enough. The fault's message says what to do.
+    pub fn connect(&self) -> Result<Client, StartFault> {
+        self.connect_within(CONNECT_WAIT_MAX)
+    }
+
+    /// As [`Self::connect`], giving up after `wait_max`.
+    pub fn connect_within(&self, wait_max: Duration) -> Result<Client, StartFault> {
+        let (sender, receiver) = mpsc::channel();
+        let (config, tls) = (self.config.clone(), self.tls.clone());
+        // The driver's own timeout ends once TCP is connected. A thread that never gets an answer stays behind.
+        std::thread::spawn(move || {
+            let opened = config.connect(tls).map_err(|error| classify_start_error(&error));
+            let checked = opened.and_then(|mut client| check_server_version(&mut client).map(|()| client));
+            let _receiver_gave_up = sender.send(checked);
+        });
+        let silent = |_| StartFault::Transient(format!("does not answer within {wait_max:?}; is it overloaded?"));
+        let answered = receiver.recv_timeout(wait_max).map_err(silent).flatten();
+        answered.map_err(|fault| fault.at(&format!("PostgreSQL at {}", self.address)))
+    }
+
+    /// What a connection pool opens connections with.
+    pub fn manager(&self) -> PostgresConnectionManager<Tls> {
+        PostgresConnectionManager::new(self.config.clone(), self.tls.clone())
+    }
+
+    /// `host:port`s, for messages.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+}
+
+/// Notices ("relation exists, skipping") are not events of interest to an operator.
+fn quiet_notice(notice: postgres::error::DbError) {
+    tracing::debug!(message = notice.message(), severity = notice.severity(), "PostgreSQL says");
+}
+
+fn check_server_version(client: &mut Client) -> Result<(), StartFault> {
+    let answer = client.query_one("SELECT current_setting('server_version_num')::int, version()", &[]);
+    let row = answer.map_err(|error| classify_start_error(&error))?;
+    let (number, text): (i32, String) = (row.get(0), row.get(1));
+    if number >= SERVER_VERSION_MIN {
+        return Ok(());
+    }
+    let version = text.split(" on ").next().unwrap_or("an unknown version");
+    Err(StartFault::Configuration(format!("is {version}, but ingestd needs PostgreSQL 15 or newer: upgrade it")))
+}
+
+/// What `error`, met while starting, means. The message is one line, says what to do, and never holds the
+/// password.
+pub fn classify_start_error(error: &postgres::Error) -> StartFault {
+    let Some(state) = error.code() else { return classify_driver_error(error) };
+    let said = one_line(error);
+    let advice = match *state {
+        SqlState::INVALID_PASSWORD => "correct user and password in DATABASE_URL",
+        SqlState::INVALID_AUTHORIZATION_SPECIFICATION => {
+            "correct DATABASE_URL, or allow this user and address in the server's pg_hba.conf"
+        }
+        SqlState::INVALID_CATALOG_NAME => "create the database (createdb), or correct its name in DATABASE_URL",
+        SqlState::INSUFFICIENT_PRIVILEGE => "grant the right to this user, or use another one in DATABASE_URL",
+        SqlState::INVALID_SCHEMA_NAME => "create a schema, or correct the user's search_path",
+        _ if state.code().starts_with("28") => "correct DATABASE_URL",
+        _ => return StartFault::Transient(said),
+    };
+    StartFault::Configuration(format!("{said}; {advice}"))
+}
+
+/// Faults that PostgreSQL did not report itself. The driver keeps their kind to itself; its texts are
+/// stable within a version, and tests hold them.
+fn classify_driver_error(error: &postgres::Error) -> StartFault {
+    let said = one_line(error);
+    let broken = io_error(error).is_some_and(|io| io.get_ref().is_none_or(|inner| !inner.is::<rustls::Error>()));
+    if said.starts_with("error performing TLS handshake") && !broken {
+        return StartFault::Configuration(format!("{said}; correct sslmode or sslrootcert in DATABASE_URL"));
+    }
+    if said.starts_with("authentication error") || said.starts_with("invalid configuration") {
+        return StartFault::Configuration(format!("{said}; correct user and password in DATABASE_URL"));
+    }
+    if said.starts_with("error connecting to server") || said.starts_with("timeout waiting for server") {
+        return StartFault::Transient(format!("{said}; is it running, and is DATABASE_URL right?"));
+    }
+    StartFault::Transient(said)
+}
+
+fn io_error(error: &postgres::Error) -> Option<&std::io::Error> {
+    error.source().and_then(|source| source.downcast_ref())
+}
+
+/// `error` with its causes, in one line; for an error of PostgreSQL its message and SQLSTATE.
+pub fn one_line(error: &postgres::Error) -> String {
+    let mut text = match error.as_db_error() {
+        Some(db) => format!("{} (SQLSTATE {})", db.message(), db.code().code()),
+        None => error.to_string(),
+    };
+    let mut cause = if error.as_db_error().is_some() { None } else { error.source() };
+    while let Some(inner) = cause {
+        let inner_text = inner.to_string();
+        if !text.contains(&inner_text) {
+            text = format!("{text}: {inner_text}");
+        }
+        cause = inner.source();
+    }
+    text.lines().map(str::trim).collect::<Vec<_>>().join(" ")
+}

@@ -1,0 +1,140 @@
+//! Whether PostgreSQL works, as the flushers and the probe last saw it.
+//!
+//! The two see different things: a PostgreSQL that answers the probe may still refuse every COPY (read-only,
+//! a lock, a missing table). So a probe that succeeds takes back what a probe has said, and nothing else; a
+//! COPY that succeeds takes back everything. A flusher that failed tries again until it succeeds, so its
+//! verdict does not outlive the fault.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use parking_lot::Mutex;
+
+/// Shared verdict on the database; written by flushers and the probe, read by health and look-ups.
+pub struct DatabaseHealth {
+    working: AtomicBool,
+    detail: Mutex<Detail>,
+}
+
+/// The fault before anybody has tried.
+const NOT_YET: &str = "not connected yet";
+
+/// Who has found a fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Witness {
+    /// The upkeep thread, by asking; also the start.
+    Probe,
+    /// A flusher, by trying to land batches.
+    Copy,
+}
+
+#[derive(Debug)]
+struct Detail {
+    since: Instant,
+    /// What is wrong, by [`Witness`]; `None` when it has nothing to say.
+    faults: [Option<String>; 2],
+}
+
+impl DatabaseHealth {
+    /// Not working until somebody has seen it work.
+    pub fn new() -> Self {
+        let detail = Detail { since: Instant::now(), faults: [Some(NOT_YET.to_owned()), None] };
+        Self { working: AtomicBool::new(false), detail: Mutex::new(detail) }
+    }
+
+    /// True when the last word was success.
+    pub fn is_working(&self) -> bool {
+        // Relaxed: a hint; nobody reads other memory because of it.
+        self.working.load(Ordering::Relaxed)
+    }
+
+    /// Records success. Logs the return after a failure.
+    pub fn works(&self, witness: Witness) {
+        if self.is_working() {
+            return;
+        }
+        let mut detail = self.detail.lock();
+        let first_time = detail.faults[Witness::Probe as usize].as_deref() == Some(NOT_YET);
+        detail.faults[witness as usize] = None;
+        if witness == Witness::Copy {
+            detail.faults[Witness::Probe as usize] = None;
+        }
+        if detail.faults.iter().all(Option::is_none) && !self.working.swap(true, Ordering::Relaxed) {
+            let away = detail.since.elapsed();
+            detail.since = Instant::now();
+            if !first_time {
+                let away_ms = away.as_millis() as u64;
+                tracing::info!(away_ms, "PostgreSQL works again; queued batches are being committed");
+            }
+        }
+    }
+
+    /// Records failure. Logs the first of a row, and then only a changed reason.
+    pub fn fails(&self, witness: Witness, reason: &str) {
+        let mut detail = self.detail.lock();
+        let was_working = self.working.swap(false, Ordering::Relaxed);
+        if was_working || detail.reason() != reason {
+            tracing::warn!(reason, "PostgreSQL does not take batches; they stay in the journal and are retried");
+        }
+        if was_working {
+            detail.since = Instant::now();
+        }
+        detail.faults[witness as usize] = Some(reason.to_owned());
+    }
+
+    /// Since when it works, or fails.
+    pub fn since(&self) -> Instant {
+        self.detail.lock().since
+    }
+
+    /// Why it does not work; empty when it does.
+    pub fn reason(&self) -> String {
+        self.detail.lock().reason().to_owned()
+    }
+}
+
+impl Detail {
+    /// The fault to tell: what COPYs met says more than what the probe met.
+    fn reason(&self) -> &str {
+        let [probe, copy] = &self.faults;
+        copy.as_ref().or(probe.as_ref()).map_or("", String::as_str)
+    }
+}
+
+impl Default for DatabaseHealth {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answered_probe_does_not_hide_that_copies_are_refused() {
+        let health = DatabaseHealth::new();
+        assert!(!health.is_working());
+        health.works(Witness::Probe);
+        assert!(health.is_working());
+        health.fails(Witness::Copy, "read-only");
+        health.works(Witness::Probe);
+        assert!(!health.is_working());
+        assert_eq!(health.reason(), "read-only");
+        health.works(Witness::Copy);
+        assert!(health.is_working());
+        assert_eq!(health.reason(), "");
+    }
+
+    #[test]
+    fn a_copy_that_lands_proves_more_than_a_probe_that_failed() {
+        let health = DatabaseHealth::new();
+        health.works(Witness::Probe);
+        health.fails(Witness::Probe, "timeout");
+        health.works(Witness::Copy);
+        assert!(health.is_working());
+        health.fails(Witness::Probe, "timeout");
+        health.works(Witness::Probe);
+        assert!(health.is_working());
+    }
+}

@@ -1,0 +1,196 @@
+//! One transaction that lands batches exactly once:
+//! `BEGIN ▸ ledger rows ▸ COPY events ▸ COMMIT`, copying only the batches whose ledger row was free.
+//!
+//! The plain way is tried first; the flusher asks for [`Way::Staged`] after a unique violation and for
+//! [`Way::Quarantine`] after a row fault. Every way leaves the ledger with the counts that the batch's
+//! status shows.
+
+use std::time::{Duration, Instant};
+
+use postgres::Transaction;
+
+use crate::encode::tuple::tuples;
+use crate::pg::copy::copy_tuples;
+use crate::pg::ledger;
+use crate::pg::pool::Session;
+use crate::pg::quarantine::{Row, bury, land_or_bury};
+use crate::pg::sqlstate::{Fault, Verdict};
+use crate::status::model::Counts;
+use crate::types::{BatchKey, BodyDigest, Priority, UnixMicros};
+
+/// A batch to land, borrowed from its block.
+#[derive(Clone, Copy, Debug)]
+pub struct Landing<'a> {
+    /// Owner and id; ids are distinct among the batches of one call.
+    pub key: &'a BatchKey,
+    /// Digest of its body.
+    pub digest: BodyDigest,
+    /// Its priority.
+    pub priority: Priority,
+    /// Its events.
+    pub events: u32,
+    /// When the request arrived.
+    pub received_at: UnixMicros,
+    /// Its tuples, as COPY reads them.
+    pub tuples: &'a [u8],
+}
+
+/// How rows get into `events`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// COPY straight into `events`.
+    Plain,
+    /// Through the temporary table, counting duplicates.
+    Staged,
+    /// Through the temporary table, bisecting around refused rows.
+    Quarantine,
+}
+
+/// What became of one batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Landed {
+    /// Committed now.
+    Now(Counts),
+    /// Committed before, by a transaction whose outcome was unknown, a retry or another node.
+    Before(Counts),
+    /// Another body was committed under this id: all events are dead letters.
+    Conflict,
+}
+
+/// How long the steps took, for the metrics.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Timings {
+    /// The ledger's INSERT.
+    pub claim: Duration,
+    /// The COPY, or staging and insert.
+    pub copy: Duration,
+    /// COMMIT.
+    pub commit: Duration,
+}
+
+/// Lands `batches` in one transaction; the result has their order.
+///
+/// # Errors
+/// Nothing is in the database then, unless COMMIT itself got no answer: send the same batches again, the
+/// ledger knows.
+pub fn land(
+    session: &mut Session,
+    batches: &[Landing<'_>],
+    way: Way,
+    node: &str,
+) -> Result<(Vec<Landed>, Timings), Fault> {
+    debug_assert!(!batches.is_empty());
+    if way != Way::Plain {
+        session.prepare_stage()?;
+    }
+    let (client, statements, stage) = session.parts();
+    let mut timings = Timings::default();
+    let started = Instant::now();
+    let mut transaction = client.transaction()?;
+    let claimed = ledger::claim(&mut transaction, &statements.claim, batches, node)?;
+    timings.claim = started.elapsed();
+
+    let started = Instant::now();
+    let ours: Vec<Landing<'_>> = keep(batches, &claimed, true);
+    let counts = match (way, stage) {
+        (Way::Staged, Some(stage)) => {
+            let inserted = stage.land(&mut transaction, ours.iter().map(|batch| batch.tuples))?;
+            ours.iter().map(|batch| staged_counts(batch, inserted.get(&*batch.key.id).copied())).collect()
+        }
+        (Way::Quarantine, Some(stage)) => land_or_bury(&mut transaction, stage, &ours, &rows_of(&ours)?, node)?,
+        _ if ours.is_empty() => Vec::new(),
+        _ => {
+            copy_tuples(&mut transaction, &statements.copy, ours.iter().map(|batch| batch.tuples))?;
+            ours.iter().map(|batch| Counts { inserted: batch.events, ..Counts::default() }).collect()
+        }
+    };
+    for (batch, counts) in ours.iter().zip(&counts) {
+        if counts.inserted != batch.events {
+            ledger::settle(&mut transaction, batch.key, *counts)?;
+        }
+    }
+    let others = settle_others(&mut transaction, &keep(batches, &claimed, false), node)?;
+    timings.copy = started.elapsed();
+
+    let started = Instant::now();
+    transaction.commit()?;
+    timings.commit = started.elapsed();
+
+    let (mut counts, mut others) = (counts.into_iter(), others.into_iter());
+    let mut landed = Vec::with_capacity(batches.len());
+    for ours in claimed {
+        landed.extend(if ours { counts.next().map(Landed::Now) } else { others.next() });
+    }
+    assert_eq!(landed.len(), batches.len(), "every batch has an outcome");
+    Ok((landed, timings))
+}
+
+fn keep<'a>(batches: &[Landing<'a>], claimed: &[bool], wanted: bool) -> Vec<Landing<'a>> {
+    batches.iter().zip(claimed).filter(|(_, claimed)| **claimed == wanted).map(|(batch, _)| *batch).collect()
+}
+
+fn staged_counts(batch: &Landing<'_>, inserted: Option<u32>) -> Counts {
+    let inserted = inserted.unwrap_or(0);
+    Counts { inserted, duplicates: batch.events - inserted, dead_lettered: 0 }
+}
+
+fn rows_of<'a>(batches: &[Landing<'a>]) -> Result<Vec<Row<'a>>, Fault> {
+    let mut rows = Vec::new();
+    for (batch, landing) in batches.iter().enumerate() {
+        for tuple in tuples(landing.tuples) {
+            let (bytes, view) = tuple.map_err(|error| Fault::lost(format!("batch {}: {error}", landing.key)))?;
+            rows.push(Row { batch, bytes, view });
+        }
+    }
+    Ok(rows)
+}
+
+/// Batches whose ledger row was there: the same body was committed before, or another body has the id.
+fn settle_others(transaction: &mut Transaction<'_>, others: &[Landing<'_>], node: &str) -> Result<Vec<Landed>, Fault> {
+    if others.is_empty() {
+        return Ok(Vec::new());
+    }
+    let keys: Vec<&BatchKey> = others.iter().map(|batch| batch.key).collect();
+    let rows = ledger::find(transaction, &keys)?;
+    let mut landed = Vec::with_capacity(others.len());
+    for batch in others {
+        let row = rows.iter().find(|row| row.key == *batch.key);
+        landed.push(match row {
+            Some(row) if row.digest == batch.digest => Landed::Before(row.counts),
+            Some(_) => bury_conflict(transaction, batch, node)?,
+            // Removed between the two statements (ledger upkeep): claim it again.
+            None => return Err(Fault::lost(format!("ledger row of batch {} vanished", batch.key))),
+        });
+    }
+    Ok(landed)
+}
+
+/// Dead-letters a batch whose id another body has. A ledger row under a name that no client can choose
+/// makes a second replay of the same batch find that this was done.
+fn bury_conflict(transaction: &mut Transaction<'_>, batch: &Landing<'_>, node: &str) -> Result<Landed, Fault> {
+    let digest: String = batch.digest.0.iter().map(|byte| format!("{byte:02x}")).collect();
+    let first_time = transaction.execute(
+        "INSERT INTO ingest_batches (owner, batch_id, body_digest, priority, events, inserted, duplicates, dead_lettered, received_at, node) \
+         VALUES ($1, $2, $3, $4, $5, 0, 0, $5, to_timestamp($6::bigint / 1e6), $7) ON CONFLICT DO NOTHING",
+        &[
+            &&*batch.key.owner,
+            &format!("{}#conflict:{digest}", batch.key.id),
+            &&batch.digest.0[..],
+            &i16::from(batch.priority.get()),
+            &batch.events.cast_signed(),
+            &batch.received_at.0,
+            &node,
+        ],
+    )?;
+    if first_time == 1 {
+        let fault = Fault {
+            verdict: Verdict::RowFault,
+            sqlstate: "23505".to_owned(),
+            message: "batch_id was already used with a different body".to_owned(),
+        };
+        for row in rows_of(std::slice::from_ref(batch))? {
+            bury(transaction, batch, &row.view, &fault, node)?;
+        }
+    }
+    Ok(Landed::Conflict)
+}

@@ -1,0 +1,128 @@
+//! The ledger `ingest_batches`: one row a batch, written in the transaction of its COPY. It alone makes
+//! "exactly once": whoever inserts a batch's row first copies its events, everybody else finds the row.
+
+use std::time::{Duration, SystemTime};
+
+use postgres::{Client, GenericClient, Statement, Transaction};
+
+use crate::pg::land::Landing;
+use crate::status::model::Counts;
+use crate::types::{BatchKey, BodyDigest, UnixMicros};
+
+/// What the ledger knows of a batch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LedgerRow {
+    /// Owner and id.
+    pub key: BatchKey,
+    /// Digest of the body that was committed.
+    pub digest: BodyDigest,
+    /// 0–10.
+    pub priority: u8,
+    /// Events accepted.
+    pub events: u32,
+    /// Where they ended.
+    pub counts: Counts,
+    /// When the request arrived.
+    pub received_at: UnixMicros,
+    /// When the row was written.
+    pub committed_at: UnixMicros,
+    /// The node that committed it.
+    pub node: String,
+}
+
+/// Inserts rows for `$1..$6`, all counted as inserted; gives back the ids that were free.
+pub const CLAIM: &str = "\
+    INSERT INTO ingest_batches (owner, batch_id, body_digest, priority, events, inserted, duplicates, dead_lettered, received_at, node) \
+    SELECT owner, batch_id, body_digest, priority, events, events, 0, 0, received_at, $7 \
+    FROM unnest($1::text[], $2::text[], $3::bytea[], $4::int2[], $5::int4[], $6::timestamptz[]) \
+         AS batch (owner, batch_id, body_digest, priority, events, received_at) \
+    ORDER BY owner, batch_id \
+    ON CONFLICT DO NOTHING RETURNING owner, batch_id";
+
+const FIND: &str = "\
+    SELECT owner, batch_id, body_digest, priority, events, inserted, duplicates, dead_lettered, received_at, committed_at, node \
+    FROM ingest_batches JOIN unnest($1::text[], $2::text[]) AS wanted (owner, batch_id) USING (owner, batch_id)";
+
+const SETTLE: &str = "\
+    UPDATE ingest_batches SET inserted = $3, duplicates = $4, dead_lettered = $5 WHERE owner = $1 AND batch_id = $2";
+
+/// Claims `batches`; the result says for each whether it is ours to copy. Waits for another transaction that
+/// holds the same id. Ids are distinct within `batches`.
+pub fn claim(
+    transaction: &mut Transaction<'_>,
+    statement: &Statement,
+    batches: &[Landing<'_>],
+    node: &str,
+) -> Result<Vec<bool>, postgres::Error> {
+    let owners: Vec<&str> = batches.iter().map(|batch| &*batch.key.owner).collect();
+    let ids: Vec<&str> = batches.iter().map(|batch| &*batch.key.id).collect();
+    let digests: Vec<&[u8]> = batches.iter().map(|batch| &batch.digest.0[..]).collect();
+    let priorities: Vec<i16> = batches.iter().map(|batch| i16::from(batch.priority.get())).collect();
+    let events: Vec<i32> = batches.iter().map(|batch| batch.events.cast_signed()).collect();
+    let received: Vec<SystemTime> = batches.iter().map(|batch| system_time(batch.received_at)).collect();
+    let rows = transaction.query(statement, &[&owners, &ids, &digests, &priorities, &events, &received, &node])?;
+    if rows.len() == batches.len() {
+        return Ok(vec![true; batches.len()]);
+    }
+    let free: std::collections::HashSet<(&str, &str)> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+    Ok(batches.iter().map(|batch| free.contains(&(&*batch.key.owner, &*batch.key.id))).collect())
+}
+
+/// Corrects the counts of a batch claimed in this transaction.
+pub fn settle(transaction: &mut Transaction<'_>, key: &BatchKey, counts: Counts) -> Result<(), postgres::Error> {
+    let Counts { inserted, duplicates, dead_lettered } = counts;
+    let changed = transaction.execute(
+        SETTLE,
+        &[&&*key.owner, &&*key.id, &inserted.cast_signed(), &duplicates.cast_signed(), &dead_lettered.cast_signed()],
+    )?;
+    debug_assert_eq!(changed, 1, "settled a batch that was not claimed");
+    Ok(())
+}
+
+/// The rows of those `keys` that the ledger has, in any order.
+pub fn find(client: &mut impl GenericClient, keys: &[&BatchKey]) -> Result<Vec<LedgerRow>, postgres::Error> {
+    let owners: Vec<&str> = keys.iter().map(|key| &*key.owner).collect();
+    let ids: Vec<&str> = keys.iter().map(|key| &*key.id).collect();
+    let rows = client.query_typed(
+        FIND,
+        &[(&owners, postgres::types::Type::TEXT_ARRAY), (&ids, postgres::types::Type::TEXT_ARRAY)],
+    )?;
+    Ok(rows.iter().map(row_from).collect())
+}
+
+/// Bounds what a look-up may wait for, so that a lock on the ledger does not hold up clients.
+pub fn bound_waits(client: &mut Client, wait_max: Duration) -> Result<(), postgres::Error> {
+    client.batch_execute(&format!("SET statement_timeout = {}", wait_max.as_millis()))
+}
+
+fn row_from(row: &postgres::Row) -> LedgerRow {
+    let count = |index: usize| row.get::<_, i32>(index).cast_unsigned();
+    let mut digest = [0; 16];
+    let stored: &[u8] = row.get(2);
+    if stored.len() == digest.len() {
+        digest.copy_from_slice(stored);
+    }
+    LedgerRow {
+        key: BatchKey { owner: row.get::<_, &str>(0).into(), id: row.get::<_, &str>(1).into() },
+        digest: BodyDigest(digest),
+        priority: u8::try_from(row.get::<_, i16>(3)).unwrap_or_default(),
+        events: count(4),
+        counts: Counts { inserted: count(5), duplicates: count(6), dead_lettered: count(7) },
+        received_at: unix_micros(row.get(8)),
+        committed_at: unix_micros(row.get(9)),
+        node: row.get(10),
+    }
+}
+
+fn system_time(at: UnixMicros) -> SystemTime {
+    let distance = Duration::from_micros(at.0.unsigned_abs());
+    if at.0 >= 0 { SystemTime::UNIX_EPOCH + distance } else { SystemTime::UNIX_EPOCH - distance }
+}
+
+fn unix_micros(at: SystemTime) -> UnixMicros {
+    let micros = |distance: Duration| i64::try_from(distance.as_micros()).unwrap_or(i64::MAX);
+    match at.duration_since(SystemTime::UNIX_EPOCH) {
+        Ok(after) => UnixMicros(micros(after)),
+        Err(before) => UnixMicros(-micros(before.duration())),
+    }
+}

@@ -1,0 +1,284 @@
+//! Monthly partitions of `events`: `events_2026_11` holds November 2026, UTC.
+//!
+//! ```text
+//!               ensure (advisory lock, one transaction)
+//!  missing ──────────────────────────────────────────────▶ attached
+//!     ▲                                                       │ cleanup: mark, DETACH … CONCURRENTLY
+//!     │   cleanup: DROP (advisory lock, one transaction)      ▼
+//!     └────────────────────────────────────────────────── detached, marked
+//! ```
+//!
+//! Neither direction blocks a running COPY: a partition is made as a table of its own and attached (SHARE
+//! UPDATE EXCLUSIVE on `events`; `CREATE … PARTITION OF` would take ACCESS EXCLUSIVE), and it is detached
+//! `CONCURRENTLY`. Any number of nodes may do either at once. A cleanup that was interrupted is completed
+//! by the next one: the mark, a comment on the table, tells its leftover from a table that a person
+//! detached to keep. Tables without the mark are never dropped.
+//!
+//! Which months are there is read from the partitions' bounds, not from their names: a partition made by
+//! hand, for a quarter say, serves as well. Absent on purpose: a default partition, which would make every
+//! later ATTACH scan it.
+
+use postgres::error::SqlState;
+use postgres::{Client, GenericClient, IsolationLevel, Row};
+
+use super::connect::one_line;
+use super::migrate::{ADVISORY_PARTITIONS, lock};
+pub use super::month::Month;
+use crate::limits::PARTITION_LOCK_WAIT_MAX;
+use crate::types::UnixMicros;
+
+/// The comment on a partition that [`cleanup`] is about to drop.
+const MARK: &str = "ingestd: expired, being dropped";
+
+/// A partition of `events` as the database has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Partition {
+    /// The table's name, with its schema where that is not on the search path, quoted where needed.
+    pub name: String,
+    /// First instant; `None` when unbounded.
+    pub start: Option<UnixMicros>,
+    /// First instant after it; `None` when unbounded or when it is the default partition.
+    pub end: Option<UnixMicros>,
+    /// About how many rows it has, from the statistics.
+    pub rows_estimate: u64,
+    /// Bytes on disk with indexes and large values.
+    pub bytes: u64,
+    /// True while a DETACH CONCURRENTLY is under way, or was interrupted.
+    pub detaching: bool,
+    /// True once a cleanup has chosen it.
+    pub marked: bool,
+}
+
+impl Partition {
+    fn covers(&self, month: Month) -> bool {
+        let bounded = self.start.is_some() || self.end.is_some(); // or else it is a default partition
+        let from = self.start.is_none_or(|start| start <= month.start());
+        let to = self.end.is_none_or(|end| end >= month.end());
+        !self.detaching && bounded && from && to
+    }
+}
+
+/// Why partitions could not be made or dropped.
+#[derive(Debug, thiserror::Error)]
+pub enum PartitionError {
+    /// A table has the partition's name but is no partition: someone detached it, or it is another table.
+    #[error("table {name} exists but is not a partition of events: attach it, rename it or drop it")]
+    NameTaken {
+        /// The table.
+        name: String,
+    },
+    /// The partition is being detached by a cleanup, now or interrupted.
+    #[error(
+        "partition {name} is being detached; if that was interrupted, complete it with 'ingestd partitions cleanup', \
+         or with ALTER TABLE events DETACH PARTITION {name} FINALIZE if it was begun by hand"
+    )]
+    Detaching {
+        /// The partition.
+        name: String,
+    },
+    /// Another session holds a lock for long.
+    #[error("waited {} s for a lock that another session holds; see pg_stat_activity, then try again",
+        PARTITION_LOCK_WAIT_MAX.as_secs())]
+    LockTimeout,
+    /// Everything else.
+    #[error("{}", one_line(.0))]
+    Postgres(postgres::Error),
+}
+
+impl From<postgres::Error> for PartitionError {
+    fn from(error: postgres::Error) -> Self {
+        match error.code() {
+            Some(&SqlState::LOCK_NOT_AVAILABLE) => Self::LockTimeout,
+            _ => Self::Postgres(error),
+        }
+    }
+}
+
+/// Makes the partitions of the previous month, this month and `ahead` more. Returns the names of new ones.
+pub fn ensure_ahead(client: &mut Client, now: UnixMicros, ahead: u32) -> Result<Vec<String>, PartitionError> {
+    let this = Month::of(now);
+    let months: Vec<_> = (-1..=ahead as i32).map(|offset| this.plus(offset)).collect();
+    ensure(client, &months)
+}
+
+/// Makes the partitions of `months` that are missing, all or none. Returns the names of new ones. When all
+/// are there this is one read.
+pub fn ensure(client: &mut Client, months: &[Month]) -> Result<Vec<String>, PartitionError> {
+    if missing(client, months)?.is_empty() {
+        return Ok(Vec::new());
+    }
+    // Read committed whatever the database's default is: what is read after the wait must be fresh.
+    let begin = client.build_transaction().isolation_level(IsolationLevel::ReadCommitted).read_only(false);
+    let mut transaction = begin.start()?;
+    lock(&mut transaction, ADVISORY_PARTITIONS, PARTITION_LOCK_WAIT_MAX)?;
+    let mut made = Vec::new();
+    for month in missing(&mut transaction, months)? {
+        make(&mut transaction, month)?;
+        made.push(month.partition_name());
+    }
+    transaction.commit()?;
+    Ok(made)
+}
+
+fn missing(client: &mut impl GenericClient, months: &[Month]) -> Result<Vec<Month>, PartitionError> {
+    let there = bounds(client)?;
+    let mut missing: Vec<_> = months.to_vec();
+    missing.sort_unstable();
+    missing.dedup();
+    missing.retain(|&month| !there.iter().any(|partition| partition.covers(month)));
+    Ok(missing)
+}
+
+fn make(transaction: &mut postgres::Transaction<'_>, month: Month) -> Result<(), PartitionError> {
+    let name = month.partition_name();
+    make_room(transaction, &name)?;
+    // Names and bounds are made of digits: nothing to quote. The bounds carry their offset, so the
+    // session's time zone does not matter.
+    transaction.batch_execute(&format!(
+        "CREATE TABLE {name} (LIKE events INCLUDING DEFAULTS INCLUDING CONSTRAINTS INCLUDING STORAGE
+                              INCLUDING COMPRESSION INCLUDING GENERATED);
+         ALTER TABLE events ATTACH PARTITION {name}
+             FOR VALUES FROM ('{month}-01 00:00:00+00') TO ('{next}-01 00:00:00+00')",
+        next = month.plus(1)
+    ))?;
+    Ok(())
+}
+
+/// Sees to it that no table has `name`: drops the leftover of an interrupted cleanup, refuses any other.
+fn make_room(transaction: &mut postgres::Transaction<'_>, name: &str) -> Result<(), PartitionError> {
+    let found = transaction.query_opt(
+        "SELECT coalesce(i.inhdetachpending, false), i.inhparent IS NULL AND d.description IS NOT DISTINCT FROM $2
+         FROM pg_class c
+         LEFT JOIN pg_inherits i ON i.inhrelid = c.oid
+         LEFT JOIN pg_description d ON d.objoid = c.oid AND d.classoid = 'pg_class'::regclass AND d.objsubid = 0
+         WHERE c.oid = to_regclass($1)",
+        &[&name, &MARK],
+    )?;
+    let Some(row) = found else { return Ok(()) };
+    let (detaching, leftover): (bool, bool) = (row.get(0), row.get(1));
+    if detaching {
+        return Err(PartitionError::Detaching { name: name.into() });
+    }
+    if !leftover {
+        return Err(PartitionError::NameTaken { name: name.into() });
+    }
+    transaction.batch_execute(&format!("DROP TABLE {name}"))?;
+    Ok(())
+}
+
+/// The partitions of `events`, oldest first, with their sizes.
+pub fn list(client: &mut impl GenericClient) -> Result<Vec<Partition>, PartitionError> {
+    partitions(client, "pg_total_relation_size(c.oid)")
+}
+
+/// As [`list`] without sizes: reads the catalogue only.
+fn bounds(client: &mut impl GenericClient) -> Result<Vec<Partition>, PartitionError> {
+    partitions(client, "0::bigint")
+}
+
+fn partitions(client: &mut impl GenericClient, size: &str) -> Result<Vec<Partition>, PartitionError> {
+    // A bound is printed and read back by the same session: its time zone does not matter.
+    let rows = client.query(
+        &format!(
+            r"WITH parts AS (
+                SELECT c.oid, i.inhdetachpending, c.reltuples,
+                       regexp_match(pg_get_expr(c.relpartbound, c.oid), 'FROM \(''([^'']+)''\)') AS lower,
+                       regexp_match(pg_get_expr(c.relpartbound, c.oid), 'TO \(''([^'']+)''\)') AS upper
+                FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+                WHERE i.inhparent = to_regclass('events')),
+              bounds AS (
+                SELECT oid, inhdetachpending, reltuples,
+                       nullif(lower[1]::timestamptz, '-infinity') AS lower, nullif(upper[1]::timestamptz, 'infinity') AS upper
+                FROM parts)
+              SELECT c.oid::regclass::text, (extract(epoch FROM lower) * 1000000)::bigint,
+                     (extract(epoch FROM upper) * 1000000)::bigint,
+                     greatest(reltuples::bigint, pg_stat_get_live_tuples(c.oid), 0), {size}, inhdetachpending,
+                     obj_description(c.oid, 'pg_class') IS NOT DISTINCT FROM $1
+              FROM bounds c ORDER BY lower NULLS FIRST, 1"
+        ),
+        &[&MARK],
+    )?;
+    Ok(rows.iter().map(partition).collect())
+}
+
+fn partition(row: &Row) -> Partition {
+    Partition {
+        name: row.get(0),
+        start: row.get::<_, Option<i64>>(1).map(UnixMicros),
+        end: row.get::<_, Option<i64>>(2).map(UnixMicros),
+        rows_estimate: row.get::<_, i64>(3).unsigned_abs(),
+        bytes: row.get::<_, i64>(4).unsigned_abs(),
+        detaching: row.get(5),
+        marked: row.get(6),
+    }
+}
+
+/// Drops the partitions that lie wholly before the month `older_than_months` before this one, and completes
+/// cleanups that were interrupted. Returns what was dropped; with `dry_run`, what would be.
+///
+/// Waits for transactions that use `events`, without blocking new ones. On an error, partitions before it
+/// are gone and the rest is there: run it again.
+pub fn cleanup(
+    client: &mut Client,
+    now: UnixMicros,
+    older_than_months: u32,
+    dry_run: bool,
+) -> Result<Vec<Partition>, PartitionError> {
+    let oldest_kept = Month::of(now).plus(-(older_than_months as i32)).start();
+    let mut expired = list(client)?;
+    let interrupted = |partition: &Partition| partition.marked && partition.detaching;
+    expired.retain(|partition| interrupted(partition) || partition.end.is_some_and(|end| end <= oldest_kept));
+    if dry_run {
+        return Ok(expired);
+    }
+    for partition in &expired {
+        detach(client, partition)?;
+        drop_detached(client, &partition.name)?;
+    }
+    for leftover in leftovers(client)? {
+        drop_detached(client, &leftover)?;
+    }
+    Ok(expired)
+}
+
+/// Marks and detaches. That another node did so first, or does so now, is fine.
+fn detach(client: &mut Client, partition: &Partition) -> Result<(), PartitionError> {
+    let name = &partition.name;
+    let way = if partition.detaching { "FINALIZE" } else { "CONCURRENTLY" };
+    let marked = client.batch_execute(&format!("COMMENT ON TABLE {name} IS '{MARK}'"));
+    let detached =
+        marked.and_then(|()| client.batch_execute(&format!("ALTER TABLE events DETACH PARTITION {name} {way}")));
+    let Err(error) = detached else { return Ok(()) };
+    let gone = match error.code() {
+        Some(&SqlState::UNDEFINED_TABLE) => true,
+        _ => !list(client)?.iter().any(|there| there.name == *name && !there.detaching),
+    };
+    if gone { Ok(()) } else { Err(error.into()) }
+}
+
+/// Drops `name` if it still is what [`detach`] leaves behind: by now, another node may have dropped it and a
+/// third one may have made a new partition of that name.
+fn drop_detached(client: &mut Client, name: &str) -> Result<(), PartitionError> {
+    let begin = client.build_transaction().isolation_level(IsolationLevel::ReadCommitted).read_only(false);
+    let mut transaction = begin.start()?;
+    lock(&mut transaction, ADVISORY_PARTITIONS, PARTITION_LOCK_WAIT_MAX)?;
+    if leftovers(&mut transaction)?.iter().any(|leftover| leftover == name) {
+        transaction.batch_execute(&format!("DROP TABLE {name}"))?;
+    }
+    transaction.commit()?;
+    Ok(())
+}
+
+/// Tables that [`detach`] marked and that are no partition any more, in the schema of `events`.
+fn leftovers(client: &mut impl GenericClient) -> Result<Vec<String>, PartitionError> {
+    let rows = client.query(
+        "SELECT c.oid::regclass::text
+         FROM pg_class c
+         JOIN pg_description d ON d.objoid = c.oid AND d.classoid = 'pg_class'::regclass AND d.objsubid = 0
+         WHERE d.description = $1 AND c.relkind = 'r' AND NOT c.relispartition
+           AND c.relnamespace = (SELECT relnamespace FROM pg_class WHERE oid = to_regclass('events'))
+         ORDER BY 1",
+        &[&MARK],
+    )?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}

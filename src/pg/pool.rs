@@ -1,0 +1,119 @@
+//! The pool of blocking connections (r2d2), each with its prepared statements.
+
+use std::time::Duration;
+
+use postgres::{Client, Statement};
+use r2d2::ManageConnection;
+use r2d2_postgres::PostgresConnectionManager;
+
+use crate::encode::tuple::COPY_COLUMNS;
+use crate::limits::POOL_WAIT_MAX;
+use crate::pg::connect::Tls;
+use crate::pg::ledger;
+use crate::pg::sqlstate::Fault;
+use crate::pg::stage::Stage;
+
+/// Pool of [`Session`]s.
+pub type Pool = r2d2::Pool<SessionManager>;
+
+/// Statements that every COPY needs.
+pub struct Statements {
+    /// [`ledger::CLAIM`].
+    pub claim: Statement,
+    /// COPY into `events`.
+    pub copy: Statement,
+}
+
+/// A connection and what was prepared on it.
+pub struct Session {
+    client: Client,
+    statements: Option<Statements>,
+    stage: Option<Stage>,
+    discarded: bool,
+}
+
+impl Session {
+    /// The bare connection.
+    pub fn client(&mut self) -> &mut Client {
+        &mut self.client
+    }
+
+    /// Prepares what a COPY needs, once a connection.
+    pub fn prepare(&mut self) -> Result<(), Fault> {
+        if self.statements.is_none() {
+            self.statements = Some(Statements {
+                claim: self.client.prepare(ledger::CLAIM)?,
+                copy: self.client.prepare(&format!("COPY events ({COPY_COLUMNS}) FROM STDIN (FORMAT binary)"))?,
+            });
+        }
+        Ok(())
+    }
+
+    /// Makes the staging table, once a connection.
+    pub fn prepare_stage(&mut self) -> Result<(), Fault> {
+        if self.stage.is_none() {
+            self.stage = Some(Stage::prepare(&mut self.client)?);
+        }
+        Ok(())
+    }
+
+    /// Connection, statements and stage, to be used together.
+    ///
+    /// # Panics
+    /// Before [`Self::prepare`].
+    pub fn parts(&mut self) -> (&mut Client, &Statements, Option<&Stage>) {
+        let statements = self.statements.as_ref().expect("Session::prepare ran first");
+        (&mut self.client, statements, self.stage.as_ref())
+    }
+
+    /// Has the pool close this connection: its state, or the tables that its statements were prepared for,
+    /// cannot be trusted any more.
+    pub fn discard(&mut self) {
+        self.discarded = true;
+    }
+}
+
+/// Makes [`Session`]s for r2d2.
+pub struct SessionManager {
+    inner: PostgresConnectionManager<Tls>,
+}
+
+impl ManageConnection for SessionManager {
+    type Connection = Session;
+    type Error = postgres::Error;
+
+    fn connect(&self) -> Result<Session, postgres::Error> {
+        Ok(Session { client: self.inner.connect()?, statements: None, stage: None, discarded: false })
+    }
+
+    fn is_valid(&self, session: &mut Session) -> Result<(), postgres::Error> {
+        self.inner.is_valid(&mut session.client)
+    }
+
+    fn has_broken(&self, session: &mut Session) -> bool {
+        session.discarded || self.inner.has_broken(&mut session.client)
+    }
+}
+
+/// r2d2 reports failed connection attempts here; the flusher that waits logs the outcome once.
+#[derive(Debug)]
+struct QuietErrors;
+
+impl r2d2::HandleError<postgres::Error> for QuietErrors {
+    fn handle_error(&self, error: postgres::Error) {
+        tracing::debug!(error = %Fault::from(error), "connection attempt failed");
+    }
+}
+
+/// Opens the pool without waiting for a connection: the server starts while PostgreSQL is away.
+pub fn open(inner: PostgresConnectionManager<Tls>, size_min: u32, size_max: u32) -> Pool {
+    r2d2::Pool::builder()
+        .min_idle(Some(size_min))
+        .max_size(size_max)
+        .connection_timeout(POOL_WAIT_MAX)
+        .test_on_check_out(false)
+        .idle_timeout(Some(Duration::from_secs(600)))
+        .max_lifetime(Some(Duration::from_secs(3600)))
+        .error_handler(Box::new(QuietErrors))
+        .build_unchecked(SessionManager { inner })
+}

@@ -1,0 +1,120 @@
+//! Rows that PostgreSQL refuses: found by bisection under savepoints, written to `dead_letter_events` in the
+//! transaction that lands the others. O(bad · log n) statements.
+
+use std::collections::HashMap;
+
+use postgres::Transaction;
+
+use crate::encode::tuple::TupleView;
+use crate::pg::land::Landing;
+use crate::pg::sqlstate::{Fault, Verdict};
+use crate::pg::stage::Stage;
+use crate::status::model::Counts;
+
+const DEAD_LETTER: &str = "\
+    INSERT INTO dead_letter_events (owner, batch_id, priority, event_id, \"timestamp\", event, sqlstate, message, received_at, node) \
+    VALUES ($1, $2, $3, $4, to_timestamp($5::bigint / 1e6), $6, $7, $8, to_timestamp($9::bigint / 1e6), $10)";
+
+/// A row of a batch: index into the batches, the tuple's bytes, its fields.
+pub struct Row<'a> {
+    /// Index of its batch.
+    pub batch: usize,
+    /// The tuple as encoded.
+    pub bytes: &'a [u8],
+    /// Its fields.
+    pub view: TupleView<'a>,
+}
+
+/// Lands `rows`, bisecting around those that PostgreSQL refuses; counts by batch index.
+///
+/// # Errors
+/// Any fault that is not a row's own: the caller rolls back and does what its verdict says.
+pub fn land_or_bury(
+    transaction: &mut Transaction<'_>,
+    stage: &Stage,
+    batches: &[Landing<'_>],
+    rows: &[Row<'_>],
+    node: &str,
+) -> Result<Vec<Counts>, Fault> {
+    let index: HashMap<&str, usize> = batches.iter().enumerate().map(|(at, batch)| (&*batch.key.id, at)).collect();
+    let mut counts = vec![Counts::default(); batches.len()];
+    let whole = 0..rows.len();
+    let mut ranges = vec![whole];
+    while let Some(range) = ranges.pop() {
+        let part = &rows[range.clone()];
+        match land_part(transaction, stage, part)? {
+            Ok(inserted) => {
+                for row in part {
+                    counts[row.batch].duplicates += 1;
+                }
+                for (batch_id, inserted) in inserted {
+                    let counts = &mut counts[index[&*batch_id]];
+                    counts.inserted += inserted;
+                    counts.duplicates -= inserted;
+                }
+            }
+            Err(fault) if part.len() == 1 => {
+                let row = &part[0];
+                bury(transaction, &batches[row.batch], &row.view, &fault, node)?;
+                counts[row.batch].dead_lettered += 1;
+            }
+            Err(_) => {
+                let middle = range.start + part.len() / 2;
+                ranges.push(middle..range.end);
+                ranges.push(range.start..middle);
+            }
+        }
+    }
+    Ok(counts)
+}
+
+/// Tries `part` under a savepoint: the outer error ends everything, the inner one is a row's fault.
+fn land_part(
+    transaction: &mut Transaction<'_>,
+    stage: &Stage,
+    part: &[Row<'_>],
+) -> Result<Result<HashMap<String, u32>, Fault>, Fault> {
+    let mut savepoint = transaction.transaction()?;
+    let landed = stage
+        .land(&mut savepoint, part.iter().map(|row| row.bytes))
+        .and_then(|inserted| Stage::clear(&mut savepoint).map(|()| inserted));
+    match landed.map_err(Fault::from) {
+        Ok(inserted) => {
+            savepoint.commit()?;
+            Ok(Ok(inserted))
+        }
+        Err(fault) if fault.verdict == Verdict::RowFault => {
+            savepoint.rollback()?;
+            Ok(Err(fault))
+        }
+        Err(fault) => Err(fault),
+    }
+}
+
+/// Writes one event to the dead letters, as JSON text with its payload as it was sent.
+pub fn bury(
+    transaction: &mut Transaction<'_>,
+    batch: &Landing<'_>,
+    event: &TupleView<'_>,
+    fault: &Fault,
+    node: &str,
+) -> Result<(), Fault> {
+    let mut text = String::new();
+    event.to_json(&mut text);
+    transaction.execute(
+        DEAD_LETTER,
+        &[
+            &&*batch.key.owner,
+            &&*batch.key.id,
+            &i16::from(batch.priority.get()),
+            &event.event_id,
+            &event.timestamp.0,
+            &text,
+            &fault.sqlstate,
+            &fault.message,
+            &batch.received_at.0,
+            &node,
+        ],
+    )?;
+    Ok(())
+}

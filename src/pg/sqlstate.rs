@@ -1,0 +1,119 @@
+//! What PostgreSQL's answer means for the batches in hand: one table, by SQLSTATE.
+//!
+//! | SQLSTATE | meaning here | action |
+//! |---|---|---|
+//! | no SQLSTATE (socket) | connection lost | [`Verdict::Retry`] |
+//! | 23505 | rows that are there already | [`Verdict::Duplicates`] |
+//! | 23514 without a constraint's name | no partition for the row | [`Verdict::MissingPartition`] |
+//! | 22, 23, 44, 54, P0 | this row cannot be stored | [`Verdict::RowFault`] |
+//! | 3F, 42 | the schema is not what it should be | [`Verdict::Schema`] |
+//! | everything else (08, 25, 28, 40, 53, 55, 57, 58, XX …) | the server's state | [`Verdict::Retry`] |
+//!
+//! Codes: PostgreSQL documentation, appendix A. The default is to retry: what was accepted is never given up
+//! because of a code that nobody foresaw.
+
+use postgres::error::SqlState;
+
+/// What the flusher does next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Reconnect if need be, wait, send the same batches again; the ledger tells whether they are in.
+    Retry,
+    /// The same rows again, through the temporary table.
+    Duplicates,
+    /// Create the partitions, then again.
+    MissingPartition,
+    /// Find the row by bisection and dead-letter it.
+    RowFault,
+    /// Wait for the operator: a table, column or permission is missing. Retried, loudly.
+    Schema,
+}
+
+/// A PostgreSQL error with its verdict, ready for the log.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct Fault {
+    /// What to do.
+    pub verdict: Verdict,
+    /// SQLSTATE; `08000` (connection exception) when the connection itself broke.
+    pub sqlstate: String,
+    /// One line: PostgreSQL's message, or the socket's. Never row contents beyond what PostgreSQL put there.
+    pub message: String,
+}
+
+impl From<postgres::Error> for Fault {
+    fn from(error: postgres::Error) -> Self {
+        let Some(database) = error.as_db_error() else {
+            let cause = std::error::Error::source(&error).map(|source| format!(": {source}")).unwrap_or_default();
+            return Self::lost(format!("{error}{cause}"));
+        };
+        let message = one_line(&format!("{} (SQLSTATE {})", database.message(), database.code().code()));
+        Self {
+            verdict: verdict(database.code(), database.constraint()),
+            sqlstate: database.code().code().to_owned(),
+            message,
+        }
+    }
+}
+
+impl Fault {
+    /// The connection or the pool failed before PostgreSQL could answer.
+    pub fn lost(message: impl AsRef<str>) -> Self {
+        Self { verdict: Verdict::Retry, sqlstate: "08000".to_owned(), message: one_line(message.as_ref()) }
+    }
+}
+
+/// The table above. `constraint` is the name that PostgreSQL sent with the error, if any.
+pub fn verdict(code: &SqlState, constraint: Option<&str>) -> Verdict {
+    match (code.code(), &code.code()[..2]) {
+        ("23505", _) => Verdict::Duplicates,
+        ("23514", _) if constraint.is_none() => Verdict::MissingPartition,
+        (_, "22" | "23" | "44" | "54" | "P0") => Verdict::RowFault,
+        (_, "3F" | "42") => Verdict::Schema,
+        _ => Verdict::Retry,
+    }
+}
+
+/// `text` with control characters replaced, cut to a length that a log line bears.
+pub fn one_line(text: &str) -> String {
+    const CHARACTERS_MAX: usize = 500;
+    text.chars().take(CHARACTERS_MAX).map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(code: &str) -> Verdict {
+        verdict(&SqlState::from_code(code), None)
+    }
+
+    #[test]
+    fn the_state_of_the_server_is_retried() {
+        for code in ["08006", "57P01", "57P03", "57014", "53300", "53100", "40P01", "40001", "25006", "28P01", "XX000"]
+        {
+            assert_eq!(of(code), Verdict::Retry, "{code}");
+        }
+    }
+
+    #[test]
+    fn rows_that_cannot_be_stored_are_found_and_set_aside() {
+        for code in ["22P02", "22021", "22001", "23502", "54000", "P0001"] {
+            assert_eq!(of(code), Verdict::RowFault, "{code}");
+        }
+    }
+
+    #[test]
+    fn a_check_constraint_is_not_a_missing_partition() {
+        let code = SqlState::CHECK_VIOLATION;
+        assert_eq!(verdict(&code, None), Verdict::MissingPartition);
+        assert_eq!(verdict(&code, Some("payload_is_small")), Verdict::RowFault);
+    }
+
+    #[test]
+    fn duplicates_and_schema_have_their_own_answer() {
+        assert_eq!(of("23505"), Verdict::Duplicates);
+        assert_eq!(of("42P01"), Verdict::Schema);
+        assert_eq!(of("42501"), Verdict::Schema);
+    }
+}

@@ -1,0 +1,50 @@
+//! The way for rows that may be there already: COPY into a temporary table, then
+//! `INSERT … ON CONFLICT DO NOTHING`. About 1.6 times the cost of a plain COPY, so only on demand.
+
+use std::collections::HashMap;
+
+use postgres::{Client, Statement, Transaction};
+
+use crate::encode::tuple::COPY_COLUMNS;
+use crate::pg::copy::copy_tuples;
+
+const CREATE: &str = "\
+    CREATE TEMPORARY TABLE IF NOT EXISTS ingest_stage (LIKE events) ON COMMIT DELETE ROWS";
+
+/// The statements of the staging table, prepared on one connection.
+pub struct Stage {
+    copy: Statement,
+    insert: Statement,
+}
+
+impl Stage {
+    /// Makes the temporary table of this connection and prepares its statements. Outside a transaction.
+    pub fn prepare(client: &mut Client) -> Result<Self, postgres::Error> {
+        client.batch_execute(CREATE)?;
+        let copy = client.prepare(&format!("COPY ingest_stage ({COPY_COLUMNS}) FROM STDIN (FORMAT binary)"))?;
+        // Sorted: two nodes that insert the same events lock them in the same order.
+        let insert = client.prepare(&format!(
+            "WITH landed AS (INSERT INTO events ({COPY_COLUMNS}) SELECT {COPY_COLUMNS} FROM ingest_stage \
+             ORDER BY \"timestamp\", event_id ON CONFLICT DO NOTHING RETURNING batch_id) \
+             SELECT batch_id, count(*) FROM landed GROUP BY batch_id"
+        ))?;
+        Ok(Self { copy, insert })
+    }
+
+    /// Lands `parts` (whole tuples); gives the rows inserted by batch id. The rest were there already.
+    /// The stage is left filled: it empties at the end of the transaction, or by [`Self::clear`].
+    pub fn land<'a>(
+        &self,
+        transaction: &mut Transaction<'_>,
+        parts: impl Iterator<Item = &'a [u8]>,
+    ) -> Result<HashMap<String, u32>, postgres::Error> {
+        copy_tuples(transaction, &self.copy, parts)?;
+        let rows = transaction.query(&self.insert, &[])?;
+        Ok(rows.iter().map(|row| (row.get(0), u32::try_from(row.get::<_, i64>(1)).unwrap_or(u32::MAX))).collect())
+    }
+
+    /// Empties the stage within a transaction.
+    pub fn clear(transaction: &mut Transaction<'_>) -> Result<(), postgres::Error> {
+        transaction.batch_execute("TRUNCATE ingest_stage")
+    }
+}

@@ -1,0 +1,277 @@
+//! A connection that cannot be is explained in one line; `sslmode` means what it means to libpq.
+
+mod support;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ingestd::config::DatabaseUrl;
+use ingestd::pg::connect::{Connector, StartFault};
+use postgres::Client;
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use support::postgres::shared;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+fn connect(url: &str) -> Result<Client, StartFault> {
+    Connector::new(&DatabaseUrl::parse(url).expect("a valid URL"))?.connect()
+}
+
+/// The message of a fault that waiting does not cure.
+fn configuration_fault(url: &str) -> String {
+    match connect(url) {
+        Err(StartFault::Configuration(message)) => one_line(message),
+        Err(StartFault::Transient(message)) => panic!("said to be transient: {message}"),
+        Ok(_) => panic!("connected"),
+    }
+}
+
+fn one_line(message: String) -> String {
+    assert!(!message.contains('\n') && !message.contains("geheim"), "{message}");
+    message
+}
+
+/// `url` with the password "geheim", another user, address or database, and parameters.
+fn changed(url: &str, change: impl Fn(&mut Parts)) -> String {
+    let driver: postgres::Config = url.parse().expect("a valid URL");
+    let postgres::config::Host::Tcp(host) = &driver.get_hosts()[0] else { panic!("tests reach PostgreSQL over TCP") };
+    let port = driver.get_ports().first().copied().unwrap_or(5432);
+    let mut parts = Parts {
+        user: driver.get_user().unwrap_or("postgres").into(),
+        password: driver.get_password().map_or("geheim".into(), |text| String::from_utf8_lossy(text).into_owned()),
+        host: host.clone(),
+        port,
+        database: driver.get_dbname().unwrap_or("postgres").into(),
+        parameters: String::new(),
+    };
+    change(&mut parts);
+    let Parts { user, password, host, port, database, parameters } = parts;
+    format!("postgresql://{user}:{password}@{host}:{port}/{database}?{parameters}")
+}
+
+struct Parts {
+    user: String,
+    password: String,
+    host: String,
+    port: u16,
+    database: String,
+    parameters: String,
+}
+
+#[test]
+fn a_connection_carries_the_products_name() {
+    let database = shared().create_database();
+    let mut client = connect(&database.url).expect("connected");
+    let name: String = client.query_one("SELECT current_setting('application_name')", &[]).expect("asked").get(0);
+    assert_eq!(name, "ingestd");
+    let named = changed(&database.url, |parts| parts.parameters = "application_name=mine".into());
+    let mut client = connect(&named).expect("connected");
+    let name: String = client.query_one("SELECT current_setting('application_name')", &[]).expect("asked").get(0);
+    assert_eq!(name, "mine");
+}
+
+#[test]
+fn an_unknown_database_or_user_is_a_fault_of_the_configuration() {
+    let database = shared().create_database();
+    let message = configuration_fault(&changed(&database.url, |parts| parts.database = "no_such_database".into()));
+    assert!(message.contains("\"no_such_database\" does not exist (SQLSTATE 3D000); create the database"), "{message}");
+    let message = configuration_fault(&changed(&database.url, |parts| parts.user = "no_such_user".into()));
+    assert!(message.contains("SQLSTATE 28") && message.contains("DATABASE_URL"), "{message}");
+}
+
+#[test]
+fn a_server_that_does_not_listen_may_come_back() {
+    let database = shared().create_database();
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").expect("bound").local_addr().expect("address").port();
+    let url = changed(&database.url, |parts| (parts.host, parts.port) = ("127.0.0.1".into(), closed));
+    let Err(StartFault::Transient(message)) = connect(&url) else { panic!("must be transient") };
+    let message = one_line(message);
+    assert!(message.starts_with(&format!("PostgreSQL at 127.0.0.1:{closed}: ")), "{message}");
+    assert!(message.contains("onnection refused") && message.contains("is it running"), "{message}");
+}
+
+#[test]
+fn a_server_that_accepts_and_says_nothing_does_not_hold_up_a_command_for_ever() {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
+    let url = format!("postgresql://u:geheim@{}/d", silent.local_addr().expect("address"));
+    let connector = Connector::new(&DatabaseUrl::parse(&url).expect("valid")).expect("a connector");
+    let Err(StartFault::Transient(message)) = connector.connect_within(Duration::from_millis(50)) else {
+        panic!("must be transient")
+    };
+    assert!(one_line(message).contains("does not answer"));
+}
+
+/// The certificates of one test.
+struct Certificates {
+    folder: tempfile::TempDir,
+    server: (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>),
+}
+
+impl Certificates {
+    /// A server certificate for `name`, signed by an authority that is in `ca.pem`; `other.pem` holds another one.
+    fn signed(name: &str) -> Self {
+        let authority = || {
+            let mut params = CertificateParams::new(Vec::new()).expect("no names");
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            CertifiedIssuer::self_signed(params, KeyPair::generate().expect("key")).expect("authority")
+        };
+        let (ours, other) = (authority(), authority());
+        let key = KeyPair::generate().expect("key");
+        let params = CertificateParams::new(vec![name.to_owned()]).expect("a name");
+        let certificate = params.signed_by(&key, &ours).expect("signed");
+        Self::files(&[("ca.pem", ours.pem()), ("other.pem", other.pem())], certificate.der().clone(), &key)
+    }
+
+    /// A certificate that signed itself, as `openssl req -x509` makes it; `ca.pem` holds it.
+    fn self_signed(name: &str) -> Self {
+        let mut params = CertificateParams::new(vec![name.to_owned()]).expect("a name");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().expect("key");
+        let certificate = params.self_signed(&key).expect("signed");
+        Self::files(&[("ca.pem", certificate.pem())], certificate.der().clone(), &key)
+    }
+
+    fn files(files: &[(&str, String)], certificate: CertificateDer<'static>, key: &KeyPair) -> Self {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        for (name, text) in files {
+            std::fs::write(folder.path().join(name), text).expect("written");
+        }
+        let key = PrivateKeyDer::try_from(key.serialize_der()).expect("a key");
+        Self { folder, server: (vec![certificate], key) }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Puts TLS in front of the PostgreSQL at `upstream`, whose build may lack it.
+    fn serve(&self, upstream: SocketAddr) -> u16 {
+        let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
+        let config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_no_client_auth()
+            .with_single_cert(self.server.0.clone(), self.server.1.clone_key())
+            .expect("a certificate");
+        let acceptor = TlsAcceptor::from(Arc::new(config));
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
+        listener.set_nonblocking(true).expect("set");
+        let port = listener.local_addr().expect("address").port();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+            runtime.block_on(async {
+                let listener = TcpListener::from_std(listener).expect("listener");
+                while let Ok((stream, _)) = listener.accept().await {
+                    // A client that refuses the certificate ends its connection, not the proxy.
+                    tokio::spawn(proxy(stream, acceptor.clone(), upstream));
+                }
+            });
+        });
+        port
+    }
+}
+
+/// Answers an SSLRequest with yes and decrypts; passes a client that does not ask for TLS on as it is.
+async fn proxy(mut stream: TcpStream, acceptor: TlsAcceptor, upstream: SocketAddr) -> std::io::Result<()> {
+    const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
+    let mut first = [0; 8];
+    stream.read_exact(&mut first).await?;
+    let mut server = TcpStream::connect(upstream).await?;
+    if first == SSL_REQUEST {
+        stream.write_all(b"S").await?;
+        let mut stream = acceptor.accept(stream).await?;
+        copy_bidirectional(&mut stream, &mut server).await?;
+    } else {
+        server.write_all(&first).await?;
+        copy_bidirectional(&mut stream, &mut server).await?;
+    }
+    Ok(())
+}
+
+fn upstream(url: &str) -> SocketAddr {
+    let driver: postgres::Config = url.parse().expect("a valid URL");
+    let postgres::config::Host::Tcp(host) = &driver.get_hosts()[0] else { panic!("tests reach PostgreSQL over TCP") };
+    let ip = if host == "localhost" { "127.0.0.1" } else { host };
+    SocketAddr::new(ip.parse().expect("an address"), driver.get_ports().first().copied().unwrap_or(5432))
+}
+
+#[test]
+fn a_server_without_tls_serves_prefer_and_is_refused_by_require() {
+    let database = shared().create_database();
+    let mut client =
+        connect(&changed(&database.url, |parts| parts.parameters = "sslmode=prefer".into())).expect("connected");
+    let has_tls: String = client.query_one("SHOW ssl", &[]).expect("asked").get(0);
+    if has_tls == "on" {
+        return; // this PostgreSQL was built and set up with TLS: nothing to refuse
+    }
+    let message = configuration_fault(&changed(&database.url, |parts| parts.parameters = "sslmode=require".into()));
+    assert!(message.contains("server does not support TLS; correct sslmode"), "{message}");
+}
+
+#[test]
+fn sslmode_decides_how_much_of_the_certificate_must_be_right() {
+    let database = shared().create_database();
+    let certificates = Certificates::signed("localhost");
+    let port = certificates.serve(upstream(&database.url));
+    let path = |name| certificates.path(name).display().to_string();
+    let (ca, other) = (path("ca.pem"), path("other.pem"));
+    let url = |host: &str, parameters: String| {
+        changed(&database.url, |parts| {
+            (parts.host, parts.port, parts.parameters) = (host.into(), port, parameters.clone());
+        })
+    };
+    for (host, parameters) in [
+        ("127.0.0.1", "sslmode=disable".to_owned()),
+        ("127.0.0.1", "sslmode=prefer".to_owned()),
+        ("127.0.0.1", "sslmode=require".to_owned()),
+        ("127.0.0.1", format!("sslmode=require&sslrootcert={ca}")),
+        ("127.0.0.1", format!("sslmode=verify-ca&sslrootcert={ca}")),
+        ("localhost", format!("sslmode=verify-full&sslrootcert={ca}")),
+    ] {
+        let connected = connect(&url(host, parameters.clone()));
+        assert!(connected.is_ok(), "{parameters}: {:?}", connected.err());
+    }
+    for (host, parameters, reason) in [
+        ("127.0.0.1", format!("sslmode=verify-full&sslrootcert={ca}"), "not valid for name"),
+        ("localhost", format!("sslmode=verify-full&sslrootcert={other}"), "certificate"),
+        ("localhost", format!("sslmode=verify-ca&sslrootcert={other}"), "certificate"),
+        ("localhost", format!("sslmode=require&sslrootcert={other}"), "certificate"),
+    ] {
+        let message = configuration_fault(&url(host, parameters.clone()));
+        assert!(message.contains(reason) && message.contains("sslrootcert"), "{parameters}: {message}");
+    }
+}
+
+#[test]
+fn a_self_signed_certificate_is_trusted_where_it_is_named() {
+    let database = shared().create_database();
+    let certificates = Certificates::self_signed("localhost");
+    let port = certificates.serve(upstream(&database.url));
+    let ca = certificates.path("ca.pem").display().to_string();
+    let url = |host: &str| {
+        changed(&database.url, |parts| {
+            parts.parameters = format!("sslmode=verify-full&sslrootcert={ca}");
+            (parts.host, parts.port) = (host.into(), port);
+        })
+    };
+    let connected = connect(&url("localhost"));
+    assert!(connected.is_ok(), "{:?}", connected.err());
+    assert!(configuration_fault(&url("127.0.0.1")).contains("not valid for name"));
+}
+
+#[test]
+fn a_root_certificate_that_cannot_be_read_is_named() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let empty = folder.path().join("empty.pem");
+    std::fs::write(&empty, "").expect("written");
+    for (path, reason) in [(folder.path().join("none.pem"), "cannot be read"), (empty, "holds no certificate")] {
+        let url = format!("postgresql://u:geheim@h/d?sslmode=verify-full&sslrootcert={}", path.display());
+        let message = configuration_fault(&url);
+        assert!(message.contains(reason) && message.contains("DATABASE_URL="), "{message}");
+    }
+}

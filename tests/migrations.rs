@@ -1,0 +1,127 @@
+//! The schema is brought up to date exactly once, by however many nodes at once, and a newer one is refused.
+
+mod support;
+
+use std::process::Command;
+use std::sync::Barrier;
+
+use ingestd::config::DatabaseUrl;
+use ingestd::pg::connect::Connector;
+use ingestd::pg::migrate::{ADVISORY_CLASS, ADVISORY_MIGRATE, MIGRATIONS, MigrateError, SCHEMA_VERSION, migrate};
+use postgres::Client;
+use support::postgres::{TestDatabase, shared};
+
+fn connect(database: &TestDatabase) -> Client {
+    let url = DatabaseUrl::parse(&database.url).expect("a valid URL");
+    Connector::new(&url).expect("a connector").connect().expect("a connection")
+}
+
+fn recorded(client: &mut Client) -> i64 {
+    client.query_one("SELECT count(*) FROM ingestd_migrations", &[]).expect("the table is there").get(0)
+}
+
+#[test]
+fn migrating_twice_applies_everything_once() {
+    let database = shared().create_database();
+    let mut client = connect(&database);
+    let names: Vec<_> = MIGRATIONS.iter().map(|migration| migration.name).collect();
+    assert_eq!(migrate(&mut client).expect("migrated").applied, names);
+    assert_eq!(migrate(&mut client).expect("up to date").applied, Vec::<&str>::new());
+    assert_eq!(recorded(&mut client), MIGRATIONS.len() as i64);
+}
+
+#[test]
+fn ten_nodes_that_start_at_once_apply_each_migration_once() {
+    let database = shared().create_database();
+    let barrier = Barrier::new(10);
+    let applied: usize = std::thread::scope(|scope| {
+        let node = || {
+            let mut client = connect(&database);
+            barrier.wait();
+            migrate(&mut client).expect("migrated").applied.len()
+        };
+        let nodes: Vec<_> = (0..10).map(|_| scope.spawn(node)).collect();
+        nodes.into_iter().map(|node| node.join().expect("no panic")).sum()
+    });
+    assert_eq!(applied, MIGRATIONS.len());
+    assert_eq!(recorded(&mut connect(&database)), MIGRATIONS.len() as i64);
+}
+
+#[test]
+fn repeatable_read_by_default_does_not_make_nodes_apply_twice() {
+    let database = shared().create_database();
+    let name = DatabaseUrl::parse(&database.url).expect("valid").driver_config().get_dbname().map(str::to_owned);
+    let name = name.expect("the URL names the database");
+    let set = format!("ALTER DATABASE \"{name}\" SET default_transaction_isolation = 'repeatable read'");
+    connect(&database).batch_execute(&set).expect("set");
+    std::thread::scope(|scope| {
+        for _ in 0..5 {
+            scope.spawn(|| migrate(&mut connect(&database)).expect("migrated"));
+        }
+    });
+    assert_eq!(recorded(&mut connect(&database)), MIGRATIONS.len() as i64);
+}
+
+#[test]
+fn a_newer_schema_is_refused() {
+    let database = shared().create_database();
+    let mut client = connect(&database);
+    migrate(&mut client).expect("migrated");
+    let newer = SCHEMA_VERSION + 4;
+    client.execute("INSERT INTO ingestd_migrations (version, name) VALUES ($1, 'later')", &[&newer]).expect("inserted");
+    let error = migrate(&mut client).expect_err("must be refused");
+    assert!(matches!(error, MigrateError::Newer { found } if found == newer), "{error}");
+    assert!(error.to_string().contains("install the newer ingestd"), "{error}");
+}
+
+#[test]
+fn an_up_to_date_schema_is_not_held_up_by_another_migration() {
+    let database = shared().create_database();
+    let mut other = connect(&database);
+    migrate(&mut other).expect("migrated");
+    let mut other = other.transaction().expect("begun");
+    other.execute("SELECT pg_advisory_xact_lock($1, $2)", &[&ADVISORY_CLASS, &ADVISORY_MIGRATE]).expect("locked");
+    other.batch_execute("LOCK TABLE events, ingestd_migrations IN EXCLUSIVE MODE").expect("locked");
+    assert!(migrate(&mut connect(&database)).expect("nothing to wait for").applied.is_empty());
+}
+
+#[test]
+fn the_tables_are_the_contracts() {
+    let database = shared().create_database();
+    let mut client = connect(&database);
+    migrate(&mut client).expect("migrated");
+    let mut columns = |table: &str| -> String {
+        let query = "SELECT string_agg(column_name || ' ' || data_type, ', ' ORDER BY ordinal_position)
+                     FROM information_schema.columns WHERE table_name = $1";
+        client.query_one(query, &[&table]).expect("described").get(0)
+    };
+    assert_eq!(
+        columns("events"),
+        "event_id text, service_name text, event_type text, payload jsonb, timestamp timestamp with time zone, \
+         metadata jsonb, batch_id text, priority smallint, ingested_at timestamp with time zone"
+    );
+    assert!(columns("ingest_batches").starts_with("owner text, batch_id text, body_digest bytea"));
+    assert!(columns("dead_letter_events").starts_with("id bigint, owner text, batch_id text"));
+    let key = "SELECT string_agg(a.attname, ',' ORDER BY k.position)
+               FROM pg_index i, unnest(i.indkey) WITH ORDINALITY k (number, position), pg_attribute a
+               WHERE i.indisprimary AND i.indrelid = $1::text::regclass AND a.attrelid = i.indrelid AND a.attnum = k.number";
+    for (table, columns) in [("events", "timestamp,event_id"), ("ingest_batches", "owner,batch_id")] {
+        assert_eq!(client.query_one(key, &[&table]).expect("a key").get::<_, String>(0), columns);
+    }
+}
+
+#[test]
+fn the_command_prints_what_was_done() {
+    let database = shared().create_database();
+    let run = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ingestd"));
+        let output = command.env_clear().arg("migrate").env("DATABASE_URL", &database.url).output().expect("started");
+        assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("UTF-8")
+    };
+    assert_eq!(
+        run(),
+        format!("applied events, ingest_batches, dead_letter_events (schema version {SCHEMA_VERSION})\n")
+    );
+    assert_eq!(run(), format!("schema is up to date (version {SCHEMA_VERSION})\n"));
+}

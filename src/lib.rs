@@ -31,5 +31,6 @@ pub mod encode;
 pub mod ring;
 pub mod journal;
 pub mod pg;
+pub mod status;
 pub mod metrics;
 pub mod sys;

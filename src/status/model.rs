@@ -1,0 +1,225 @@
+//! A batch's life as data.
+//!
+//! ```text
+//!             journal refused
+//!   Admitting ───────────────▶ Refused
+//!       │ durable (or queued, with ack=memory)
+//!       ▼
+//!   Queued ◀──────▶ Processing        back to Queued when PostgreSQL was lost on the way
+//!                       │ committed
+//!        ┌──────────────┼──────────────┐
+//!        ▼              ▼              ▼
+//!   Completed        Partial        Failed     none / some / all events in dead_letter_events
+//! ```
+
+use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU32, Ordering};
+
+use serde::{Deserialize, Serialize};
+
+use crate::encode::timestamp::append_rfc3339;
+use crate::types::{BatchKey, BodyDigest, Priority, UnixMicros};
+
+/// Where a batch is in its life; the drawing is in the module's documentation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Phase {
+    /// Offered to the journal; nobody has been promised anything yet.
+    Admitting = 0,
+    /// Accepted, waits for a COPY.
+    Queued = 1,
+    /// In a COPY.
+    Processing = 2,
+    /// Committed, nothing dead-lettered.
+    Completed = 3,
+    /// Committed, some events dead-lettered.
+    Partial = 4,
+    /// Every event dead-lettered.
+    Failed = 5,
+    /// The journal could not take it: nothing of it is kept, the id is free again.
+    Refused = 6,
+}
+
+impl Phase {
+    const fn from_u8(value: u8) -> Self {
+        match value {
+            0 => Self::Admitting,
+            1 => Self::Queued,
+            2 => Self::Processing,
+            3 => Self::Completed,
+            4 => Self::Partial,
+            5 => Self::Failed,
+            _ => Self::Refused,
+        }
+    }
+
+    /// The contract's word.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Admitting | Self::Queued | Self::Refused => "queued",
+            Self::Processing => "processing",
+            Self::Completed => "completed",
+            Self::Partial => "partial",
+            Self::Failed => "failed",
+        }
+    }
+
+    /// True when the batch's transaction has committed.
+    pub const fn is_final(self) -> bool {
+        matches!(self, Self::Completed | Self::Partial | Self::Failed)
+    }
+}
+
+/// How many events of a batch ended where; the three add up to the batch's events.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counts {
+    /// Rows that are in `events` because of this batch.
+    pub inserted: u32,
+    /// Events that `events` already had (same `timestamp` and `event_id`).
+    pub duplicates: u32,
+    /// Events in `dead_letter_events`.
+    pub dead_lettered: u32,
+}
+
+impl Counts {
+    /// The phase that a committed batch of `events` events ends in.
+    pub const fn phase(self, events: u32) -> Phase {
+        if self.dead_lettered == 0 {
+            Phase::Completed
+        } else if self.dead_lettered >= events {
+            Phase::Failed
+        } else {
+            Phase::Partial
+        }
+    }
+}
+
+/// One batch of this process; shared between the worker, the journal thread and the flusher.
+#[derive(Debug)]
+pub struct Batch {
+    /// Owner and id.
+    pub key: BatchKey,
+    /// Digest of the body that was accepted under this id.
+    pub digest: BodyDigest,
+    /// Priority.
+    pub priority: Priority,
+    /// Events accepted.
+    pub events: u32,
+    /// When the request arrived.
+    pub received_at: UnixMicros,
+    phase: AtomicU8,
+    inserted: AtomicU32,
+    duplicates: AtomicU32,
+    dead_lettered: AtomicU32,
+    completed_at: AtomicI64,
+}
+
+impl Batch {
+    /// A batch about to be offered to the journal.
+    pub fn new(key: BatchKey, digest: BodyDigest, priority: Priority, events: u32, received_at: UnixMicros) -> Self {
+        Self {
+            key,
+            digest,
+            priority,
+            events,
+            received_at,
+            phase: AtomicU8::new(Phase::Admitting as u8),
+            inserted: AtomicU32::new(0),
+            duplicates: AtomicU32::new(0),
+            dead_lettered: AtomicU32::new(0),
+            completed_at: AtomicI64::new(0),
+        }
+    }
+
+    /// Where the batch is. Counts read after a final phase are the final ones.
+    pub fn phase(&self) -> Phase {
+        // Acquire: partner of the Release in `set_phase`, so that counts stored before are seen.
+        Phase::from_u8(self.phase.load(Ordering::Acquire))
+    }
+
+    /// Moves the batch on; only the station that holds the batch calls this.
+    pub fn set_phase(&self, phase: Phase) {
+        // Release: partner of the Acquire in `phase`.
+        self.phase.store(phase as u8, Ordering::Release);
+    }
+
+    /// Records the commit: counts first, then the phase that publishes them.
+    pub fn finish(&self, counts: Counts, completed_at: UnixMicros) {
+        self.inserted.store(counts.inserted, Ordering::Relaxed);
+        self.duplicates.store(counts.duplicates, Ordering::Relaxed);
+        self.dead_lettered.store(counts.dead_lettered, Ordering::Relaxed);
+        self.completed_at.store(completed_at.0, Ordering::Relaxed);
+        self.set_phase(counts.phase(self.events));
+    }
+
+    /// The counts so far; zero until the batch is finished.
+    pub fn counts(&self) -> Counts {
+        Counts {
+            inserted: self.inserted.load(Ordering::Relaxed),
+            duplicates: self.duplicates.load(Ordering::Relaxed),
+            dead_lettered: self.dead_lettered.load(Ordering::Relaxed),
+        }
+    }
+
+    /// When the batch was committed; `None` before.
+    pub fn completed_at(&self) -> Option<UnixMicros> {
+        self.phase().is_final().then(|| UnixMicros(self.completed_at.load(Ordering::Relaxed)))
+    }
+
+    /// The batch as clients see it.
+    pub fn document(&self, node: &str) -> StatusDocument {
+        let phase = self.phase();
+        StatusDocument {
+            batch_id: self.key.id.to_string(),
+            status: phase.name().to_owned(),
+            priority: self.priority.get(),
+            events: self.events,
+            counts: self.counts(),
+            received_at: rfc3339(self.received_at),
+            completed_at: self.completed_at().map(rfc3339),
+            node: node.to_owned(),
+        }
+    }
+}
+
+/// The body of `GET /v1/batch/{batch_id}/status`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StatusDocument {
+    /// The batch's id.
+    pub batch_id: String,
+    /// `queued`, `processing`, `completed`, `partial` or `failed`.
+    pub status: String,
+    /// 0–10.
+    pub priority: u8,
+    /// Events accepted.
+    pub events: u32,
+    /// `inserted`, `duplicates`, `dead_lettered`.
+    #[serde(flatten)]
+    pub counts: Counts,
+    /// RFC 3339, UTC.
+    pub received_at: String,
+    /// RFC 3339, UTC; null until committed.
+    pub completed_at: Option<String>,
+    /// `NODE_ID` of the node that took the batch.
+    pub node: String,
+}
+
+/// `at` as RFC 3339 in UTC.
+pub fn rfc3339(at: UnixMicros) -> String {
+    let mut text = String::with_capacity(32);
+    append_rfc3339(&mut text, at);
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_commit_ends_in_the_phase_that_its_counts_say() {
+        let counts = |inserted, duplicates, dead_lettered| Counts { inserted, duplicates, dead_lettered };
+        assert_eq!(counts(3, 0, 0).phase(3), Phase::Completed);
+        assert_eq!(counts(0, 3, 0).phase(3), Phase::Completed);
+        assert_eq!(counts(1, 1, 1).phase(3), Phase::Partial);
+        assert_eq!(counts(0, 0, 3).phase(3), Phase::Failed);
+    }
+}

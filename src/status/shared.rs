@@ -1,0 +1,295 @@
+//! Batch status shared between nodes over Redis.
+//!
+//! One thread writes, in pipelines, whatever flushers and the journal thread publish; a bounded queue stands
+//! between them, so Redis slow or away never holds up ingestion. When the queue is full the oldest news are
+//! dropped and counted: finished batches are in the ledger anyway.
+//!
+//! Key `ingestd:batch:<owner>:<batch_id>`, value the status document as JSON with `digest` (hex) beside it,
+//! expiring after `STATUS_TTL_SECONDS`.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounded};
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+
+use crate::limits::{REDIS_GROUP_MAX, REDIS_IO_WAIT_MAX, REDIS_QUEUE_MAX, REDIS_RETRY_WAIT, REDIS_STOP_WAIT_MAX};
+use crate::pg::sqlstate::one_line;
+use crate::status::model::{Batch, StatusDocument};
+use crate::types::{BatchKey, BodyDigest};
+
+/// A batch's status as Redis has it.
+#[derive(Clone, Debug)]
+pub struct SharedStatus {
+    /// As clients see it.
+    pub document: StatusDocument,
+    /// Digest of the body that has the id.
+    pub digest: BodyDigest,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    #[serde(flatten)]
+    document: StatusDocument,
+    digest: String,
+}
+
+/// Whether Redis works, as its threads last saw it.
+#[derive(Default)]
+pub struct RedisHealth {
+    working: AtomicBool,
+    reason: Mutex<String>,
+    dropped: AtomicU64,
+}
+
+impl RedisHealth {
+    /// True when the last word was success.
+    pub fn is_working(&self) -> bool {
+        self.working.load(Ordering::Relaxed)
+    }
+
+    /// Why it does not work.
+    pub fn reason(&self) -> String {
+        self.reason.lock().clone()
+    }
+
+    /// Status changes that did not fit the queue.
+    pub fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
+    }
+
+    fn works(&self) {
+        if !self.working.swap(true, Ordering::Relaxed) {
+            self.reason.lock().clear();
+            tracing::info!("Redis works; batch status is shared");
+        }
+    }
+
+    fn fails(&self, error: &redis::RedisError) {
+        let reason = one_line(&error.to_string());
+        if self.working.swap(false, Ordering::Relaxed) || *self.reason.lock() != reason {
+            tracing::warn!(reason, "Redis does not answer; status comes from memory and the ledger, ingestion goes on");
+        }
+        *self.reason.lock() = reason;
+    }
+}
+
+/// Connections for look-ups, made with timeouts.
+pub struct RedisManager(redis::Client);
+
+impl r2d2::ManageConnection for RedisManager {
+    type Connection = redis::Connection;
+    type Error = redis::RedisError;
+
+    fn connect(&self) -> Result<redis::Connection, redis::RedisError> {
+        open(&self.0)
+    }
+
+    fn is_valid(&self, connection: &mut redis::Connection) -> Result<(), redis::RedisError> {
+        redis::cmd("PING").query(connection)
+    }
+
+    fn has_broken(&self, connection: &mut redis::Connection) -> bool {
+        !redis::ConnectionLike::is_open(connection)
+    }
+}
+
+fn open(client: &redis::Client) -> Result<redis::Connection, redis::RedisError> {
+    let connection = client.get_connection_with_timeout(REDIS_IO_WAIT_MAX)?;
+    connection.set_read_timeout(Some(REDIS_IO_WAIT_MAX))?;
+    connection.set_write_timeout(Some(REDIS_IO_WAIT_MAX))?;
+    Ok(connection)
+}
+
+/// r2d2 reports failed attempts here; the writer thread logs Redis's state once.
+#[derive(Debug)]
+struct QuietErrors;
+
+impl r2d2::HandleError<redis::RedisError> for QuietErrors {
+    fn handle_error(&self, error: redis::RedisError) {
+        tracing::debug!(error = %one_line(&error.to_string()), "connection attempt to Redis failed");
+    }
+}
+
+/// Reads status from Redis.
+#[derive(Clone)]
+pub struct StatusReader {
+    pool: r2d2::Pool<RedisManager>,
+    health: Arc<RedisHealth>,
+}
+
+impl StatusReader {
+    /// The status of each of `keys`, in their order; `None` when Redis is away. Asked only while its writer finds
+    /// it working.
+    pub fn find(&self, keys: &[&BatchKey]) -> Option<Vec<Option<SharedStatus>>> {
+        if !self.health.is_working() {
+            return None;
+        }
+        let mut connection = self.pool.get().ok()?;
+        let names: Vec<String> = keys.iter().map(|key| redis_key(key)).collect();
+        let asked: Result<Vec<Option<String>>, _> = redis::cmd("MGET").arg(names).query(&mut *connection);
+        let found = asked.inspect_err(|error| self.health.fails(error)).ok()?;
+        Some(found.into_iter().map(|text| text.and_then(|text| parse(&text))).collect())
+    }
+}
+
+/// Where status changes are published.
+#[derive(Clone)]
+pub struct StatusFeed {
+    news: Sender<Arc<Batch>>,
+    oldest: Receiver<Arc<Batch>>,
+    health: Arc<RedisHealth>,
+}
+
+impl StatusFeed {
+    /// Publishes the present status of `batch`. Never waits.
+    pub fn publish(&self, batch: &Arc<Batch>) {
+        let mut news = Arc::clone(batch);
+        while let Err(TrySendError::Full(unsent)) = self.news.try_send(news) {
+            if self.oldest.try_recv().is_ok() {
+                self.health.dropped.fetch_add(1, Ordering::Relaxed);
+            }
+            news = unsent;
+        }
+    }
+}
+
+/// Redis as the server holds it.
+pub struct Shared {
+    /// For flushers and the journal thread.
+    pub feed: StatusFeed,
+    /// For look-ups.
+    pub reader: StatusReader,
+    /// For health.
+    pub health: Arc<RedisHealth>,
+    stopping: Arc<AtomicBool>,
+    writer: std::thread::JoinHandle<()>,
+}
+
+impl Shared {
+    /// Starts the writer thread; does not wait for Redis.
+    pub fn start(url: &str, time_to_live: Duration, node: Arc<str>) -> Result<Self, StartError> {
+        let client = redis::Client::open(url)?;
+        let health = Arc::new(RedisHealth::default());
+        let pool = r2d2::Pool::builder()
+            .min_idle(Some(0))
+            .max_size(2)
+            .connection_timeout(REDIS_IO_WAIT_MAX)
+            .test_on_check_out(false)
+            .error_handler(Box::new(QuietErrors))
+            .build_unchecked(RedisManager(client.clone()));
+        let (news, waiting) = bounded(REDIS_QUEUE_MAX);
+        let stopping = Arc::new(AtomicBool::new(false));
+        let writer = Writer {
+            client,
+            connection: None,
+            waiting: waiting.clone(),
+            health: Arc::clone(&health),
+            stopping: Arc::clone(&stopping),
+            seconds: time_to_live.as_secs().max(1),
+            node,
+        };
+        let writer = std::thread::Builder::new().name("status-redis".to_owned()).spawn(move || writer.run())?;
+        let feed = StatusFeed { news, oldest: waiting, health: Arc::clone(&health) };
+        let reader = StatusReader { pool, health: Arc::clone(&health) };
+        Ok(Self { feed, reader, health, stopping, writer })
+    }
+
+    /// Writes what is queued, within a bound, and ends the thread.
+    pub fn stop(self) {
+        self.stopping.store(true, Ordering::SeqCst);
+        if self.writer.join().is_err() {
+            tracing::error!("the thread that writes status to Redis panicked");
+        }
+    }
+}
+
+/// Why Redis cannot be used at all.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The URL.
+    #[error("REDIS_URL is not usable: {0}")]
+    Url(#[from] redis::RedisError),
+    /// The thread.
+    #[error("cannot start the thread that writes status to Redis: {0}")]
+    Thread(#[from] std::io::Error),
+}
+
+struct Writer {
+    client: redis::Client,
+    connection: Option<redis::Connection>,
+    waiting: Receiver<Arc<Batch>>,
+    health: Arc<RedisHealth>,
+    stopping: Arc<AtomicBool>,
+    seconds: u64,
+    node: Arc<str>,
+}
+
+impl Writer {
+    fn run(mut self) {
+        let mut group: Vec<Arc<Batch>> = Vec::with_capacity(REDIS_GROUP_MAX);
+        let mut stop_by = None;
+        loop {
+            if self.stopping.load(Ordering::SeqCst) {
+                let stop_by = *stop_by.get_or_insert_with(|| Instant::now() + REDIS_STOP_WAIT_MAX);
+                if (group.is_empty() && self.waiting.is_empty()) || Instant::now() >= stop_by {
+                    return;
+                }
+            }
+            if group.is_empty() {
+                match self.waiting.recv_timeout(REDIS_RETRY_WAIT) {
+                    Ok(batch) => group.push(batch),
+                    Err(RecvTimeoutError::Timeout) => {}
+                    Err(RecvTimeoutError::Disconnected) => return,
+                }
+            }
+            group.extend(self.waiting.try_iter().take(REDIS_GROUP_MAX - group.len()));
+            match self.write(&group) {
+                Ok(()) => {
+                    self.health.works();
+                    group.clear();
+                }
+                Err(error) => {
+                    self.health.fails(&error);
+                    self.connection = None;
+                    std::thread::sleep(REDIS_RETRY_WAIT);
+                }
+            }
+        }
+    }
+
+    /// Writes `group` in one pipeline; an empty one is a PING, made only while Redis counts as away.
+    fn write(&mut self, group: &[Arc<Batch>]) -> Result<(), redis::RedisError> {
+        if group.is_empty() && self.connection.is_some() {
+            return Ok(());
+        }
+        let connection = match &mut self.connection {
+            Some(connection) => connection,
+            empty => empty.insert(open(&self.client)?),
+        };
+        let mut pipeline = redis::pipe();
+        pipeline.cmd("PING").ignore();
+        for batch in group {
+            let stored = Stored { document: batch.document(&self.node), digest: hex(batch.digest) };
+            let text = serde_json::to_string(&stored).unwrap_or_default();
+            pipeline.cmd("SET").arg(redis_key(&batch.key)).arg(text).arg("EX").arg(self.seconds).ignore();
+        }
+        pipeline.query(connection)
+    }
+}
+
+fn redis_key(key: &BatchKey) -> String {
+    format!("ingestd:batch:{}:{}", key.owner, key.id)
+}
+
+fn hex(digest: BodyDigest) -> String {
+    format!("{:032x}", u128::from_be_bytes(digest.0))
+}
+
+fn parse(text: &str) -> Option<SharedStatus> {
+    let stored: Stored = serde_json::from_str(text).ok()?;
+    let digest = BodyDigest(u128::from_str_radix(&stored.digest, 16).ok()?.to_be_bytes());
+    Some(SharedStatus { document: stored.document, digest })
+}

@@ -30,6 +30,7 @@ pub mod json;
 pub mod encode;
 pub mod ring;
 pub mod journal;
+pub mod flush;
 pub mod pg;
 pub mod status;
 pub mod metrics;

@@ -1,0 +1,129 @@
+//! When a COPY starts and how large it is.
+
+use std::time::{Duration, Instant};
+
+use crate::limits::{COPY_DURATION_TARGET, COPY_ROWS_MAX, LINGER_ADAPTIVE_MAX};
+
+/// How long a free flusher waits for more rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Linger {
+    /// Not at all while no other COPY runs, else up to [`LINGER_ADAPTIVE_MAX`] for `BATCH_SIZE` rows.
+    Adaptive,
+    /// `BATCH_LINGER_MS`.
+    Fixed(Duration),
+}
+
+/// The settings that shape a COPY.
+#[derive(Clone, Copy, Debug)]
+pub struct CutSettings {
+    /// `BATCH_SIZE`: rows worth starting a COPY for.
+    pub rows_min: u32,
+    /// `MAX_BATCH_MEMORY_MB`, in bytes.
+    pub bytes_max: u64,
+    /// `BATCH_TIMEOUT_SECONDS`.
+    pub timeout: Duration,
+    /// `BATCH_LINGER_MS`.
+    pub linger: Linger,
+}
+
+/// What waits, as far as the decision to start needs it.
+#[derive(Clone, Copy, Debug)]
+pub struct Waiting {
+    /// When the oldest waiting batch was queued.
+    pub oldest_queued_at: Instant,
+    /// Rows of the batches that this COPY could take.
+    pub rows: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Priority 8 or above is among them.
+    pub urgent: bool,
+}
+
+/// The moment at which a COPY of what waits should start; in the past means now.
+pub fn start_at(settings: &CutSettings, waiting: &Waiting, others_busy: bool) -> Instant {
+    let enough = waiting.rows >= u64::from(settings.rows_min) || waiting.bytes >= settings.bytes_max;
+    let linger = match settings.linger {
+        _ if enough => Duration::ZERO,
+        Linger::Fixed(linger) => linger,
+        Linger::Adaptive if waiting.urgent || !others_busy => Duration::ZERO,
+        Linger::Adaptive => LINGER_ADAPTIVE_MAX,
+    };
+    waiting.oldest_queued_at + linger.min(settings.timeout)
+}
+
+/// Rows that the next COPY may take, adapted so that a COPY lasts about [`COPY_DURATION_TARGET`].
+#[derive(Clone, Copy, Debug)]
+pub struct RowsTarget {
+    rows: u32,
+    rows_min: u32,
+    rows_max: u32,
+}
+
+impl RowsTarget {
+    /// Starts at `BATCH_SIZE`, which is also its floor.
+    pub fn new(batch_size: u32) -> Self {
+        Self { rows: batch_size, rows_min: batch_size, rows_max: COPY_ROWS_MAX.max(batch_size) }
+    }
+
+    /// The present target.
+    pub fn rows(self) -> u32 {
+        self.rows
+    }
+
+    /// Learns from a COPY: up by half when it was full and quick, down by a quarter when slow.
+    pub fn observe(&mut self, is_full: bool, took: Duration) {
+        if took > COPY_DURATION_TARGET {
+            let smaller = self.rows - self.rows / 4;
+            self.rows = smaller.max(self.rows_min);
+        } else if is_full && took < COPY_DURATION_TARGET / 2 {
+            self.rows = (self.rows + self.rows / 2 + 1).min(self.rows_max);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SETTINGS: CutSettings =
+        CutSettings { rows_min: 1000, bytes_max: 1 << 20, timeout: Duration::from_secs(30), linger: Linger::Adaptive };
+
+    fn waiting(rows: u64) -> Waiting {
+        Waiting { oldest_queued_at: Instant::now(), rows, bytes: rows, urgent: false }
+    }
+
+    #[test]
+    fn an_idle_server_does_not_linger() {
+        let few = waiting(1);
+        assert_eq!(start_at(&SETTINGS, &few, false), few.oldest_queued_at);
+        assert_eq!(start_at(&SETTINGS, &few, true), few.oldest_queued_at + LINGER_ADAPTIVE_MAX);
+        let enough = waiting(1000);
+        assert_eq!(start_at(&SETTINGS, &enough, true), enough.oldest_queued_at);
+        let urgent = Waiting { urgent: true, ..few };
+        assert_eq!(start_at(&SETTINGS, &urgent, true), few.oldest_queued_at);
+    }
+
+    #[test]
+    fn a_fixed_linger_ends_with_rows_bytes_or_the_timeout() {
+        let fixed = CutSettings { linger: Linger::Fixed(Duration::from_secs(60)), ..SETTINGS };
+        let few = waiting(1);
+        assert_eq!(start_at(&fixed, &few, false), few.oldest_queued_at + fixed.timeout);
+        let large = Waiting { bytes: 1 << 20, ..few };
+        assert_eq!(start_at(&fixed, &large, false), few.oldest_queued_at);
+    }
+
+    #[test]
+    fn the_target_grows_while_copies_are_quick_and_shrinks_when_slow() {
+        let mut target = RowsTarget::new(1000);
+        for _ in 0..100 {
+            target.observe(true, Duration::from_millis(10));
+        }
+        assert_eq!(target.rows(), COPY_ROWS_MAX);
+        for _ in 0..100 {
+            target.observe(true, Duration::from_secs(1));
+        }
+        assert_eq!(target.rows(), 1000);
+        target.observe(false, Duration::from_millis(1));
+        assert_eq!(target.rows(), 1000, "a COPY that was not full says nothing");
+    }
+}

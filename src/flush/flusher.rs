@@ -1,0 +1,346 @@
+//! The flusher threads: take what [`FlushQueue`] gives, land it through [`crate::pg::land`], tell everybody.
+//!
+//! ```text
+//!  park ◀─ nothing due ─ take ─▶ land ─ committed ─▶ settle (status, journal release, acks) ─▶ take …
+//!                         ▲        │ fault
+//!                         │        ├─ duplicates / row fault ─▶ land another way
+//!                         │        ├─ no partition ─▶ create ─▶ land
+//!                         └─ back ◀┴─ anything else: put back, wait, retry for ever
+//! ```
+//!
+//! A flusher has its connection before it takes batches: when PostgreSQL comes back the first COPY is decided
+//! then, not when the outage began. One flusher is reserved for priority 8 and above (unless the pool has a
+//! single connection).
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use crossbeam::sync::Unparker;
+use r2d2::PooledConnection;
+
+use crate::encode::block::Block;
+use crate::encode::pool::BlockPool;
+use crate::encode::tuple::tuples;
+use crate::flush::cut::RowsTarget;
+use crate::flush::merge::{Cut, Item, Moment, Next};
+use crate::flush::queue::{FlushQueue, Queued, Seat};
+use crate::flush::record::FlushRecorders;
+use crate::journal::{JournalHealth, JournalReader, Releaser};
+use crate::limits::{PARTITION_ATTEMPTS_MAX, RETRY_WAIT_MAX, RETRY_WAIT_MIN, STAGED_COPIES_AFTER_DUPLICATE};
+use crate::metrics::{Metrics, SqlstateClass};
+use crate::pg::health::{DatabaseHealth, Witness};
+use crate::pg::land::{Landed, Landing, Timings, Way, land};
+use crate::pg::partitions::{self, Month};
+use crate::pg::pool::{Pool, Session, SessionManager};
+use crate::pg::sqlstate::{Fault, Verdict};
+use crate::status::memory::BatchMap;
+use crate::status::model::{Counts, Phase};
+use crate::status::shared::StatusFeed;
+use crate::sys::clock::wall_now;
+
+/// What flushers need besides the queue.
+pub struct FlushTools {
+    /// Connections.
+    pub pool: Pool,
+    /// Reads back what memory does not hold.
+    pub reader: JournalReader,
+    /// Tells the journal what is committed.
+    pub releaser: Releaser,
+    /// Verdict on PostgreSQL.
+    pub health: Arc<DatabaseHealth>,
+    /// Batches of this process.
+    pub batches: Arc<BatchMap>,
+    /// The way to Redis, if there is one.
+    pub feed: Option<StatusFeed>,
+    /// The registry.
+    pub metrics: Arc<Metrics>,
+    /// `NODE_ID`.
+    pub node: Arc<str>,
+    /// Where buffers of committed blocks go.
+    pub blocks: Arc<BlockPool>,
+    /// Where journal damage is noted.
+    pub journal_health: Arc<JournalHealth>,
+    /// `BATCH_SIZE`.
+    pub batch_size: u32,
+    /// Wakes the journal thread, which reclaims what was released.
+    pub journal: Unparker,
+}
+
+/// One flusher thread.
+pub struct Flusher {
+    queue: Arc<FlushQueue>,
+    tools: Arc<FlushTools>,
+    seat: Seat,
+    target: RowsTarget,
+    metrics: FlushRecorders,
+    /// COPYs that still go through the staging table, because duplicates were seen lately.
+    staged_left: u32,
+    retry_wait: Duration,
+}
+
+/// A batch in hand: its bytes are in memory.
+struct InHand {
+    item: Item<Queued>,
+    block: Block,
+    /// False when the bytes were read back for this attempt only.
+    resident: bool,
+}
+
+impl Flusher {
+    /// The flusher of `seat`.
+    pub fn new(queue: Arc<FlushQueue>, tools: Arc<FlushTools>, seat: Seat) -> Self {
+        let (target, metrics) = (RowsTarget::new(tools.batch_size), FlushRecorders::new(&tools.metrics));
+        Self { queue, tools, seat, target, metrics, staged_left: 0, retry_wait: RETRY_WAIT_MIN }
+    }
+
+    /// Runs until [`FlushQueue::stop`].
+    pub fn run(mut self) {
+        while !self.queue.is_stopping() {
+            self.queue.mark_sleeping(&self.seat, true);
+            if !self.queue.has_work(self.seat.role) {
+                self.seat.parker.park();
+                continue;
+            }
+            let Some(mut session) = self.connect() else { continue };
+            match self.queue.next(self.seat.role, &self.moment()) {
+                Next::Copy(cut) => {
+                    if !self.queue.mark_sleeping(&self.seat, false) {
+                        // Somebody spent a wake-up on us while we were taking work: pass it on.
+                        self.queue.wake_one(self.seat.role);
+                    }
+                    self.queue.busy().fetch_add(1, Ordering::SeqCst);
+                    self.flush(&mut session, cut);
+                    self.queue.busy().fetch_sub(1, Ordering::SeqCst);
+                }
+                Next::WaitUntil(at) => {
+                    drop(session);
+                    self.seat.parker.park_deadline(at);
+                }
+                Next::Idle => {
+                    drop(session);
+                    self.seat.parker.park();
+                }
+            }
+        }
+    }
+
+    fn moment(&self) -> Moment {
+        Moment {
+            now: Instant::now(),
+            others_busy: self.queue.busy().load(Ordering::SeqCst) > 0,
+            working_since: self.tools.health.since(),
+            hurry: self.queue.in_hurry(),
+            rows_target: self.target.rows(),
+        }
+    }
+
+    /// A prepared connection, or `None` after a wait.
+    fn connect(&mut self) -> Option<PooledConnection<SessionManager>> {
+        let connected = match self.tools.pool.get() {
+            Ok(mut session) => session.prepare().map(|()| session),
+            Err(error) => Err(Fault::lost(error.to_string())),
+        };
+        connected.inspect_err(|fault| self.wait_after(fault)).ok()
+    }
+
+    /// Records a fault that ended an attempt, and waits before the next: doubling, with an upper bound.
+    fn wait_after(&mut self, fault: &Fault) {
+        self.tools.metrics.db_errors.add(SqlstateClass::of(Some(&fault.sqlstate)), 1);
+        self.tools.health.fails(Witness::Copy, &fault.message);
+        let until = Instant::now() + self.retry_wait;
+        self.retry_wait = (self.retry_wait * 2).min(RETRY_WAIT_MAX);
+        while Instant::now() < until && !self.queue.is_stopping() {
+            self.seat.parker.park_deadline(until);
+        }
+    }
+
+    fn flush(&mut self, session: &mut PooledConnection<SessionManager>, cut: Cut<Queued>) {
+        let in_hand = self.take_in_hand(cut.items);
+        if in_hand.is_empty() {
+            return;
+        }
+        let started = Instant::now();
+        for batch in &in_hand {
+            batch.item.value.batch.set_phase(Phase::Processing);
+            self.metrics.queue_latency.record_elapsed(started - batch.item.value.accepted_at.min(started));
+        }
+        match self.land(session, &in_hand) {
+            Ok((landed, timings)) => {
+                self.record(&in_hand, cut.is_full, &timings);
+                self.tools.health.works(Witness::Copy);
+                self.retry_wait = RETRY_WAIT_MIN;
+                self.settle(in_hand, &landed);
+            }
+            Err(fault) => {
+                session.discard();
+                self.give_up_for_now(in_hand);
+                self.wait_after(&fault);
+            }
+        }
+    }
+
+    /// Brings the bytes of `items` into memory. A second batch of an id that is in the cut already goes back:
+    /// the two need transactions of their own.
+    fn take_in_hand(&self, items: Vec<Item<Queued>>) -> Vec<InHand> {
+        let mut ids = HashSet::with_capacity(items.len());
+        let (mut in_hand, mut back) = (Vec::with_capacity(items.len()), Vec::new());
+        for mut item in items {
+            if !ids.insert(item.value.batch.key.id.clone()) {
+                back.push(item);
+                continue;
+            }
+            match item.value.block.take() {
+                Some(block) => in_hand.push(InHand { item, block, resident: true }),
+                None => match self.read_back(&item) {
+                    Ok(block) => in_hand.push(InHand { item, block, resident: false }),
+                    Err(reason) => self.set_aside(&item, &reason),
+                },
+            }
+        }
+        if !back.is_empty() {
+            self.queue.put_back(back);
+        }
+        in_hand
+    }
+
+    fn read_back(&self, item: &Item<Queued>) -> Result<Block, String> {
+        let Some(location) = &item.value.location else {
+            return Err("it is neither in memory nor in the journal".to_owned());
+        };
+        let mut bytes = self.tools.blocks.take(location.payload_bytes as usize);
+        let crc32c = self.tools.reader.read(location, &mut bytes).map_err(|error| error.to_string())?;
+        Block::from_verified(bytes, crc32c).map_err(|error| error.to_string())
+    }
+
+    /// The journal cannot give back what it acknowledged. Its segment stays, for `journal inspect` and the next
+    /// start; health says so.
+    fn set_aside(&self, item: &Item<Queued>, reason: &str) {
+        let batch = &item.value.batch;
+        tracing::error!(batch = %batch.key, location = ?item.value.location, reason,
+            "cannot read an accepted batch back from the journal; its segment is kept, run `ingestd journal inspect`");
+        self.tools.journal_health.note_damage(format!("batch {} could not be read back: {reason}", batch.key));
+        self.queue.leave(&self.tools.metrics, item);
+    }
+
+    /// Lands `in_hand`, changing the way as PostgreSQL demands.
+    fn land(&mut self, session: &mut Session, in_hand: &[InHand]) -> Result<(Vec<Landed>, Timings), Fault> {
+        let landings: Vec<Landing<'_>> = in_hand.iter().map(InHand::landing).collect();
+        let mut way = if self.staged_left > 0 { Way::Staged } else { Way::Plain };
+        let mut partition_attempts = 0;
+        loop {
+            let fault = match land(session, &landings, way, &self.tools.node) {
+                Ok(done) => {
+                    self.remember_duplicates(way, &done.0);
+                    return Ok(done);
+                }
+                Err(fault) => fault,
+            };
+            way = match (fault.verdict, way) {
+                (Verdict::Duplicates, Way::Plain) => Way::Staged,
+                (Verdict::RowFault, Way::Plain | Way::Staged) => Way::Quarantine,
+                (Verdict::MissingPartition, _) if partition_attempts < PARTITION_ATTEMPTS_MAX => {
+                    partition_attempts += 1;
+                    partitions::ensure(session.client(), &months_of(&landings))
+                        .map_err(|error| Fault::lost(error.to_string()))?;
+                    way
+                }
+                _ => return Err(fault),
+            };
+            self.tools.metrics.db_errors.add(SqlstateClass::of(Some(&fault.sqlstate)), 1);
+            tracing::debug!(%fault, ?way, "landing the same batches another way");
+        }
+    }
+
+    fn remember_duplicates(&mut self, way: Way, landed: &[Landed]) {
+        let duplicates = landed.iter().any(|landed| matches!(landed, Landed::Now(counts) if counts.duplicates > 0));
+        self.staged_left = match way {
+            _ if duplicates => STAGED_COPIES_AFTER_DUPLICATE,
+            Way::Plain => 0,
+            Way::Staged | Way::Quarantine => self.staged_left.saturating_sub(1),
+        };
+    }
+
+    fn record(&mut self, in_hand: &[InHand], is_full: bool, timings: &Timings) {
+        let rows = in_hand.iter().map(|batch| batch.item.rows).sum();
+        self.target.observe(is_full, timings.claim + timings.copy + timings.commit);
+        self.metrics.copy(rows, timings);
+    }
+
+    /// Tells status, journal, clients and metrics what was committed.
+    fn settle(&mut self, in_hand: Vec<InHand>, landed: &[Landed]) {
+        let (now, completed_at) = (Instant::now(), wall_now());
+        for (InHand { mut item, block, .. }, landed) in in_hand.into_iter().zip(landed) {
+            self.tools.blocks.give_back(block.into_buffer());
+            let batch = Arc::clone(&item.value.batch);
+            let counts = match *landed {
+                Landed::Now(counts) => counts,
+                Landed::Before(counts) => {
+                    tracing::debug!(batch = %batch.key, "was committed before");
+                    counts
+                }
+                Landed::Conflict => {
+                    tracing::warn!(batch = %batch.key, events = batch.events,
+                        "batch_id was used with a different body on another node; its events are in dead_letter_events");
+                    Counts { dead_lettered: batch.events, ..Counts::default() }
+                }
+            };
+            let before = matches!(landed, Landed::Before(_));
+            batch.finish(counts, completed_at);
+            self.metrics.batch(&batch, counts, before, now - item.value.accepted_at.min(now));
+            if let Some(location) = item.value.location {
+                self.tools.releaser.release(location);
+            }
+            if let Some(on_commit) = item.value.on_commit.take() {
+                // The client may have gone; the batch is committed all the same.
+                let _ = on_commit.send(());
+            }
+            if let Some(feed) = &self.tools.feed {
+                feed.publish(&batch);
+            }
+            self.queue.leave(&self.tools.metrics, &item);
+            self.tools.batches.finished(batch, now);
+        }
+        self.tools.journal.unpark();
+    }
+
+    /// Puts everything back where it came from.
+    fn give_up_for_now(&self, in_hand: Vec<InHand>) {
+        let back = in_hand.into_iter().map(|InHand { mut item, block, resident }| {
+            item.value.batch.set_phase(Phase::Queued);
+            if resident {
+                item.value.block = Some(block);
+            }
+            item
+        });
+        self.queue.put_back(back.collect());
+    }
+}
+
+impl InHand {
+    fn landing(&self) -> Landing<'_> {
+        let batch = &self.item.value.batch;
+        Landing {
+            key: &batch.key,
+            digest: batch.digest,
+            priority: batch.priority,
+            events: batch.events,
+            received_at: batch.received_at,
+            tuples: self.block.tuples(),
+        }
+    }
+}
+
+/// The months that the rows of `landings` fall into.
+fn months_of(landings: &[Landing<'_>]) -> Vec<Month> {
+    let mut months: Vec<Month> = landings
+        .iter()
+        .flat_map(|batch| tuples(batch.tuples))
+        .filter_map(Result::ok)
+        .map(|(_, tuple)| Month::of(tuple.timestamp))
+        .collect();
+    months.sort_unstable();
+    months.dedup();
+    months
+}

@@ -26,6 +26,7 @@ pub mod config;
 pub mod limits;
 pub mod types;
 
+pub mod http;
 pub mod json;
 pub mod encode;
 pub mod ring;

@@ -1,0 +1,114 @@
+//! What all workers share.
+
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use crossbeam::sync::Unparker;
+
+use crate::encode::pool::BlockPool;
+use crate::flush::queue::FlushQueue;
+use crate::http::submission::Submission;
+use crate::journal::{JournalHealth, JournalSpace};
+use crate::limits::JOURNAL_FULL_HEADROOM_SHARE;
+use crate::metrics::Metrics;
+use crate::pg::health::DatabaseHealth;
+use crate::pg::pool::Pool;
+use crate::ring::budget::Budget;
+use crate::ring::ring::Ring;
+use crate::status::lookup::Lookup;
+use crate::status::memory::BatchMap;
+use crate::status::shared::RedisHealth;
+use crate::types::{AckLevel, UnixMicros};
+
+/// Limits and defaults of ingestion, from the settings.
+#[derive(Clone, Debug)]
+pub struct IngestSettings {
+    /// `ACK`.
+    pub ack: AckLevel,
+    /// `MAX_BODY_MB`, in bytes.
+    pub body_bytes_max: usize,
+    /// `MAX_EVENTS_PER_BATCH`.
+    pub events_max: usize,
+    /// `EVENT_MAX_AGE_DAYS`.
+    pub event_age_max: Duration,
+    /// `EVENT_MAX_FUTURE_HOURS`.
+    pub event_future_max: Duration,
+}
+
+impl IngestSettings {
+    /// The accepted range of `timestamp` for a request received at `now`.
+    pub fn timestamps(&self, now: UnixMicros) -> RangeInclusive<UnixMicros> {
+        let micros = |duration: Duration| i64::try_from(duration.as_micros()).unwrap_or(i64::MAX);
+        UnixMicros(now.0.saturating_sub(micros(self.event_age_max)))
+            ..=UnixMicros(now.0.saturating_add(micros(self.event_future_max)))
+    }
+}
+
+/// Everything that a worker reaches.
+pub struct App {
+    /// Limits and defaults.
+    pub settings: IngestSettings,
+    /// A ring a worker.
+    pub rings: Box<[Ring<Submission>]>,
+    /// Wakes the journal thread.
+    pub journal: Unparker,
+    /// Room in the journal.
+    pub space: Arc<JournalSpace>,
+    /// Its state.
+    pub journal_health: Arc<JournalHealth>,
+    /// What waits for COPY.
+    pub queue: Arc<FlushQueue>,
+    /// Batches of this process.
+    pub batches: Arc<BatchMap>,
+    /// Batches of others.
+    pub lookup: Lookup,
+    /// Buffers for blocks.
+    pub blocks: Arc<BlockPool>,
+    /// Request bytes in memory.
+    pub request_bytes: Arc<Budget>,
+    /// PostgreSQL's state.
+    pub database: Arc<DatabaseHealth>,
+    /// Its connections, for their figures.
+    pub pool: Pool,
+    /// Redis's state; `None` when it is not set.
+    pub redis: Option<Arc<RedisHealth>>,
+    /// The registry.
+    pub metrics: Arc<Metrics>,
+    /// `NODE_ID`.
+    pub node: Arc<str>,
+    /// When the process began to serve.
+    pub started_at: Instant,
+    /// Where it listens.
+    pub addresses: Vec<SocketAddr>,
+    /// Set at SIGTERM: no new request is taken.
+    pub draining: AtomicBool,
+}
+
+impl App {
+    /// True after SIGTERM.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
+    /// True when the journal has no room worth sending traffic for.
+    pub fn journal_is_full(&self) -> bool {
+        let stats = self.space.stats();
+        stats.charged_bytes + stats.admission_bytes_max / JOURNAL_FULL_HEADROOM_SHARE > stats.admission_bytes_max
+    }
+
+    /// Why this node should get no traffic now; `None` when it is ready. PostgreSQL away alone is no reason.
+    pub fn unready_reason(&self) -> Option<&'static str> {
+        if self.is_draining() {
+            Some("draining: the server is shutting down")
+        } else if self.journal_health.has_failed() {
+            Some("the journal cannot be written")
+        } else if self.journal_is_full() {
+            Some("the journal is full")
+        } else {
+            None
+        }
+    }
+}

@@ -1,0 +1,22 @@
+//! HTTP: pinned workers, one a core, each with its own listener, runtime and connections.
+//!
+//! [`worker`] accepts and serves connections ([`linger`] closes them), [`route`] picks the handler, [`body`] reads within limits,
+//! [`ingest`] turns a body into a block and waits for its acknowledgement; [`status`], [`health`] and
+//! [`observe`] answer questions. [`app`] is what all workers share.
+//!
+//! Invariant: on the path from socket to ring nothing takes a lock that another core can hold, and nothing
+//! blocks: what must ask Redis or PostgreSQL goes through [`crate::status::lookup`].
+//! Absent for now, their place is before [`route`]: API keys, rate limits, TLS.
+
+pub mod app;
+pub mod body;
+pub mod health;
+pub mod ingest;
+pub mod linger;
+pub mod observe;
+pub mod problem;
+pub mod query;
+pub mod route;
+pub mod status;
+pub mod submission;
+pub mod worker;

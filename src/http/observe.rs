@@ -1,0 +1,26 @@
+//! `GET /v1/metrics`
+
+use hyper::body::{Bytes, Incoming};
+use hyper::header::ACCEPT;
+use hyper::{Request, StatusCode};
+
+use crate::http::problem::Problem;
+use crate::http::query::parameter;
+use crate::http::route::{Reply, with_type};
+use crate::http::worker::Worker;
+use crate::metrics::{Format, PoolState};
+
+/// All metrics, in the format that `?format=` or `Accept` asks for.
+pub fn get(worker: &Worker, request: &Request<Incoming>) -> Reply {
+    let accept = request.headers().get(ACCEPT).and_then(|value| value.to_str().ok());
+    let wanted = parameter(request.uri().query(), "format");
+    let format = Format::negotiate(accept, wanted.as_deref())
+        .map_err(|error| Problem::new(StatusCode::NOT_ACCEPTABLE, "not_acceptable", error.to_string()))?;
+    let app = &worker.app;
+    let state = app.pool.state();
+    app.metrics.db_pool_connections.of(PoolState::Idle).set(u64::from(state.idle_connections));
+    app.metrics.db_pool_connections.of(PoolState::Busy).set(u64::from(state.connections - state.idle_connections));
+    app.metrics.memory_bytes.set(app.queue.budgets.resident_bytes.used());
+    app.metrics.journal_bytes.set(app.space.stats().files_bytes);
+    Ok(with_type(StatusCode::OK, format.content_type(), Bytes::from(format.render(&app.metrics))))
+}

@@ -1,0 +1,138 @@
+//! Errors as `application/problem+json` (RFC 9457) with a stable `code`.
+//!
+//! Nothing internal gets into them: no SQL, no paths, no keys; `detail` is written here or by the scanner.
+
+use http_body_util::Full;
+use hyper::body::Bytes;
+use hyper::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use hyper::{Response, StatusCode};
+use serde::Serialize;
+
+/// One verdict on one event, or on the envelope (then `index` is null).
+#[derive(Clone, Debug, Serialize)]
+pub struct ErrorItem {
+    /// Position of the event in the batch, from 0.
+    pub index: Option<u32>,
+    /// The event's id where it could be read.
+    pub event_id: Option<String>,
+    /// RFC 6901 pointer into the body.
+    pub pointer: String,
+    /// Stable code.
+    pub code: &'static str,
+    /// What is wrong and what is expected.
+    pub detail: String,
+}
+
+/// A refusal.
+#[derive(Debug)]
+pub struct Problem {
+    status: StatusCode,
+    code: &'static str,
+    detail: String,
+    errors: Vec<ErrorItem>,
+    errors_total: usize,
+    byte_offset: Option<usize>,
+    retry_after_seconds: Option<u32>,
+    allow: Option<&'static str>,
+    close: bool,
+}
+
+#[derive(Serialize)]
+struct Document<'a> {
+    r#type: String,
+    title: &'a str,
+    status: u16,
+    code: &'a str,
+    detail: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    byte_offset: Option<usize>,
+    #[serde(skip_serializing_if = "<[ErrorItem]>::is_empty")]
+    errors: &'a [ErrorItem],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    errors_total: Option<usize>,
+}
+
+impl Problem {
+    /// A problem of `status` with a stable `code`.
+    pub fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
+        Self {
+            status,
+            code,
+            detail: detail.into(),
+            errors: Vec::new(),
+            errors_total: 0,
+            byte_offset: None,
+            retry_after_seconds: None,
+            allow: None,
+            close: false,
+        }
+    }
+
+    /// 503 that asks the client to come back: nothing of the request was taken.
+    pub fn unavailable(code: &'static str, detail: impl Into<String>, retry_after_seconds: u32) -> Self {
+        Self {
+            retry_after_seconds: Some(retry_after_seconds),
+            ..Self::new(StatusCode::SERVICE_UNAVAILABLE, code, detail)
+        }
+    }
+
+    /// 405 with the methods that the resource has.
+    pub fn method_not_allowed(allow: &'static str) -> Self {
+        let detail = format!("this resource answers {allow}");
+        Self { allow: Some(allow), ..Self::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", detail) }
+    }
+
+    /// Adds verdicts: `errors` are listed, `total` is how many there are.
+    pub fn with_errors(self, errors: Vec<ErrorItem>, total: usize) -> Self {
+        Self { errors, errors_total: total, ..self }
+    }
+
+    /// Says where in the body the problem is.
+    pub fn at_byte(self, offset: usize) -> Self {
+        Self { byte_offset: Some(offset), ..self }
+    }
+
+    /// Closes the connection after the answer: the rest of the request was not read.
+    pub fn and_close(self) -> Self {
+        Self { close: true, ..self }
+    }
+
+    /// The stable code.
+    pub fn code(&self) -> &'static str {
+        self.code
+    }
+
+    /// The number of verdicts.
+    pub fn errors_total(&self) -> usize {
+        self.errors_total
+    }
+
+    /// The answer.
+    pub fn into_response(self) -> Response<Full<Bytes>> {
+        let document = Document {
+            r#type: format!("urn:ingestd:problem:{}", self.code),
+            title: self.status.canonical_reason().unwrap_or("Error"),
+            status: self.status.as_u16(),
+            code: self.code,
+            detail: &self.detail,
+            byte_offset: self.byte_offset,
+            errors: &self.errors,
+            errors_total: (self.errors_total > 0).then_some(self.errors_total),
+        };
+        let body = serde_json::to_vec(&document).unwrap_or_default();
+        let mut response = Response::new(Full::new(Bytes::from(body)));
+        *response.status_mut() = self.status;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        if let Some(seconds) = self.retry_after_seconds {
+            headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if let Some(allow) = self.allow {
+            headers.insert(ALLOW, HeaderValue::from_static(allow));
+        }
+        if self.close {
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+}

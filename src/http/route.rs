@@ -1,0 +1,88 @@
+//! Which handler answers a request.
+
+use http_body_util::Full;
+use hyper::body::{Body, Bytes, Incoming};
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::{Method, Request, Response, StatusCode};
+use percent_encoding::percent_decode_str;
+
+use crate::http::problem::Problem;
+use crate::http::worker::Worker;
+use crate::http::{health, ingest, observe, status};
+use crate::metrics::{HttpStatus, Route};
+
+/// What handlers give back.
+pub type Reply = Result<Response<Full<Bytes>>, Problem>;
+
+/// The resource that `path` names, with the batch id where it has one.
+fn resource(path: &str) -> (Route, Option<String>) {
+    match path {
+        "/v1/ingest/batch" => (Route::IngestBatch, None),
+        "/v1/health" => (Route::Health, None),
+        "/v1/metrics" => (Route::Metrics, None),
+        "/livez" => (Route::Live, None),
+        "/readyz" => (Route::Ready, None),
+        _ => {
+            let id = path.strip_prefix("/v1/batch/").and_then(|rest| rest.strip_suffix("/status"));
+            match id.filter(|id| !id.is_empty() && !id.contains('/')) {
+                Some(id) => (Route::BatchStatus, Some(percent_decode_str(id).decode_utf8_lossy().into_owned())),
+                None => (Route::Other, None),
+            }
+        }
+    }
+}
+
+/// Answers one request.
+pub async fn handle(worker: &Worker, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    let (route, id) = resource(request.uri().path());
+    let is_head = request.method() == Method::HEAD;
+    // Only ingestion reads bodies, and says itself when it did not read one to its end.
+    let reads_body = route == Route::IngestBatch && request.method() == Method::POST;
+    let leaves_body = !reads_body && !request.body().is_end_stream();
+    let reply = match (route, request.method()) {
+        (Route::IngestBatch, &Method::POST) => ingest::post(worker, request).await,
+        (Route::IngestBatch, _) => Err(Problem::method_not_allowed("POST")),
+        (Route::Other, _) => Err(unknown_resource()),
+        (_, method) if method != Method::GET && method != Method::HEAD => Err(Problem::method_not_allowed("GET, HEAD")),
+        (Route::BatchStatus, _) => status::get(worker, id.unwrap_or_default()).await,
+        (Route::Health, _) => health::get(worker),
+        (Route::Metrics, _) => observe::get(worker, &request),
+        (Route::Live, _) => Ok(plain(StatusCode::OK, "alive\n")),
+        (Route::Ready, _) => health::readyz(worker),
+        (route, _) => Err(Problem::new(StatusCode::NOT_FOUND, "not_found", format!("{route:?} is not served"))),
+    };
+    let mut response = reply.unwrap_or_else(|problem| {
+        let problem = if leaves_body { problem.and_close() } else { problem };
+        problem.into_response()
+    });
+    worker.app.metrics.requests.count(route, HttpStatus(response.status().as_u16()));
+    if is_head {
+        *response.body_mut() = Full::default();
+    }
+    response
+}
+
+fn unknown_resource() -> Problem {
+    let detail =
+        "there is POST /v1/ingest/batch, GET /v1/batch/{batch_id}/status, /v1/health, /v1/metrics, /livez and /readyz";
+    Problem::new(StatusCode::NOT_FOUND, "not_found", detail)
+}
+
+/// A short text.
+pub fn plain(status: StatusCode, text: &'static str) -> Response<Full<Bytes>> {
+    with_type(status, "text/plain; charset=utf-8", Bytes::from_static(text.as_bytes()))
+}
+
+/// A JSON document.
+pub fn json(status: StatusCode, document: &impl serde::Serialize) -> Response<Full<Bytes>> {
+    let body = serde_json::to_vec(document).unwrap_or_default();
+    with_type(status, "application/json", Bytes::from(body))
+}
+
+/// A body of `content_type`.
+pub fn with_type(status: StatusCode, content_type: &'static str, body: Bytes) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}

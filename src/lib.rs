@@ -36,3 +36,6 @@ pub mod pg;
 pub mod status;
 pub mod metrics;
 pub mod sys;
+
+pub mod server;
+pub mod cli;

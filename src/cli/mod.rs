@@ -1,1 +1,84 @@
-//! Stub.
+//! The command line: arguments → [`Config`](crate::config::Config) → a command → exit code.
+//!
+//! One file per command, each with `command()` (its arguments and help) and `run()`. Results go to stdout.
+//! Errors go to stderr, one line each, prefixed `ingestd: `, and say what to do. Exit codes: 0 fine, 2 usage
+//! or configuration, 1 anything else.
+//!
+//! Absent on purpose: settings by name. They come from [`crate::config::settings`], see [`settings`].
+
+mod check_config;
+mod database;
+mod dead_letter;
+mod failure;
+mod healthcheck;
+mod journal;
+mod migrate;
+mod partitions;
+mod print_config;
+mod serve;
+mod settings;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{ArgMatches, Command};
+
+use failure::Failure;
+
+/// Runs the command that `arguments` (the program's name first) ask for.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let done = match command().try_get_matches_from(arguments) {
+        Ok(matches) => dispatch(&matches),
+        Err(error) => failure::from_clap(&error),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+fn command() -> Command {
+    Command::new("ingestd")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("Takes batches of JSON events over HTTP and lands them, durably and exactly once, in PostgreSQL")
+        .after_help(
+            "Settings come from flags, then the environment, then --config FILE (TOML, names in lower case), then \
+             defaults; 'ingestd serve --help' lists them, 'ingestd print-config' shows what holds.\n\n\
+             Exit codes: 0 fine, 2 usage or configuration, 1 anything else.",
+        )
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .max_term_width(110)
+        .subcommands([
+            serve::command(),
+            migrate::command(),
+            partitions::command(),
+            dead_letter::command(),
+            journal::command(),
+            check_config::command(),
+            print_config::command(),
+            healthcheck::command(),
+        ])
+}
+
+fn dispatch(matches: &ArgMatches) -> Result<(), Failure> {
+    match matches.subcommand() {
+        Some(("serve", matches)) => serve::run(matches),
+        Some(("migrate", matches)) => migrate::run(matches),
+        Some(("partitions", matches)) => partitions::run(matches),
+        Some(("dead-letter", matches)) => dead_letter::run(matches),
+        Some(("journal", matches)) => journal::run(matches),
+        Some(("check-config", matches)) => check_config::run(matches),
+        Some(("print-config", matches)) => print_config::run(matches),
+        Some(("healthcheck", matches)) => healthcheck::run(matches),
+        _ => unreachable!("clap accepts no other command"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_commands_are_well_formed() {
+        super::command().debug_assert();
+    }
+}

@@ -1,0 +1,32 @@
+//! `ingestd check-config`: are the settings valid, and what do they mean?
+
+use std::io::{Write, stdout};
+
+use clap::{ArgMatches, Command};
+
+use super::failure::Failure;
+use super::settings;
+use crate::config::Config;
+
+pub(super) fn command() -> Command {
+    settings::with_all_settings(
+        Command::new("check-config")
+            .about("Validate the settings without starting anything")
+            .long_about(
+                "Validate the settings without starting anything. Prints what they mean that you may not expect. \
+                 Connects to nothing; exit code 2 when a setting is wrong.",
+            )
+            .after_help("Example: ingestd check-config --config /etc/ingestd.toml"),
+    )
+}
+
+pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
+    let raw = settings::raw(matches);
+    let config = Config::from_raw(&raw)?;
+    let mut out = stdout().lock();
+    writeln!(out, "configuration is fine")?;
+    for line in config.consequences(&raw) {
+        writeln!(out, "- {line}")?;
+    }
+    Ok(())
+}

@@ -1,0 +1,40 @@
+//! A connection for commands: to `DATABASE_URL`, or to the embedded database of a server that runs.
+
+use postgres::Client;
+
+use super::failure::Failure;
+use crate::config::{Config, Database};
+use crate::pg::connect::Connector;
+use crate::pg::embedded;
+use crate::pg::migrate::{self, SCHEMA_VERSION};
+
+/// A connection to the database that `config` means.
+pub(super) fn connect(config: &Config) -> Result<Client, Failure> {
+    let connector = match &config.database {
+        Database::Url(url) => Connector::new(url)?,
+        Database::Embedded => {
+            let dir = config.embedded_dir();
+            let Some(driver_config) = embedded::running(&dir) else {
+                return Err(Failure::usage(format!(
+                    "DATABASE_URL is unset, and no server runs that has its database in {}: set DATABASE_URL, or \
+                     start 'ingestd serve'",
+                    dir.display()
+                )));
+            };
+            Connector::local(driver_config, dir.display().to_string())
+        }
+    };
+    Ok(connector.connect()?)
+}
+
+/// As [`connect`], to a schema that this program knows.
+pub(super) fn connect_migrated(config: &Config) -> Result<Client, Failure> {
+    let mut client = connect(config)?;
+    let found = migrate::version(&mut client)?;
+    if found < SCHEMA_VERSION {
+        return Err(Failure::runtime(format!(
+            "the database's schema has version {found}, version {SCHEMA_VERSION} is needed: run 'ingestd migrate'"
+        )));
+    }
+    Ok(client)
+}

@@ -1,0 +1,101 @@
+//! `ingestd dead-letter`: events that PostgreSQL refused.
+
+use std::io::{BufWriter, Write, stdout};
+
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+
+use super::failure::Failure;
+use super::{database, settings};
+use crate::pg::dead_letter;
+
+pub(super) fn command() -> Command {
+    let all = Arg::new("all").long("all").action(ArgAction::SetTrue).help("also those that were replayed");
+    let limit = Arg::new("limit")
+        .long("limit")
+        .value_name("N")
+        .value_parser(value_parser!(i64).range(1..=1_000_000))
+        .default_value("100")
+        .help("how many to list");
+    let id = Arg::new("id")
+        .long("id")
+        .value_name("N")
+        .value_parser(value_parser!(i64).range(1..))
+        .help("only the dead letter with this number");
+    let list = Command::new("list").about("List dead letters with PostgreSQL's reasons").args([all.clone(), limit]);
+    let export = Command::new("export")
+        .about("Write dead letters to stdout as NDJSON, events verbatim")
+        .after_help("Example: ingestd dead-letter export > refused.ndjson")
+        .arg(all);
+    let replay = Command::new("replay")
+        .about("Try dead letters again, once what PostgreSQL refused is put right")
+        .long_about(
+            "Try dead letters again, once what PostgreSQL refused is put right. Each goes in exactly once, however \
+             many replays run. What is refused again stays, with the new reason, and the exit code is 1.",
+        )
+        .after_help("Example: ingestd dead-letter replay --id 17")
+        .arg(id);
+    Command::new("dead-letter")
+        .about("List, export and replay events that PostgreSQL refused")
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommands([list, export, replay].map(|command| settings::with_settings(command, settings::DATABASE)))
+}
+
+pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
+    match matches.subcommand() {
+        Some(("list", matches)) => list(matches),
+        Some(("export", matches)) => export(matches),
+        Some(("replay", matches)) => replay(matches),
+        _ => unreachable!("clap accepts no other command"),
+    }
+}
+
+fn list(matches: &ArgMatches) -> Result<(), Failure> {
+    let mut client = database::connect_migrated(&settings::config(matches)?)?;
+    let limit = matches.get_one::<i64>("limit").copied().expect("clap has a default");
+    let mut letters = dead_letter::list(&mut client, matches.get_flag("all"), limit + 1)?;
+    let more = letters.len() as i64 > limit;
+    letters.truncate(limit as usize);
+    let mut out = BufWriter::new(stdout().lock());
+    for letter in letters {
+        // A client chose these names, and PostgreSQL's messages quote data: one line each, no control characters.
+        let event_id = letter.event_id.as_deref().unwrap_or("?").escape_debug();
+        let message = letter.message.escape_debug();
+        let owner = if letter.owner.is_empty() { String::new() } else { format!("{}/", letter.owner) };
+        let replayed = letter.replayed_at.map_or_else(String::new, |when| format!(", replayed {when}"));
+        writeln!(
+            out,
+            "{}  {}  batch {owner}{}  event {event_id}  {} {message}{replayed}",
+            letter.id, letter.dead_at, letter.batch_id, letter.sqlstate
+        )?;
+    }
+    out.flush()?;
+    if more {
+        eprintln!("ingestd: only the first {limit} are listed; see --limit");
+    }
+    Ok(())
+}
+
+fn export(matches: &ArgMatches) -> Result<(), Failure> {
+    let mut client = database::connect_migrated(&settings::config(matches)?)?;
+    let mut out = BufWriter::new(stdout().lock());
+    dead_letter::export(&mut client, matches.get_flag("all"), &mut out)?;
+    Ok(out.flush()?)
+}
+
+fn replay(matches: &ArgMatches) -> Result<(), Failure> {
+    let mut client = database::connect_migrated(&settings::config(matches)?)?;
+    let report = dead_letter::replay(&mut client, matches.get_one::<i64>("id").copied())?;
+    let mut out = stdout().lock();
+    writeln!(out, "replayed {}; {} were there already", report.inserted, report.duplicates)?;
+    let mut lines: Vec<_> = report
+        .refused
+        .iter()
+        .map(|(id, why)| format!("dead letter {id} was refused again: {}", why.escape_debug()))
+        .collect();
+    let Some(last) = lines.pop() else { return Ok(()) };
+    for line in lines {
+        eprintln!("ingestd: {line}");
+    }
+    Err(Failure::Runtime(last))
+}

@@ -1,0 +1,109 @@
+//! `ingestd healthcheck`: does the local server take traffic? For containers, which have no curl.
+
+use std::io::{ErrorKind, Read, Write, stdout};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use clap::{ArgMatches, Command};
+
+use super::failure::Failure;
+use super::settings;
+use crate::config::settings::Key;
+
+/// Time for all of it: container runtimes count a slow answer as none.
+const WAIT_MAX: Duration = Duration::from_secs(2);
+/// More than a status line needs.
+const ANSWER_BYTES_MAX: usize = 256;
+
+pub(super) fn command() -> Command {
+    settings::with_settings(
+        Command::new("healthcheck")
+            .about("Exit 0 when the local server is ready, 1 when it is not")
+            .long_about(
+                "Ask /readyz of the server at the first address of LISTEN_ADDR, for at most two seconds. Exit code 0 \
+                 when it may take traffic, 1 when not or when it cannot be reached.",
+            )
+            .after_help("Example, in a Dockerfile: HEALTHCHECK CMD [\"ingestd\", \"healthcheck\"]"),
+        &[Key::ListenAddr, Key::Auth],
+    )
+}
+
+pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
+    let config = settings::config(matches)?;
+    let Some(address) = config.listen.first().map(reachable) else { unreachable!("LISTEN_ADDR has an address") };
+    if address.port() == 0 {
+        return Err(Failure::usage("LISTEN_ADDR has port 0, any free port: name the server's port"));
+    }
+    let status = ask(address).map_err(|error| match error.kind() {
+        ErrorKind::WouldBlock | ErrorKind::TimedOut => {
+            Failure::runtime(format!("no answer from {address} within {} s", WAIT_MAX.as_secs()))
+        }
+        _ => Failure::runtime(format!("no answer from {address}: {error}; is the server running?")),
+    })?;
+    if status != 200 {
+        return Err(Failure::runtime(format!("{address} is not ready: /readyz answers {status}")));
+    }
+    Ok(writeln!(stdout(), "ready")?)
+}
+
+/// Where a server that listens on `listen` can be reached from this machine.
+fn reachable(listen: &SocketAddr) -> SocketAddr {
+    let ip = match listen.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        ip => ip,
+    };
+    SocketAddr::new(ip, listen.port())
+}
+
+/// The status of `GET /readyz`.
+fn ask(address: SocketAddr) -> std::io::Result<u16> {
+    let deadline = Instant::now() + WAIT_MAX;
+    let left = || match deadline.saturating_duration_since(Instant::now()) {
+        Duration::ZERO => Err(std::io::Error::from(ErrorKind::TimedOut)),
+        left => Ok(left),
+    };
+    let mut stream = TcpStream::connect_timeout(&address, WAIT_MAX)?;
+    stream.set_write_timeout(Some(left()?))?;
+    // Built first and sent at once: `write!` would send it in pieces.
+    let request = format!("GET /readyz HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes())?;
+    let mut answer = Vec::new();
+    let mut chunk = [0; ANSWER_BYTES_MAX];
+    while answer.len() < ANSWER_BYTES_MAX && !answer.contains(&b'\n') {
+        stream.set_read_timeout(Some(left()?))?;
+        match stream.read(&mut chunk)? {
+            0 => break,
+            count => answer.extend_from_slice(&chunk[..count]),
+        }
+    }
+    status(&answer).ok_or_else(|| std::io::Error::other("the answer is not HTTP"))
+}
+
+/// The status in `HTTP/1.1 200 OK`.
+fn status(answer: &[u8]) -> Option<u16> {
+    let line = std::str::from_utf8(answer.split(|&byte| byte == b'\r').next()?).ok()?;
+    line.strip_prefix("HTTP/1.")?.split(' ').nth(1)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_line_gives_its_status() {
+        assert_eq!(status(b"HTTP/1.1 200 OK\r\n"), Some(200));
+        assert_eq!(status(b"HTTP/1.0 503 Service Unavailable\r\nx"), Some(503));
+        for bad in [&b""[..], b"SSH-2.0-x\r\n", b"HTTP/1.1\r\n", b"\xff\xff"] {
+            assert_eq!(status(bad), None);
+        }
+    }
+
+    #[test]
+    fn an_unspecified_address_is_reached_over_loopback() {
+        let reached = |text: &str| reachable(&text.parse().expect("address")).to_string();
+        assert_eq!(reached("0.0.0.0:8000"), "127.0.0.1:8000");
+        assert_eq!(reached("[::]:8000"), "[::1]:8000");
+        assert_eq!(reached("192.0.2.1:8000"), "192.0.2.1:8000");
+    }
+}

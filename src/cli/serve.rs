@@ -1,0 +1,42 @@
+//! `ingestd serve`: the server.
+
+use std::io::IsTerminal;
+
+use clap::{ArgMatches, Command};
+
+use super::failure::Failure;
+use super::settings;
+use crate::config::{Config, LogFormat};
+use crate::server::ServeError;
+
+pub(super) fn command() -> Command {
+    settings::with_all_settings(
+        Command::new("serve")
+            .about("Run the server")
+            .long_about(
+                "Run the server until SIGTERM or SIGINT: then requests under way finish, what is queued is committed \
+                 or safe in the journal, and the exit code is 0. A second signal exits at once. Without DATABASE_URL \
+                 the server starts a private PostgreSQL of its own.",
+            )
+            .after_help("Example: ingestd serve --listen-addr 127.0.0.1:8000 --ack commit"),
+    )
+}
+
+pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
+    let config = settings::config(matches)?;
+    start_log(&config);
+    crate::server::run(&config).map_err(|error| match error {
+        ServeError::Configuration(message) => Failure::usage(message),
+        ServeError::Failed(message) => Failure::runtime(message),
+    })
+}
+
+/// Log lines go to stderr, one an event of interest.
+fn start_log(config: &Config) {
+    let log =
+        tracing_subscriber::fmt().with_max_level(config.log_level).with_target(false).with_writer(std::io::stderr);
+    match config.log_format {
+        LogFormat::Json => log.json().flatten_event(true).init(),
+        LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).init(),
+    }
+}

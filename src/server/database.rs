@@ -1,0 +1,121 @@
+//! The database at start: embedded or connected to, migrated, its partitions made.
+
+use std::sync::Arc;
+
+use postgres::Client;
+
+use crate::config::{self, Config};
+use crate::pg::connect::{Connector, StartFault, classify_start_error};
+use crate::pg::embedded::{Embedded, EmbeddedOptions};
+use crate::pg::health::{DatabaseHealth, Witness};
+use crate::pg::migrate::{MigrateError, migrate};
+use crate::pg::partitions::{self, PartitionError};
+use crate::pg::pool::{self, Pool};
+use crate::pg::sqlstate::Fault;
+use crate::server::ServeError;
+use crate::sys::clock::wall_now;
+
+/// The database of a running server.
+pub struct Database {
+    /// Connections for everybody.
+    pub pool: Pool,
+    /// The schema is as it should be.
+    pub prepared: bool,
+    embedded: Option<Embedded>,
+}
+
+impl Database {
+    /// Starts or finds PostgreSQL. When it cannot be reached the server starts all the same: the upkeep thread
+    /// prepares the schema when it comes back.
+    ///
+    /// # Errors
+    /// What only the operator can mend: programs missing, wrong password, unknown database, too old, no right.
+    pub fn start(config: &Config, health: &Arc<DatabaseHealth>) -> Result<Self, ServeError> {
+        let (embedded, connector) = match &config.database {
+            config::Database::Embedded => {
+                let embedded = start_embedded(config)?;
+                let connector = Connector::local(embedded.config(), "the embedded PostgreSQL".to_owned());
+                (Some(embedded), connector)
+            }
+            config::Database::Url(url) => (None, Connector::new(url).map_err(refuse)?),
+        };
+        let prepared = match connect_and_prepare(&connector, config.partitions_ahead_months) {
+            Ok(()) => {
+                health.works(Witness::Probe);
+                true
+            }
+            Err(StartFault::Transient(reason)) => {
+                health.fails(Witness::Probe, &reason);
+                false
+            }
+            Err(fault) => return Err(refuse(fault)),
+        };
+        let pool = pool::open(connector.manager(), config.pool_connections_min, config.pool_connections_max);
+        Ok(Self { pool, prepared, embedded })
+    }
+
+    /// Stops the embedded PostgreSQL, if there is one.
+    pub fn stop(self) {
+        drop(self.pool);
+        if let Some(Err(error)) = self.embedded.map(Embedded::stop) {
+            tracing::error!(%error, "the embedded PostgreSQL did not stop cleanly");
+        }
+    }
+}
+
+fn start_embedded(config: &Config) -> Result<Embedded, ServeError> {
+    let options =
+        EmbeddedOptions { bin_dir: config.postgres_bin_dir.clone(), ..EmbeddedOptions::new(config.embedded_dir()) };
+    Embedded::start(&options).map_err(|error| ServeError::Failed(error.to_string()))
+}
+
+fn connect_and_prepare(connector: &Connector, ahead: u32) -> Result<(), StartFault> {
+    let mut client = connector.connect()?;
+    let report = migrate(&mut client).map_err(|error| match error {
+        MigrateError::Postgres(error) | MigrateError::Failed { error, .. } => classify_start_error(&error),
+        MigrateError::Newer { .. } => StartFault::Configuration(error.to_string()),
+        MigrateError::LockTimeout => StartFault::Transient(error.to_string()),
+    })?;
+    if !report.applied.is_empty() {
+        tracing::info!(applied = ?report.applied, "schema migrated");
+    }
+    ensure_ahead(&mut client, ahead).map_err(|error| match error {
+        PartitionError::Postgres(error) => classify_start_error(&error),
+        error => StartFault::Transient(error.to_string()),
+    })
+}
+
+fn refuse(fault: StartFault) -> ServeError {
+    match fault {
+        StartFault::Configuration(message) => ServeError::Configuration(message),
+        StartFault::Transient(message) => ServeError::Failed(message),
+    }
+}
+
+/// Migrates, and makes partitions ahead: after an outage at start, and now and then.
+pub fn prepare(client: &mut Client, ahead: u32) -> Result<(), Fault> {
+    migrate(client).map_err(|error| Fault::lost(error.to_string()))?;
+    ensure_ahead(client, ahead).map_err(|error| Fault::lost(error.to_string()))
+}
+
+fn ensure_ahead(client: &mut Client, ahead: u32) -> Result<(), PartitionError> {
+    let made = partitions::ensure_ahead(client, wall_now(), ahead)?;
+    if !made.is_empty() {
+        tracing::info!(partitions = ?made, "partitions made");
+    }
+    Ok(())
+}
+
+/// Drops partitions older than `months` (`PARTITION_RETENTION_MONTHS`).
+pub fn drop_old_partitions(client: &mut Client, months: u32) -> Result<(), Fault> {
+    let dropped =
+        partitions::cleanup(client, wall_now(), months, false).map_err(|error| Fault::lost(error.to_string()))?;
+    for partition in dropped {
+        tracing::info!(
+            partition = partition.name,
+            rows = partition.rows_estimate,
+            "partition dropped (PARTITION_RETENTION_MONTHS)"
+        );
+    }
+    Ok(())
+}

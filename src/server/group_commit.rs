@@ -1,0 +1,218 @@
+//! The journal thread: drain all rings ▸ one vectored write ▸ one fdatasync ▸ acknowledge ▸ lanes.
+//!
+//! While one group is being synced the next gathers in the rings, so the group's size adapts to the disk by
+//! itself. The first error latches: what is in hand and all that comes later is refused, and the process
+//! stays up so that what was queued before still reaches PostgreSQL.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use crossbeam::sync::Parker;
+
+use crate::flush::queue::{FlushQueue, Queued};
+use crate::http::app::App;
+use crate::http::submission::{Refused, Submission};
+use crate::journal::{FrameToWrite, Journal, JournalHealth, Location};
+use crate::limits::{JOURNAL_GROUP_BYTES_MAX, JOURNAL_GROUP_FRAMES_MAX, JOURNAL_IDLE_BEFORE_MARK};
+use crate::metrics::{BatchOutcome, Recorder};
+use crate::ring::ring::Ring;
+use crate::status::model::Phase;
+use crate::status::shared::StatusFeed;
+use crate::types::{AckLevel, PRIORITY_RESERVED_MIN};
+
+/// The journal thread's state.
+pub struct GroupCommit {
+    app: Arc<App>,
+    queue: Arc<FlushQueue>,
+    journal: Journal,
+    health: Arc<JournalHealth>,
+    feed: Option<StatusFeed>,
+    parker: Parker,
+    stopping: Arc<AtomicBool>,
+    fsync: Recorder,
+    /// The ring to begin with: each gets its turn to be first.
+    first_ring: usize,
+    /// Something has happened since the last mark.
+    mark_is_due: bool,
+}
+
+/// A submission with the core that it came from.
+struct Gathered {
+    core: usize,
+    submission: Submission,
+}
+
+impl GroupCommit {
+    /// A thread body over `journal`; `parker` is the one whose unparker the workers and flushers have.
+    pub fn new(
+        app: Arc<App>,
+        journal: Journal,
+        feed: Option<StatusFeed>,
+        parker: Parker,
+        stopping: Arc<AtomicBool>,
+    ) -> Self {
+        let (queue, health) = (Arc::clone(&app.queue), Arc::clone(&app.journal_health));
+        let fsync = app.metrics.journal_fsync.recorder();
+        Self { app, queue, journal, health, feed, parker, stopping, fsync, first_ring: 0, mark_is_due: true }
+    }
+
+    /// Runs until asked to stop and the rings are empty; then closes the journal.
+    pub fn run(mut self) {
+        let (mut group, mut locations) = (Vec::new(), Vec::new());
+        loop {
+            self.gather(&mut group);
+            if !group.is_empty() {
+                self.commit(&mut group, &mut locations);
+                self.reclaim();
+                continue;
+            }
+            self.reclaim();
+            // Acquire: partner of the Release store in the server's shutdown, after the workers have ended.
+            if self.stopping.load(Ordering::Acquire) {
+                break;
+            }
+            self.rest();
+        }
+        if let Err(error) = self.journal.close() {
+            tracing::error!(%error, "the journal could not be closed cleanly; the next start replays what is in it");
+        }
+    }
+
+    /// Waits for work. A moment of quiet is used to note in the journal what is committed.
+    fn rest(&mut self) {
+        if !self.mark_is_due || self.health.has_failed() {
+            self.parker.park();
+            self.mark_is_due = true;
+            return;
+        }
+        let quiet_at = Instant::now() + JOURNAL_IDLE_BEFORE_MARK;
+        self.parker.park_deadline(quiet_at);
+        if Instant::now() >= quiet_at && self.app.rings.iter().all(Ring::is_empty) {
+            self.mark_is_due = false;
+            if let Err(error) = self.journal.mark(false) {
+                self.fail(&error.to_string());
+            }
+        }
+    }
+
+    /// Takes what the rings hold, one of each in turn, up to the bounds of a group.
+    fn gather(&mut self, group: &mut Vec<Gathered>) {
+        let rings = self.app.rings.len();
+        let mut bytes = 0;
+        let mut found = true;
+        while found {
+            found = false;
+            for turn in 0..rings {
+                let core = (self.first_ring + turn) % rings;
+                if group.len() >= JOURNAL_GROUP_FRAMES_MAX || bytes >= JOURNAL_GROUP_BYTES_MAX {
+                    self.first_ring = core;
+                    return;
+                }
+                if let Some(submission) = self.app.rings[core].pop() {
+                    bytes += submission.block.bytes().len();
+                    group.push(Gathered { core, submission });
+                    found = true;
+                }
+            }
+        }
+    }
+
+    /// Writes and syncs `group`, then tells everybody; empties it.
+    fn commit(&mut self, group: &mut Vec<Gathered>, locations: &mut Vec<Location>) {
+        locations.clear();
+        let sync = group.iter().any(|gathered| gathered.submission.level != AckLevel::Memory);
+        let frames: Vec<FrameToWrite<'_>> = group
+            .iter()
+            .map(|Gathered { submission, .. }| FrameToWrite {
+                payload: submission.block.bytes(),
+                crc32c: submission.block.crc32c(),
+            })
+            .collect();
+        let started = Instant::now();
+        let written = self.journal.append_group(&frames, sync, locations);
+        drop(frames);
+        if sync {
+            self.fsync.record_elapsed(started.elapsed());
+        }
+        match written {
+            Ok(()) => {
+                let mut urgent = false;
+                for (gathered, location) in group.drain(..).zip(locations.iter()) {
+                    urgent |= gathered.submission.batch.priority >= PRIORITY_RESERVED_MIN;
+                    self.accept(gathered, Some(*location));
+                }
+                self.queue.wake(urgent);
+            }
+            Err(error) => {
+                self.fail(&error.to_string());
+                group.drain(..).for_each(|gathered| self.refuse(gathered));
+                self.queue.wake(true);
+            }
+        }
+        self.app.metrics.journal_bytes.set(self.app.space.stats().files_bytes);
+    }
+
+    /// Acknowledges a durable batch and puts it on its lane.
+    fn accept(&self, Gathered { core, submission }: Gathered, location: Option<Location>) {
+        let Submission { block, batch, accepted_at, on_durable, on_commit, .. } = submission;
+        batch.set_phase(Phase::Queued);
+        // Counted here and not by the worker: its client may have gone, the batch is accepted all the same.
+        self.app.metrics.events_accepted.add(u64::from(batch.events));
+        self.app.metrics.batches.add(BatchOutcome::Queued, 1);
+        if let Some(feed) = &self.feed {
+            feed.publish(&batch);
+        }
+        if let Some(on_durable) = on_durable {
+            let _ = on_durable.send(Ok(()));
+        }
+        let (tuple_bytes, block_bytes) = (block.tuples().len() as u64, block.memory_bytes() as u64);
+        // Over MEMORY_LIMIT_MB the journal alone keeps the bytes; the flusher reads them back.
+        let resident = location.is_none() || self.queue.budgets.resident_bytes.try_take(block_bytes);
+        let resident_bytes = if location.is_some() && resident { block_bytes } else { 0 };
+        let block = if resident {
+            Some(block)
+        } else {
+            self.app.blocks.give_back(block.into_buffer());
+            None
+        };
+        let queued = Queued { batch, block, location, resident_bytes, accepted_at, on_commit };
+        self.queue.push(&self.app.metrics, core, queued, tuple_bytes);
+    }
+
+    /// Turns a batch away that the journal could not take. `ack=memory` was answered already: such a batch goes
+    /// to PostgreSQL without the journal.
+    fn refuse(&self, gathered: Gathered) {
+        let submission = gathered.submission;
+        self.app.space.release_reservation(submission.block.bytes().len());
+        if submission.level == AckLevel::Memory {
+            let gathered = Gathered { core: gathered.core, submission };
+            return self.accept(gathered, None);
+        }
+        let batch = submission.batch;
+        batch.set_phase(Phase::Refused);
+        self.app.batches.remove(&batch);
+        self.queue.budgets.batches.give_back(1);
+        if let Some(on_durable) = submission.on_durable {
+            let _ = on_durable.send(Err(Refused));
+        }
+    }
+
+    fn reclaim(&mut self) {
+        if let Err(error) = self.journal.reclaim() {
+            self.fail(&error.to_string());
+        }
+        self.app.metrics.journal_bytes.set(self.app.space.stats().files_bytes);
+    }
+
+    fn fail(&self, message: &str) {
+        if !self.health.has_failed() {
+            tracing::error!(
+                reason = message,
+                "the journal cannot be written: nothing is acknowledged any more and /readyz says no; free or repair the disk \
+                 under JOURNAL_DIR, then restart ingestd (what was acknowledged is safe and is replayed)"
+            );
+            self.health.fail(message.to_owned());
+        }
+    }
+}

@@ -1,0 +1,338 @@
+//! The composition root: bind, open and recover the journal, connect, pin and start, serve, stop in order.
+//!
+//! ```text
+//!  start                                     stop (SIGTERM, SIGINT)
+//!  1 bind addresses (in use? say so now)     1 /readyz says no, listeners close
+//!  2 journal: lock, verify, recover          2 requests under way are answered
+//!  3 PostgreSQL: embedded or connect         3 what is queued is committed, within a bound
+//!    migrate, partitions                     4 flushers end, journal thread closes the journal
+//!  4 Redis, look-ups, flushers, upkeep       5 last status to Redis, embedded PostgreSQL stops
+//!  5 journal thread, HTTP workers
+//! ```
+//!
+//! PostgreSQL that cannot be reached stops nothing: batches go into the journal and wait. PostgreSQL that
+//! refuses (wrong password, unknown database, too old) stops the start: only the operator can help.
+
+mod database;
+mod group_commit;
+mod listen;
+mod recover;
+mod upkeep;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crossbeam::channel;
+use crossbeam::sync::Parker;
+use tokio::sync::watch;
+
+use crate::config::{Config, Linger as LingerSetting};
+use crate::encode::pool::BlockPool;
+use crate::flush::cut::{CutSettings, Linger};
+use crate::flush::flusher::{FlushTools, Flusher};
+use crate::flush::queue::{FlushQueue, QueueBudgets};
+use crate::http::app::{App, IngestSettings};
+use crate::http::worker::{self, WorkerStart};
+use crate::journal::{Journal, JournalHealth};
+use crate::limits::{FLUSH_DRAIN_WAIT_MAX, FLUSH_STOP_WAIT_MAX, QUEUE_BATCHES_MAX, REQUEST_BYTES_MAX, STOP_POLL};
+use crate::metrics::Metrics;
+use crate::pg::health::DatabaseHealth;
+use crate::ring::budget::Budget;
+use crate::ring::ring::Ring;
+use crate::server::database::Database;
+use crate::server::group_commit::GroupCommit;
+use crate::server::upkeep::Upkeep;
+use crate::status::lookup::{Lookup, Sources};
+use crate::status::memory::BatchMap;
+use crate::status::shared::Shared;
+use crate::sys::affinity;
+use crate::sys::signals::{self, Signal};
+
+/// Why the server did not start, or did not stop cleanly: one line that says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The settings do not fit this machine or its database: exit code 2.
+    #[error("{0}")]
+    Configuration(String),
+    /// Anything else: exit code 1.
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl ServeError {
+    fn failed(what: &str, error: impl std::fmt::Display) -> Self {
+        Self::Failed(format!("{what}: {error}"))
+    }
+}
+
+/// Serves until SIGTERM or SIGINT.
+///
+/// # Errors
+/// One line for the operator.
+pub fn run(config: &Config) -> Result<(), ServeError> {
+    let (signal_sender, signals) = channel::bounded(16);
+    signals::install(move |signal| {
+        // A full channel means that 15 reloads wait already.
+        let _ = signal_sender.try_send(signal);
+    })
+    .map_err(|error| ServeError::failed("cannot install signal handlers", error))?;
+    let server = Server::start(config)?;
+    while let Ok(Signal::Reload) = signals.recv() {
+        tracing::info!("SIGHUP: nothing to reload with these settings");
+    }
+    server.stop()
+}
+
+struct Server {
+    app: Arc<App>,
+    database: Database,
+    shared: Option<Shared>,
+    upkeep: Upkeep,
+    workers: Vec<JoinHandle<()>>,
+    flushers: Vec<JoinHandle<()>>,
+    journal_thread: JoinHandle<()>,
+    journal_stopping: Arc<AtomicBool>,
+    drain: watch::Sender<bool>,
+}
+
+impl Server {
+    fn start(config: &Config) -> Result<Self, ServeError> {
+        let started_at = Instant::now();
+        let worker_count = config.workers.unwrap_or_else(affinity::default_workers);
+        let bound = listen::bind(&config.listen, worker_count)?;
+        let node: Arc<str> = Arc::from(config.node_id.as_str());
+        let metrics = Metrics::new(&node, &crate::json::REJECTION_CODES);
+        let (queue, seats) = flush_queue(config, worker_count);
+        let batches = Arc::new(BatchMap::new(config.status_ttl));
+        let journal_health = Arc::new(JournalHealth::default());
+        let journal = recover::open(config, &node, worker_count, &queue, &batches, &metrics, &journal_health)?;
+
+        let health = Arc::new(DatabaseHealth::new());
+        let database = Database::start(config, &health)?;
+        let shared = match &config.redis {
+            Some(url) => Some(
+                Shared::start(url.with_password(), config.status_ttl, Arc::clone(&node))
+                    .map_err(|error| ServeError::Configuration(error.to_string()))?,
+            ),
+            None => None,
+        };
+        let sources = Sources {
+            pool: database.pool.clone(),
+            health: Arc::clone(&health),
+            shared: shared.as_ref().map(|shared| shared.reader.clone()),
+        };
+        let lookup =
+            Lookup::start(&sources).map_err(|error| ServeError::failed("cannot start the look-up threads", error))?;
+        let feed = shared.as_ref().map(|shared| shared.feed.clone());
+        let blocks = Arc::new(BlockPool::default());
+        let parker = Parker::new();
+        let tools = Arc::new(FlushTools {
+            pool: database.pool.clone(),
+            reader: journal.reader(),
+            releaser: journal.releaser(),
+            health: Arc::clone(&health),
+            batches: Arc::clone(&batches),
+            feed: feed.clone(),
+            metrics: Arc::clone(&metrics),
+            node: Arc::clone(&node),
+            blocks: Arc::clone(&blocks),
+            journal_health: Arc::clone(&journal_health),
+            batch_size: rows_min(config),
+            journal: parker.unparker().clone(),
+        });
+        let mut flushers = Vec::new();
+        for (number, seat) in seats.into_iter().enumerate() {
+            let flusher = Flusher::new(Arc::clone(&queue), Arc::clone(&tools), seat);
+            flushers.push(spawn(&format!("flush-{number}"), move || flusher.run())?);
+        }
+        let app = Arc::new(App {
+            settings: ingest_settings(config),
+            rings: (0..worker_count).map(|_| Ring::default()).collect(),
+            journal: parker.unparker().clone(),
+            space: journal.space(),
+            journal_health,
+            queue,
+            batches,
+            lookup,
+            blocks,
+            request_bytes: Arc::new(Budget::new(REQUEST_BYTES_MAX)),
+            database: health,
+            pool: database.pool.clone(),
+            redis: shared.as_ref().map(|shared| Arc::clone(&shared.health)),
+            metrics,
+            node,
+            started_at,
+            addresses: bound.addresses.clone(),
+            draining: AtomicBool::new(false),
+        });
+        let upkeep = Upkeep::start(Arc::clone(&app), config, database.prepared)?;
+        let (journal_thread, journal_stopping) = start_journal_thread(&app, journal, feed, parker)?;
+        let (drain, draining) = watch::channel(false);
+        let workers = start_workers(&app, bound, &draining)?;
+        for address in &app.addresses {
+            tracing::info!(
+                workers = worker_count,
+                ack = config.ack.name(),
+                node = &*app.node,
+                "listening on http://{address}"
+            );
+        }
+        Ok(Self { app, database, shared, upkeep, workers, flushers, journal_thread, journal_stopping, drain })
+    }
+
+    /// The right column of the module's drawing.
+    fn stop(self) -> Result<(), ServeError> {
+        tracing::info!(
+            "shutting down: requests under way are answered, what is queued is committed or stays in the journal"
+        );
+        self.app.draining.store(true, Ordering::Release);
+        // Workers hold receivers; if all are gone already there is nobody to tell.
+        let _ = self.drain.send(true);
+        self.app.queue.drain();
+        let mut panicked = join("HTTP worker", self.workers);
+        let deadline = Instant::now() + FLUSH_DRAIN_WAIT_MAX;
+        while !self.app.queue.is_empty() && self.app.database.is_working() && Instant::now() < deadline {
+            std::thread::sleep(STOP_POLL);
+        }
+        self.app.queue.stop();
+        panicked |= join_within("flusher", self.flushers, FLUSH_STOP_WAIT_MAX);
+        let left = self.app.queue.budgets.batches.used();
+        // Release: partner of the Acquire in the journal thread.
+        self.journal_stopping.store(true, Ordering::Release);
+        self.app.journal.unpark();
+        panicked |= join("journal thread", vec![self.journal_thread]);
+        panicked |= self.upkeep.stop();
+        if let Some(shared) = self.shared {
+            shared.stop();
+        }
+        let failed = self.app.journal_health.has_failed();
+        self.database.stop();
+        tracing::info!(batches_in_journal = left, "stopped");
+        if panicked || (failed && left > 0) {
+            return Err(ServeError::Failed("the shutdown was not clean; see the log".to_owned()));
+        }
+        Ok(())
+    }
+}
+
+fn flush_queue(config: &Config, worker_count: usize) -> (Arc<FlushQueue>, Vec<crate::flush::queue::Seat>) {
+    let settings = CutSettings {
+        rows_min: rows_min(config),
+        bytes_max: config.copy_bytes_max as u64,
+        timeout: config.batch_timeout,
+        linger: match config.batch_linger {
+            LingerSetting::Adaptive => Linger::Adaptive,
+            LingerSetting::Fixed(linger) => Linger::Fixed(linger),
+        },
+    };
+    let budgets = QueueBudgets {
+        batches: Budget::new(QUEUE_BATCHES_MAX as u64),
+        resident_bytes: Budget::new(config.memory_bytes_max as u64),
+    };
+    let (general, reserved) = flusher_counts(config.pool_connections_max, worker_count);
+    FlushQueue::new(worker_count, settings, budgets, general, reserved)
+}
+
+/// How many flushers a pool of `connections_max` feeds: two general ones saturate two cores of PostgreSQL, and
+/// more cores want more (design page, facts); one is reserved where there are at least two connections.
+fn flusher_counts(connections_max: u32, worker_count: usize) -> (usize, bool) {
+    let connections = connections_max as usize;
+    let reserved = connections >= 2;
+    let general = worker_count.max(2).min(connections.saturating_sub(usize::from(reserved))).max(1);
+    (general, reserved)
+}
+
+fn rows_min(config: &Config) -> u32 {
+    u32::try_from(config.copy_rows_min).unwrap_or(u32::MAX)
+}
+
+fn ingest_settings(config: &Config) -> IngestSettings {
+    IngestSettings {
+        ack: config.ack,
+        body_bytes_max: config.body_bytes_max,
+        events_max: config.batch_events_max,
+        event_age_max: config.event_age_max,
+        event_future_max: config.event_future_max,
+    }
+}
+
+fn start_journal_thread(
+    app: &Arc<App>,
+    journal: Journal,
+    feed: Option<crate::status::shared::StatusFeed>,
+    parker: Parker,
+) -> Result<(JoinHandle<()>, Arc<AtomicBool>), ServeError> {
+    let stopping = Arc::new(AtomicBool::new(false));
+    let thread = GroupCommit::new(Arc::clone(app), journal, feed, parker, Arc::clone(&stopping));
+    Ok((spawn("journal", move || thread.run())?, stopping))
+}
+
+fn start_workers(
+    app: &Arc<App>,
+    bound: listen::Bound,
+    draining: &watch::Receiver<bool>,
+) -> Result<Vec<JoinHandle<()>>, ServeError> {
+    let cores = affinity::worker_cores(bound.listeners.len());
+    let mut workers = Vec::new();
+    for (index, listeners) in bound.listeners.into_iter().enumerate() {
+        let start = WorkerStart { index, core: cores[index], listeners, drain: draining.clone() };
+        let app = Arc::clone(app);
+        workers.push(spawn(&format!("http-{index}"), move || {
+            if let Err(error) = worker::run(start, app) {
+                tracing::error!(%error, worker = index, "an HTTP worker could not serve");
+            }
+        })?);
+    }
+    Ok(workers)
+}
+
+fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, ServeError> {
+    let builder = std::thread::Builder::new().name(name.to_owned());
+    builder.spawn(body).map_err(|error| ServeError::failed(&format!("cannot start thread {name}"), error))
+}
+
+/// Waits for `threads`; true when one of them panicked.
+fn join(what: &str, threads: Vec<JoinHandle<()>>) -> bool {
+    let mut panicked = false;
+    for thread in threads {
+        if thread.join().is_err() {
+            tracing::error!("a {what} panicked");
+            panicked = true;
+        }
+    }
+    panicked
+}
+
+/// As [`join`], but gives up after `wait_max` on threads that wait for PostgreSQL: a lock or a frozen server can
+/// hold an answer back for ever. Their transactions end with the process; whether a COMMIT under way took place
+/// is what the ledger tells the next start.
+fn join_within(what: &str, mut threads: Vec<JoinHandle<()>>, wait_max: Duration) -> bool {
+    let deadline = Instant::now() + wait_max;
+    while !threads.iter().all(JoinHandle::is_finished) && Instant::now() < deadline {
+        std::thread::sleep(STOP_POLL);
+    }
+    let waiting = threads.extract_if(.., |thread| !thread.is_finished()).count();
+    if waiting > 0 {
+        tracing::warn!(
+            threads = waiting,
+            "PostgreSQL holds up a {what}; not waiting for it, its batches stay in the journal"
+        );
+    }
+    join(what, threads)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flushers_fit_the_pool_and_one_is_reserved_where_possible() {
+        assert_eq!(flusher_counts(1, 2), (1, false));
+        assert_eq!(flusher_counts(2, 2), (1, true));
+        assert_eq!(flusher_counts(20, 1), (2, true));
+        assert_eq!(flusher_counts(20, 8), (8, true));
+        assert_eq!(flusher_counts(4, 64), (3, true));
+    }
+}

@@ -1,0 +1,73 @@
+//! Opens the journal and puts what it holds back on the lanes, as handles: the bytes are read when their turn
+//! comes.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::config::Config;
+use crate::encode::block::BlockHeader;
+use crate::flush::queue::{FlushQueue, Queued};
+use crate::journal::{DiskStorage, Journal, JournalHealth, JournalOptions};
+use crate::metrics::Metrics;
+use crate::server::ServeError;
+use crate::status::memory::BatchMap;
+use crate::status::model::{Batch, Phase};
+
+/// Opens, verifies, recovers.
+///
+/// # Errors
+/// A folder that cannot be written or is locked by another server; a journal of a newer version.
+pub fn open(
+    config: &Config,
+    node: &str,
+    cores: usize,
+    queue: &FlushQueue,
+    batches: &BatchMap,
+    metrics: &Metrics,
+    health: &JournalHealth,
+) -> Result<Journal, ServeError> {
+    let started = Instant::now();
+    let dir = &config.journal_dir;
+    let storage = DiskStorage::create(dir).map_err(|error| {
+        let advice = "make the folder writable for this user, or set JOURNAL_DIR to another";
+        ServeError::Failed(format!("cannot use the journal folder {}: {error}; {advice}", dir.display()))
+    })?;
+    let options = JournalOptions::new(node, config.journal_bytes_max);
+    let (mut recovered_batches, mut recovered_events) = (0usize, 0u64);
+    let opened = Journal::open(Arc::new(storage), &options, &mut |location, payload| {
+        let (header, tuples_at) = BlockHeader::parse(payload).map_err(Box::new)?;
+        let batch = Batch::new(header.key, header.digest, header.priority, header.events, header.received_at);
+        batch.set_phase(Phase::Queued);
+        let batch = Arc::new(batch);
+        batches.admit(&batch);
+        recovered_events += u64::from(header.events);
+        queue.budgets.batches.take_over_limit(1);
+        let tuple_bytes = (payload.len() - tuples_at) as u64;
+        let queued = Queued {
+            batch,
+            block: None,
+            location: Some(location),
+            resident_bytes: 0,
+            accepted_at: Instant::now(),
+            on_commit: None,
+        };
+        queue.push(metrics, recovered_batches % cores, queued, tuple_bytes);
+        recovered_batches += 1;
+        Ok(())
+    });
+    let (journal, recovery) = opened.map_err(|error| ServeError::Failed(error.to_string()))?;
+    if recovered_batches > 0 {
+        tracing::info!(
+            batches = recovered_batches,
+            events = recovered_events,
+            took_ms = started.elapsed().as_millis() as u64,
+            "recovered from the journal what may not be committed yet; the ledger drops what is"
+        );
+    }
+    if recovery.is_degraded() {
+        let damage: Vec<String> = recovery.damage.iter().map(ToString::to_string).collect();
+        let damage = if damage.is_empty() { "damaged segments are set aside".to_owned() } else { damage.join("; ") };
+        health.note_damage(format!("{damage}; run `ingestd journal inspect`"));
+    }
+    Ok(journal)
+}

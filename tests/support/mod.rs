@@ -1,0 +1,107 @@
+//! What the integration tests share: a real PostgreSQL, a real Redis, the real binary, and bounded waits.
+//!
+//! Every child ends with the test process, however that ends, and every wait has a bound. Nothing here
+//! imitates a server.
+// Each test file is a program of its own and uses a part of this.
+#![allow(dead_code)]
+
+pub mod contract;
+pub mod load;
+pub mod postgres;
+pub mod proxy;
+pub mod raw;
+pub mod redis;
+pub mod server;
+
+use std::fs;
+use std::io::{self, Write};
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::sync::{LazyLock, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use ingestd::pg::embedded;
+use ingestd::sys::child;
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+/// How the folders of a test process are called; its process number follows.
+const FOLDER_PREFIX: &str = "ingestd-test-";
+
+/// Waits until `condition` holds; panics with `what` after `wait_max`.
+pub fn wait_until(what: &str, wait_max: Duration, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + wait_max;
+    while !condition() {
+        assert!(Instant::now() < deadline, "waited {wait_max:?} in vain: {what}");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Spawns `command` so that the child is killed when this process ends, and not earlier: the parent-death
+/// signal belongs to the spawning thread, and a test's own thread ends with the test.
+pub fn spawn(mut command: Command) -> io::Result<Child> {
+    type Order = (Command, mpsc::Sender<io::Result<Child>>);
+    static SPAWNER: LazyLock<mpsc::Sender<Order>> = LazyLock::new(|| {
+        let (orders, taken) = mpsc::channel::<Order>();
+        thread::spawn(move || {
+            while let Ok((mut command, answer)) = taken.recv() {
+                let _ = answer.send(command.spawn());
+            }
+        });
+        orders
+    });
+    child::end_with_thread(&mut command, Signal::KILL);
+    let (answer, answered) = mpsc::channel();
+    SPAWNER.send((command, answer)).map_err(io::Error::other)?;
+    answered.recv().map_err(io::Error::other)?
+}
+
+/// A fresh folder that is removed when dropped, or by a later test process when this one was killed. The user
+/// that PostgreSQL runs as can enter it, also when the tests run as root.
+pub fn folder() -> TempDir {
+    static BASE: LazyLock<PathBuf> = LazyLock::new(|| {
+        let ours = Path::new(env!("CARGO_TARGET_TMPDIR"));
+        let base = if embedded::may_hold_data(ours) { ours.to_path_buf() } else { std::env::temp_dir() };
+        remove_stale_folders(&base);
+        base
+    });
+    let prefix = format!("{FOLDER_PREFIX}{}-", std::process::id());
+    let folder = tempfile::Builder::new().prefix(&prefix).tempdir_in(&*BASE).expect("a folder for a test");
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("the folder is ours");
+    folder
+}
+
+/// Removes what test processes left that were killed, unless a PostgreSQL is still ending there.
+fn remove_stale_folders(base: &Path) {
+    let alive = |number: &str| Path::new("/proc").join(number).exists();
+    for entry in fs::read_dir(base).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let Some(rest) = name.to_str().and_then(|name| name.strip_prefix(FOLDER_PREFIX)) else { continue };
+        let owner = rest.split('-').next().unwrap_or_default();
+        let lock_file = fs::read_to_string(entry.path().join("postgres/postmaster.pid")).unwrap_or_default();
+        let in_use = lock_file.lines().next().is_some_and(|number| alive(number.trim()));
+        if !owner.is_empty() && !alive(owner) && !in_use {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+/// A port on 127.0.0.1 that was free a moment ago. Another program can take it first: whoever starts a server
+/// on it tries again with another one.
+pub fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port on 127.0.0.1");
+    listener.local_addr().expect("it is bound").port()
+}
+
+/// The checkout, where `deploy/setup.sh` puts what it brings.
+pub fn checkout() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Says `line` on stderr also when the test harness captures output.
+pub fn announce(line: &str) {
+    let _ = writeln!(io::stderr(), "{line}");
+}

@@ -1,0 +1,83 @@
+//! HTTP by hand, for what no proper client sends: half requests, bodies that never come, odd headers.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::time::Duration;
+
+use super::server::{Ingestd, Reply};
+
+/// How long an answer may take.
+const ANSWER_WAIT_MAX: Duration = Duration::from_secs(20);
+
+/// One connection, written and read by hand.
+#[derive(Debug)]
+pub struct Raw(TcpStream);
+
+impl Raw {
+    /// Connects to `server`.
+    pub fn connect(server: &Ingestd) -> Self {
+        let stream = TcpStream::connect(server.address()).expect("the server listens");
+        stream.set_read_timeout(Some(ANSWER_WAIT_MAX)).expect("a bound on reading");
+        stream.set_write_timeout(Some(ANSWER_WAIT_MAX)).expect("a bound on writing");
+        Self(stream)
+    }
+
+    /// Sends the head of a POST to `path` with `headers`, and none of its body.
+    pub fn post_head(&mut self, path: &str, headers: &[&str]) {
+        let mut head = format!("POST {path} HTTP/1.1\r\nHost: test\r\n");
+        for header in headers {
+            head.push_str(header);
+            head.push_str("\r\n");
+        }
+        head.push_str("\r\n");
+        self.send(head.as_bytes());
+    }
+
+    /// Sends `bytes`, all of them.
+    pub fn send(&mut self, bytes: &[u8]) {
+        self.try_send(bytes).expect("the server reads");
+    }
+
+    /// Sends `bytes`; an error when the server has closed the connection meanwhile.
+    pub fn try_send(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.0.write_all(bytes)
+    }
+
+    /// Says that nothing more is sent.
+    pub fn finish_sending(&self) {
+        self.0.shutdown(Shutdown::Write).expect("the connection is open");
+    }
+
+    /// Reads one answer with `Content-Length`.
+    pub fn answer(&mut self) -> Reply {
+        let mut reply = self.head();
+        let length = reply.header("content-length").parse().expect("the answer has a length");
+        reply.body = vec![0; length];
+        self.0.read_exact(&mut reply.body).expect("the answer's body comes");
+        reply
+    }
+
+    /// Reads the head of an answer; its body, if it has one, comes next on the connection.
+    pub fn head(&mut self) -> Reply {
+        let mut bytes = Vec::new();
+        let mut byte = [0];
+        while !bytes.ends_with(b"\r\n\r\n") {
+            self.0.read_exact(&mut byte).expect("an answer comes");
+            bytes.push(byte[0]);
+        }
+        let head = String::from_utf8(bytes).expect("headers are ASCII");
+        let mut lines = head.lines();
+        let status = lines.next().and_then(|line| line.split(' ').nth(1)).and_then(|code| code.parse().ok());
+        let mut headers = ureq::http::HeaderMap::new();
+        for (name, value) in lines.filter_map(|line| line.split_once(": ")) {
+            let name = ureq::http::HeaderName::try_from(name).expect("a header's name");
+            headers.append(name, value.parse().expect("a header's value"));
+        }
+        Reply { status: status.expect("a status line"), headers, body: Vec::new() }
+    }
+
+    /// True when the server has closed the connection; waits for that or for a byte.
+    pub fn is_closed(&mut self) -> bool {
+        matches!(self.0.read(&mut [0]), Ok(0))
+    }
+}

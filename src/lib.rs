@@ -26,16 +26,16 @@ pub mod config;
 pub mod limits;
 pub mod types;
 
-pub mod http;
-pub mod json;
 pub mod encode;
-pub mod ring;
-pub mod journal;
 pub mod flush;
-pub mod pg;
-pub mod status;
+pub mod http;
+pub mod journal;
+pub mod json;
 pub mod metrics;
+pub mod pg;
+pub mod ring;
+pub mod status;
 pub mod sys;
 
-pub mod server;
 pub mod cli;
+pub mod server;

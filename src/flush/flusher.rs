@@ -78,6 +78,8 @@ pub struct Flusher {
     /// COPYs that still go through the staging table, because duplicates were seen lately.
     staged_left: u32,
     retry_wait: Duration,
+    /// When the last wait began; `None` once a COPY has landed after it.
+    failed_at: Option<Instant>,
 }
 
 /// A batch in hand: its bytes are in memory.
@@ -92,7 +94,7 @@ impl Flusher {
     /// The flusher of `seat`.
     pub fn new(queue: Arc<FlushQueue>, tools: Arc<FlushTools>, seat: Seat) -> Self {
         let (target, metrics) = (RowsTarget::new(tools.batch_size), FlushRecorders::new(&tools.metrics));
-        Self { queue, tools, seat, target, metrics, staged_left: 0, retry_wait: RETRY_WAIT_MIN }
+        Self { queue, tools, seat, target, metrics, staged_left: 0, retry_wait: RETRY_WAIT_MIN, failed_at: None }
     }
 
     /// Runs until [`FlushQueue::stop`].
@@ -103,7 +105,7 @@ impl Flusher {
                 self.seat.parker.park();
                 continue;
             }
-            let Some(mut session) = self.connect() else { continue };
+            let Some(session) = self.connect() else { continue };
             match self.queue.next(self.seat.role, &self.moment()) {
                 Next::Copy(cut) => {
                     if !self.queue.mark_sleeping(&self.seat, false) {
@@ -111,7 +113,7 @@ impl Flusher {
                         self.queue.wake_one(self.seat.role);
                     }
                     self.queue.busy().fetch_add(1, Ordering::SeqCst);
-                    self.flush(&mut session, cut);
+                    self.flush(session, cut);
                     self.queue.busy().fetch_sub(1, Ordering::SeqCst);
                 }
                 Next::WaitUntil(at) => {
@@ -138,17 +140,46 @@ impl Flusher {
 
     /// A prepared connection, or `None` after a wait.
     fn connect(&mut self) -> Option<PooledConnection<SessionManager>> {
-        let connected = match self.tools.pool.get() {
-            Ok(mut session) => session.prepare().map(|()| session),
-            Err(error) => Err(Fault::lost(error.to_string())),
+        let mut session = match self.tools.pool.get() {
+            Ok(session) => session,
+            Err(error) => {
+                self.wait_after(&Fault::lost(error.to_string()));
+                return None;
+            }
         };
-        connected.inspect_err(|fault| self.wait_after(fault)).ok()
+        match session.prepare() {
+            Ok(()) => Some(session),
+            Err(fault) => {
+                self.let_go(session, &fault);
+                None
+            }
+        }
     }
 
-    /// Records a fault that ended an attempt, and waits before the next: doubling, with an upper bound.
-    fn wait_after(&mut self, fault: &Fault) {
+    /// Closes a session that met `fault`, and waits before the next attempt. A session from before the last wait
+    /// tells nothing about PostgreSQL as it is now: the next one is tried at once, so that a pool full of them
+    /// does not hold up the recovery. Each of them goes, so this ends.
+    fn let_go(&mut self, mut session: PooledConnection<SessionManager>, fault: &Fault) {
+        session.discard();
+        let is_older = self.failed_at.is_some_and(|failed_at| session.opened_at() < failed_at);
+        drop(session);
+        if is_older {
+            self.note(fault);
+        } else {
+            self.wait_after(fault);
+        }
+    }
+
+    /// Records a fault that ended an attempt.
+    fn note(&self, fault: &Fault) {
         self.tools.metrics.db_errors.add(SqlstateClass::of(Some(&fault.sqlstate)), 1);
         self.tools.health.fails(Witness::Copy, &fault.message);
+    }
+
+    /// Records a fault, and waits before the next attempt: doubling, with an upper bound.
+    fn wait_after(&mut self, fault: &Fault) {
+        self.note(fault);
+        self.failed_at = Some(Instant::now());
         let until = Instant::now() + self.retry_wait;
         self.retry_wait = (self.retry_wait * 2).min(RETRY_WAIT_MAX);
         while Instant::now() < until && !self.queue.is_stopping() {
@@ -156,7 +187,7 @@ impl Flusher {
         }
     }
 
-    fn flush(&mut self, session: &mut PooledConnection<SessionManager>, cut: Cut<Queued>) {
+    fn flush(&mut self, mut session: PooledConnection<SessionManager>, cut: Cut<Queued>) {
         let in_hand = self.take_in_hand(cut.items);
         if in_hand.is_empty() {
             return;
@@ -166,17 +197,16 @@ impl Flusher {
             batch.item.value.batch.set_phase(Phase::Processing);
             self.metrics.queue_latency.record_elapsed(started - batch.item.value.accepted_at.min(started));
         }
-        match self.land(session, &in_hand) {
+        match self.land(&mut session, &in_hand) {
             Ok((landed, timings)) => {
                 self.record(&in_hand, cut.is_full, &timings);
                 self.tools.health.works(Witness::Copy);
-                self.retry_wait = RETRY_WAIT_MIN;
+                (self.retry_wait, self.failed_at) = (RETRY_WAIT_MIN, None);
                 self.settle(in_hand, &landed);
             }
             Err(fault) => {
-                session.discard();
                 self.give_up_for_now(in_hand);
-                self.wait_after(&fault);
+                self.let_go(session, &fault);
             }
         }
     }

@@ -1,6 +1,6 @@
 //! The pool of blocking connections (r2d2), each with its prepared statements.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use postgres::{Client, Statement};
 use r2d2::ManageConnection;
@@ -29,6 +29,7 @@ pub struct Session {
     client: Client,
     statements: Option<Statements>,
     stage: Option<Stage>,
+    opened_at: Instant,
     discarded: bool,
 }
 
@@ -66,6 +67,11 @@ impl Session {
         (&mut self.client, statements, self.stage.as_ref())
     }
 
+    /// When PostgreSQL accepted the connection.
+    pub fn opened_at(&self) -> Instant {
+        self.opened_at
+    }
+
     /// Has the pool close this connection: its state, or the tables that its statements were prepared for,
     /// cannot be trusted any more.
     pub fn discard(&mut self) {
@@ -83,7 +89,8 @@ impl ManageConnection for SessionManager {
     type Error = postgres::Error;
 
     fn connect(&self) -> Result<Session, postgres::Error> {
-        Ok(Session { client: self.inner.connect()?, statements: None, stage: None, discarded: false })
+        let client = self.inner.connect()?;
+        Ok(Session { client, statements: None, stage: None, opened_at: Instant::now(), discarded: false })
     }
 
     fn is_valid(&self, session: &mut Session) -> Result<(), postgres::Error> {

@@ -298,6 +298,14 @@ impl fmt::Display for Tally {
 }
 
 impl Outcome {
+    /// Both together, for two loads on one database.
+    pub fn with(mut self, other: Self) -> Self {
+        self.batches.extend(other.batches);
+        self.retries += other.retries;
+        self.refused += other.refused;
+        self
+    }
+
     /// Compares with the tables that `client` sees.
     pub fn tally(&self, client: &mut Client) -> Tally {
         let mut tally = Tally { retries: self.retries, refused: self.refused, seed: self.seed, ..Tally::default() };

@@ -1,0 +1,134 @@
+//! Promise: an outage of PostgreSQL or an overload fills disk up to a cap, not memory, and refuses in good order.
+
+mod support;
+
+use std::fs;
+use std::time::Duration;
+
+use support::load::{Load, LoadOptions, body, seed, wait_until_committed};
+use support::postgres::{TestPostgres, connect};
+use support::server::{Ingestd, get, post};
+use support::wait_until;
+
+const WAIT_MAX: Duration = Duration::from_secs(90);
+const MIB: u64 = 1024 * 1024;
+
+/// Bytes of memory that the server has in use now.
+fn resident_bytes(server: &Ingestd) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", server.pid())).expect("the server runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a figure");
+    let kib: u64 = line.trim().trim_end_matches("kB").trim().parse().expect("a number");
+    kib * 1024
+}
+
+fn folder_bytes(server: &Ingestd) -> u64 {
+    let entries = fs::read_dir(server.folder().join("journal")).expect("the journal");
+    entries.flatten().filter_map(|entry| entry.metadata().ok()).map(|file| file.len()).sum()
+}
+
+/// Sends until the server says 503; how many batches were taken before. Every batch is 500 events, ~70 kB.
+fn fill(server: &Ingestd) -> u64 {
+    for number in 0..10_000 {
+        let body = body(&format!("fill-{number}"), None, 0, 500);
+        let reply = post(&server.url("/v1/ingest/batch"), &[], body.as_bytes());
+        if reply.status == 503 {
+            let problem = reply.json();
+            assert!(["journal_full", "journal_unavailable"].contains(&problem["code"].as_str().expect("a code")), "{problem}");
+            let seconds: u64 = reply.header("retry-after").parse().expect("Retry-After in seconds");
+            assert!((1..=60).contains(&seconds), "{seconds}");
+            return number;
+        }
+        assert_eq!(reply.status, 202, "{}", reply.text());
+    }
+    panic!("the journal has no end");
+}
+
+#[test]
+fn a_full_journal_refuses_and_takes_again_when_postgresql_is_back() {
+    let mut postgres = TestPostgres::start_private(&[]);
+    let database = postgres.create_database();
+    let server = Ingestd::builder().database(&database).env("JOURNAL_MAX_MB", 8).start();
+    for round in 0..2 {
+        postgres.kill9();
+        let taken = fill(&server);
+        assert!(taken > 10, "{taken} batches fit");
+        assert!(folder_bytes(&server) <= 8 * MIB, "the cap holds: {} bytes", folder_bytes(&server));
+        wait_until("readiness goes off", WAIT_MAX, || {
+            // What is small may still fit: a client that goes on meets the end.
+            let _ = post(&server.url("/v1/ingest/batch"), &[], body("more", None, 0, 1).as_bytes());
+            get(&server.url("/readyz")).status == 503
+        });
+        assert_eq!(get(&server.url("/v1/health")).status, 503);
+        assert_eq!(get(&server.url("/livez")).status, 200);
+        postgres.start();
+        wait_until("readiness comes back by itself", WAIT_MAX, || get(&server.url("/readyz")).status == 200);
+        wait_until_committed(&server, WAIT_MAX);
+        let mut client = connect(&database.url);
+        let partial = "SELECT count(*) FROM (SELECT 1 FROM events WHERE event_id LIKE 'fill-%'
+                       GROUP BY split_part(event_id, '/', 1) HAVING count(*) % 500 <> 0)";
+        assert_eq!(client.query_one(partial, &[]).expect("a count").get::<_, i64>(0), 0, "nothing half-taken");
+        let filled: i64 =
+            client.query_one("SELECT count(*) FROM events WHERE event_id LIKE 'fill-%'", &[]).expect("a count").get(0);
+        assert_eq!(filled.unsigned_abs(), taken * 500, "what was taken is there, and nothing else (round {round})");
+        client.batch_execute("TRUNCATE events").expect("ours");
+    }
+}
+
+#[test]
+fn clients_that_come_again_get_everything_in_through_a_journal_that_is_too_small() {
+    let seed = seed("a_journal_that_is_too_small");
+    let mut postgres = TestPostgres::start_private(&[]);
+    let database = postgres.create_database();
+    let server = Ingestd::builder().database(&database).env("JOURNAL_MAX_MB", 8).start();
+    postgres.kill9();
+    let load = Load::start(&server, LoadOptions { clients: 4, events: 80_000, seed, pause: Duration::ZERO });
+    wait_until("clients are turned away", WAIT_MAX, || load.refused() > 20);
+    postgres.start();
+    let outcome = load.finish();
+    wait_until_committed(&server, WAIT_MAX);
+    let tally = outcome.assert_exactly_once(&mut connect(&database.url));
+    assert_eq!(tally.unknown, 0, "a refusal is not an unknown outcome: {tally}");
+}
+
+#[test]
+fn an_outage_fills_the_disk_and_not_the_memory() {
+    let seed = seed("an_outage_fills_the_disk");
+    let mut postgres = TestPostgres::start_private(&[]);
+    let database = postgres.create_database();
+    let server = Ingestd::builder().database(&database).env("MEMORY_LIMIT_MB", 8).start();
+    // What the server needs to take requests at all, before anything is kept.
+    let warm_up = Load::start(&server, LoadOptions { clients: 4, events: 20_000, seed: seed + 1, pause: Duration::ZERO }).finish();
+    wait_until_committed(&server, WAIT_MAX);
+    postgres.kill9();
+    let before = resident_bytes(&server);
+    let outcome = Load::start(&server, LoadOptions { clients: 4, events: 400_000, seed, pause: Duration::ZERO }).finish();
+    let grown = resident_bytes(&server).saturating_sub(before);
+    let health = get(&server.url("/v1/health")).json();
+    let waiting = health["checks"]["journal"]["uncommitted_bytes"].as_u64().expect("a figure");
+    let held = health["checks"]["memory"]["queued_bytes"].as_u64().expect("a figure");
+    assert!(waiting > 40 * MIB, "enough waits to tell: {waiting}");
+    assert!(held <= 8 * MIB, "MEMORY_LIMIT_MB holds: {held}");
+    assert!(grown < waiting / 2, "{waiting} bytes wait, memory grew by {grown}");
+    postgres.start();
+    wait_until_committed(&server, WAIT_MAX);
+    outcome.with(warm_up).assert_exactly_once(&mut connect(&database.url));
+}
+
+#[test]
+fn a_payment_gets_through_while_a_backlog_drains() {
+    let seed = seed("a_payment_gets_through");
+    let mut postgres = TestPostgres::start_private(&[]);
+    let database = postgres.create_database();
+    let server = Ingestd::builder().database(&database).env("MEMORY_LIMIT_MB", 8).start();
+    postgres.kill9();
+    Load::start(&server, LoadOptions { clients: 4, events: 150_000, seed, pause: Duration::ZERO }).finish();
+    postgres.start();
+    let queued = || get(&server.url("/v1/health")).json()["checks"]["database"]["queued_batches"].as_u64().expect("a figure");
+    let backlog = queued();
+    wait_until("the backlog drains", WAIT_MAX, || queued() < backlog);
+    let reply = post(&server.url("/v1/ingest/batch?ack=commit&priority=10"), &[], body("payment", None, 10, 1).as_bytes());
+    let left = queued();
+    assert_eq!((reply.status, &reply.json()["inserted"]), (200, &1.into()), "{}", reply.text());
+    assert!(left > 0, "the payment overtook what was left of {backlog}");
+    wait_until_committed(&server, WAIT_MAX);
+}

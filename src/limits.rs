@@ -149,8 +149,6 @@ pub const BODY_BUFFER_KEPT_BYTES_MAX: usize = 2 * MIB;
 pub const RETRY_AFTER_BUSY_SECONDS: u32 = 1;
 /// `Retry-After` of a 503 for a full or failed journal, and while draining.
 pub const RETRY_AFTER_JOURNAL_SECONDS: u32 = 5;
-/// Header section of a request at most; hyper answers 431 beyond.
-pub const HEADER_BYTES_MAX: usize = 64 * KIB;
 /// Time for a request's headers to arrive.
 pub const HEADER_READ_WAIT_MAX: Duration = Duration::from_secs(10);
 /// How long requests under way may take to finish after SIGTERM.
@@ -189,6 +187,9 @@ pub const REDIS_IO_WAIT_MAX: Duration = Duration::from_secs(1);
 pub const REDIS_RETRY_WAIT: Duration = Duration::from_millis(500);
 /// How long the last status changes may take to be written at the end.
 pub const REDIS_STOP_WAIT_MAX: Duration = Duration::from_secs(2);
+/// Read buffer of a connection at most, and so the header section: hyper answers 431 beyond. Larger ones bring
+/// no fewer system calls that would matter, but pages that the kernel clears for every body.
+pub const CONNECTION_BUFFER_BYTES_MAX: usize = 128 * KIB;
 /// Headers of a request at most.
 pub const HEADERS_MAX: usize = 128;
 /// The journal counts as full, for readiness and health, when less than this share of its room is left.
@@ -258,5 +259,5 @@ pub const CONNECT_WAIT_MAX: Duration = Duration::from_secs(20);
 pub const BLOCK_BUFFER_BYTES_MIN: usize = 16 * KIB;
 /// Largest block buffer that is kept for reuse.
 pub const BLOCK_BUFFER_BYTES_MAX: usize = 4 * MIB;
-/// Bytes of all buffers kept, shared evenly by the size classes.
+/// Bytes of all buffers kept, over all sizes.
 pub const BLOCK_BUFFERS_KEPT_BYTES_MAX: usize = 128 * MIB;

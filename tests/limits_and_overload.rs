@@ -33,7 +33,10 @@ fn fill(server: &Ingestd) -> u64 {
         let reply = post(&server.url("/v1/ingest/batch"), &[], body.as_bytes());
         if reply.status == 503 {
             let problem = reply.json();
-            assert!(["journal_full", "journal_unavailable"].contains(&problem["code"].as_str().expect("a code")), "{problem}");
+            assert!(
+                ["journal_full", "journal_unavailable"].contains(&problem["code"].as_str().expect("a code")),
+                "{problem}"
+            );
             let seconds: u64 = reply.header("retry-after").parse().expect("Retry-After in seconds");
             assert!((1..=60).contains(&seconds), "{seconds}");
             return number;
@@ -97,11 +100,14 @@ fn an_outage_fills_the_disk_and_not_the_memory() {
     let database = postgres.create_database();
     let server = Ingestd::builder().database(&database).env("MEMORY_LIMIT_MB", 8).start();
     // What the server needs to take requests at all, before anything is kept.
-    let warm_up = Load::start(&server, LoadOptions { clients: 4, events: 20_000, seed: seed + 1, pause: Duration::ZERO }).finish();
+    let warm_up =
+        Load::start(&server, LoadOptions { clients: 4, events: 20_000, seed: seed + 1, pause: Duration::ZERO })
+            .finish();
     wait_until_committed(&server, WAIT_MAX);
     postgres.kill9();
     let before = resident_bytes(&server);
-    let outcome = Load::start(&server, LoadOptions { clients: 4, events: 400_000, seed, pause: Duration::ZERO }).finish();
+    let outcome =
+        Load::start(&server, LoadOptions { clients: 4, events: 400_000, seed, pause: Duration::ZERO }).finish();
     let grown = resident_bytes(&server).saturating_sub(before);
     let health = get(&server.url("/v1/health")).json();
     let waiting = health["checks"]["journal"]["uncommitted_bytes"].as_u64().expect("a figure");
@@ -123,10 +129,12 @@ fn a_payment_gets_through_while_a_backlog_drains() {
     postgres.kill9();
     Load::start(&server, LoadOptions { clients: 4, events: 150_000, seed, pause: Duration::ZERO }).finish();
     postgres.start();
-    let queued = || get(&server.url("/v1/health")).json()["checks"]["database"]["queued_batches"].as_u64().expect("a figure");
+    let queued =
+        || get(&server.url("/v1/health")).json()["checks"]["database"]["queued_batches"].as_u64().expect("a figure");
     let backlog = queued();
     wait_until("the backlog drains", WAIT_MAX, || queued() < backlog);
-    let reply = post(&server.url("/v1/ingest/batch?ack=commit&priority=10"), &[], body("payment", None, 10, 1).as_bytes());
+    let reply =
+        post(&server.url("/v1/ingest/batch?ack=commit&priority=10"), &[], body("payment", None, 10, 1).as_bytes());
     let left = queued();
     assert_eq!((reply.status, &reply.json()["inserted"]), (200, &1.into()), "{}", reply.text());
     assert!(left > 0, "the payment overtook what was left of {backlog}");

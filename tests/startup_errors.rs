@@ -144,6 +144,9 @@ fn a_postgresql_that_is_away_at_the_start_is_waited_for() {
     postgres.start();
     wait_until_committed(&server, WAIT_MAX);
     let mut client = connect(&database.url);
-    assert_eq!(client.query_one("SELECT count(*) FROM events", &[]).expect("the schema was made").get::<_, i64>(0), 200);
+    assert_eq!(
+        client.query_one("SELECT count(*) FROM events", &[]).expect("the schema was made").get::<_, i64>(0),
+        200
+    );
     assert_eq!(get(&server.url("/v1/health")).json()["status"], "healthy");
 }

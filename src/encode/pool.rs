@@ -7,6 +7,7 @@
 use crossbeam::queue::ArrayQueue;
 
 use crate::limits::{BLOCK_BUFFER_BYTES_MAX, BLOCK_BUFFER_BYTES_MIN, BLOCK_BUFFERS_KEPT_BYTES_MAX};
+use crate::ring::budget::Budget;
 
 const CLASSES: usize = (BLOCK_BUFFER_BYTES_MAX / BLOCK_BUFFER_BYTES_MIN).ilog2() as usize + 1;
 
@@ -15,12 +16,16 @@ const _: () = assert!(BLOCK_BUFFER_BYTES_MIN.is_power_of_two() && BLOCK_BUFFER_B
 /// Empty buffers by capacity: powers of two from [`BLOCK_BUFFER_BYTES_MIN`] to [`BLOCK_BUFFER_BYTES_MAX`].
 pub struct BlockPool {
     classes: [ArrayQueue<Vec<u8>>; CLASSES],
+    kept_bytes: Budget,
 }
 
 impl Default for BlockPool {
     fn default() -> Self {
-        let kept = |class: usize| BLOCK_BUFFERS_KEPT_BYTES_MAX / CLASSES / (BLOCK_BUFFER_BYTES_MIN << class);
-        Self { classes: std::array::from_fn(|class| ArrayQueue::new(kept(class).max(1))) }
+        let kept_max = |class: usize| BLOCK_BUFFERS_KEPT_BYTES_MAX / (BLOCK_BUFFER_BYTES_MIN << class);
+        Self {
+            classes: std::array::from_fn(|class| ArrayQueue::new(kept_max(class))),
+            kept_bytes: Budget::new(BLOCK_BUFFERS_KEPT_BYTES_MAX as u64),
+        }
     }
 }
 
@@ -32,17 +37,23 @@ impl BlockPool {
         }
         let capacity = bytes.next_power_of_two().max(BLOCK_BUFFER_BYTES_MIN);
         let class = (capacity / BLOCK_BUFFER_BYTES_MIN).ilog2() as usize;
-        self.classes[class].pop().unwrap_or_else(|| Vec::with_capacity(capacity))
+        let Some(kept) = self.classes[class].pop() else { return Vec::with_capacity(capacity) };
+        self.kept_bytes.give_back(capacity as u64);
+        kept
     }
 
     /// Keeps `buffer` for the next block, or frees it when it is no pool size or enough are kept.
     pub fn give_back(&self, mut buffer: Vec<u8>) {
         let capacity = buffer.capacity();
-        if capacity.is_power_of_two() && (BLOCK_BUFFER_BYTES_MIN..=BLOCK_BUFFER_BYTES_MAX).contains(&capacity) {
-            let class = (capacity / BLOCK_BUFFER_BYTES_MIN).ilog2() as usize;
-            buffer.clear();
-            // A full class means that enough are kept: this one is freed.
-            let _ = self.classes[class].push(buffer);
+        let is_ours =
+            capacity.is_power_of_two() && (BLOCK_BUFFER_BYTES_MIN..=BLOCK_BUFFER_BYTES_MAX).contains(&capacity);
+        if !is_ours || !self.kept_bytes.try_take(capacity as u64) {
+            return;
+        }
+        let class = (capacity / BLOCK_BUFFER_BYTES_MIN).ilog2() as usize;
+        buffer.clear();
+        if self.classes[class].push(buffer).is_err() {
+            self.kept_bytes.give_back(capacity as u64);
         }
     }
 }

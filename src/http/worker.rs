@@ -21,7 +21,7 @@ use crate::http::body::BufferPool;
 use crate::http::linger::Lingering;
 use crate::http::route;
 use crate::json::Scratch;
-use crate::limits::{HEADER_READ_WAIT_MAX, HEADERS_MAX, HTTP_DRAIN_WAIT_MAX};
+use crate::limits::{CONNECTION_BUFFER_BYTES_MAX, HEADER_READ_WAIT_MAX, HEADERS_MAX, HTTP_DRAIN_WAIT_MAX};
 use crate::metrics::Recorder;
 use crate::sys::affinity::{self, CoreId};
 
@@ -134,6 +134,7 @@ async fn connection(worker: Rc<Worker>, stream: TcpStream, mut drain: watch::Rec
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_READ_WAIT_MAX)
         .max_headers(HEADERS_MAX)
+        .max_buf_size(CONNECTION_BUFFER_BYTES_MAX)
         .serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
     let ended = tokio::select! {

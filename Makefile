@@ -11,7 +11,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 # Arguments for the server: make run ARGS='--help'
 ARGS ?=
 
-.PHONY: help setup build run test bench clean
+.PHONY: help setup build run test loom bench clean
 
 help: ## this list
 	@sed -nE 's/^([a-z]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 14
@@ -31,6 +31,10 @@ test: ## formatting, lints, and every test against a real PostgreSQL and Redis
 	cargo fmt --check
 	cargo clippy --all-targets --locked -- -D warnings
 	cargo test --locked
+
+loom: ## every interleaving of the small lock-free parts
+	@deploy/setup.sh run
+	RUSTFLAGS='--cfg ingestd_loom' cargo test --locked --lib --target-dir $(TARGET)/loom loom_tests
 
 bench: ## micro-benchmarks (criterion)
 	@deploy/setup.sh run

@@ -53,7 +53,7 @@ fn three_kills_under_load_lose_nothing_and_double_nothing() {
     let outcome = load.finish();
     wait_until_committed(&server, WAIT_MAX);
     let tally = outcome.assert_exactly_once(&mut database.connect());
-    announce(&format!("three_kills_under_load: kills={KILLS} batches={} {tally}", outcome.batches.len()));
+    announce(&format!("three_kills_under_load: kills={KILLS} batches={}", outcome.batches.len()));
     assert!(tally.retries > 0, "no kill met a request under way: {tally}");
 }
 

@@ -1,20 +1,19 @@
 //! What waits for a COPY, shared by those who feed it and the flushers who take from it.
 //!
 //! The journal thread pushes into lock-free lanes; flushers move the lanes into one [`Merge`] under a lock
-//! that only flushers take. Sleep and wake-up: a flusher marks itself sleeping *before* it looks for work, so
-//! that whatever is pushed afterwards either is seen by that look or finds the mark and wakes it.
+//! that only flushers take. How flushers sleep and are woken is in [`crate::flush::sleepers`].
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
-use crossbeam::sync::{Parker, Unparker};
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::oneshot;
 
 use crate::encode::block::Block;
 use crate::flush::cut::CutSettings;
 use crate::flush::merge::{Item, Merge, Moment, Next, Role};
+use crate::flush::sleepers::{Seat, Sleepers};
 use crate::journal::Location;
 use crate::metrics::Metrics;
 use crate::ring::budget::Budget;
@@ -51,26 +50,12 @@ pub struct QueueBudgets {
 pub struct FlushQueue {
     lanes: Lanes<Item<Queued>>,
     merge: Mutex<Merge<Queued>>,
-    /// By flusher: how to wake it, and whether it sleeps.
-    sleepers: Vec<Sleeper>,
+    sleepers: Sleepers,
     busy: AtomicUsize,
     draining: AtomicBool,
     stopping: AtomicBool,
     /// Limits of what is queued.
     pub budgets: QueueBudgets,
-}
-
-struct Sleeper {
-    role: Role,
-    sleeping: AtomicBool,
-    unparker: Unparker,
-}
-
-/// A flusher's place in the queue, handed to its thread.
-pub struct Seat {
-    pub(super) index: usize,
-    pub(super) role: Role,
-    pub(super) parker: Parker,
 }
 
 impl FlushQueue {
@@ -83,12 +68,7 @@ impl FlushQueue {
         reserved: bool,
     ) -> (Arc<Self>, Vec<Seat>) {
         let roles = std::iter::repeat_n(Role::General, general).chain(reserved.then_some(Role::Reserved));
-        let (mut sleepers, mut seats) = (Vec::new(), Vec::new());
-        for (index, role) in roles.enumerate() {
-            let parker = Parker::new();
-            sleepers.push(Sleeper { role, sleeping: AtomicBool::new(false), unparker: parker.unparker().clone() });
-            seats.push(Seat { index, role, parker });
-        }
+        let (sleepers, seats) = Sleepers::new(roles);
         let queue = Self {
             lanes: Lanes::new(cores),
             merge: Mutex::new(Merge::new(settings)),
@@ -131,21 +111,12 @@ impl FlushQueue {
 
     /// Wakes one sleeping flusher of `role`, if there is one.
     pub(super) fn wake_one(&self, role: Role) {
-        // SeqCst: partner of the SeqCst store in `Flusher::run`. Either we see the sleeper, or it sees the push.
-        fence(Ordering::SeqCst);
-        for sleeper in self.sleepers.iter().filter(|sleeper| sleeper.role == role) {
-            if sleeper.sleeping.swap(false, Ordering::SeqCst) {
-                sleeper.unparker.unpark();
-                return;
-            }
-        }
+        self.sleepers.wake_one(role);
     }
 
     /// Marks a flusher as sleeping (before it looks for work) or awake; returns what it was.
     pub(super) fn mark_sleeping(&self, seat: &Seat, sleeping: bool) -> bool {
-        let before = self.sleepers[seat.index].sleeping.swap(sleeping, Ordering::SeqCst);
-        fence(Ordering::SeqCst);
-        before
+        self.sleepers.mark(seat, sleeping)
     }
 
     /// Counts COPYs under way.
@@ -159,23 +130,16 @@ impl FlushQueue {
         resident.used() > resident.limit() / 2 || self.draining.load(Ordering::SeqCst)
     }
 
-    fn wake_all(&self) {
-        for sleeper in &self.sleepers {
-            sleeper.sleeping.store(false, Ordering::SeqCst);
-            sleeper.unparker.unpark();
-        }
-    }
-
     /// From now on nobody waits for more rows.
     pub fn drain(&self) {
         self.draining.store(true, Ordering::SeqCst);
-        self.wake_all();
+        self.sleepers.wake_all();
     }
 
     /// Ends the flushers after the COPY in hand; what is queued stays in the journal.
     pub fn stop(&self) {
         self.stopping.store(true, Ordering::SeqCst);
-        self.wake_all();
+        self.sleepers.wake_all();
     }
 
     /// True when nothing is queued or in a COPY.

@@ -1,8 +1,8 @@
 //! A number that many threads spend and give back, never above its limit.
 
-#[cfg(loom)]
+#[cfg(ingestd_loom)]
 use loom::sync::atomic::{AtomicU64, Ordering};
-#[cfg(not(loom))]
+#[cfg(not(ingestd_loom))]
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Counts units in use, up to a limit that is fixed when it is made.
@@ -55,7 +55,7 @@ impl Budget {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(ingestd_loom)))]
 mod tests {
     use super::*;
 
@@ -71,7 +71,7 @@ mod tests {
     }
 }
 
-#[cfg(all(test, loom))]
+#[cfg(all(test, ingestd_loom))]
 mod loom_tests {
     use super::*;
     use loom::sync::Arc;

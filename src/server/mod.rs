@@ -217,7 +217,7 @@ impl Server {
     }
 }
 
-fn flush_queue(config: &Config, worker_count: usize) -> (Arc<FlushQueue>, Vec<crate::flush::queue::Seat>) {
+fn flush_queue(config: &Config, worker_count: usize) -> (Arc<FlushQueue>, Vec<crate::flush::sleepers::Seat>) {
     let settings = CutSettings {
         rows_min: rows_min(config),
         bytes_max: config.copy_bytes_max as u64,

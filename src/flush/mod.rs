@@ -12,5 +12,5 @@ pub mod cut;
 pub mod flusher;
 pub mod merge;
 pub mod queue;
-pub mod sleepers;
 mod record;
+pub mod sleepers;

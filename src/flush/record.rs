@@ -36,7 +36,8 @@ impl FlushRecorders {
         self.copy_rows.record(u64::from(rows));
         self.copy_latency.record_elapsed(timings.claim + timings.copy + timings.commit);
         self.queries.record_elapsed(Statement::LedgerInsert, timings.claim);
-        self.queries.record_elapsed(Statement::Copy, timings.copy);
+        let copy = if timings.staged { Statement::Staging } else { Statement::Copy };
+        self.queries.record_elapsed(copy, timings.copy);
         self.queries.record_elapsed(Statement::Commit, timings.commit);
     }
 

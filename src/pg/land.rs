@@ -60,6 +60,8 @@ pub enum Landed {
 /// How long the steps took, for the metrics.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Timings {
+    /// Rows went through the temporary table.
+    pub staged: bool,
     /// The ledger's INSERT.
     pub claim: Duration,
     /// The COPY, or staging and insert.
@@ -84,7 +86,7 @@ pub fn land(
         session.prepare_stage()?;
     }
     let (client, statements, stage) = session.parts();
-    let mut timings = Timings::default();
+    let mut timings = Timings { staged: way != Way::Plain, ..Timings::default() };
     let started = Instant::now();
     let mut transaction = client.transaction()?;
     let claimed = ledger::claim(&mut transaction, &statements.claim, batches, node)?;

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use postgres::{Client, GenericClient, Statement, Transaction};
+use postgres::{GenericClient, Statement, Transaction};
 
 use crate::pg::land::Landing;
 use crate::status::model::Counts;
@@ -88,11 +88,6 @@ pub fn find(client: &mut impl GenericClient, keys: &[&BatchKey]) -> Result<Vec<L
         &[(&owners, postgres::types::Type::TEXT_ARRAY), (&ids, postgres::types::Type::TEXT_ARRAY)],
     )?;
     Ok(rows.iter().map(row_from).collect())
-}
-
-/// Bounds what a look-up may wait for, so that a lock on the ledger does not hold up clients.
-pub fn bound_waits(client: &mut Client, wait_max: Duration) -> Result<(), postgres::Error> {
-    client.batch_execute(&format!("SET statement_timeout = {}", wait_max.as_millis()))
 }
 
 fn row_from(row: &postgres::Row) -> LedgerRow {

@@ -5,12 +5,14 @@
 //! | no SQLSTATE (socket) | connection lost | [`Verdict::Retry`] |
 //! | 23505 | rows that are there already | [`Verdict::Duplicates`] |
 //! | 23514 without a constraint's name | no partition for the row | [`Verdict::MissingPartition`] |
-//! | 22, 23, 44, 54, P0 | this row cannot be stored | [`Verdict::RowFault`] |
+//! | 22, 23, 44, 54, P0, and classes that users define | this row cannot be stored | [`Verdict::RowFault`] |
 //! | 3F, 42 | the schema is not what it should be | [`Verdict::Schema`] |
 //! | everything else (08, 25, 28, 40, 53, 55, 57, 58, XX …) | the server's state | [`Verdict::Retry`] |
 //!
 //! Codes: PostgreSQL documentation, appendix A. The default is to retry: what was accepted is never given up
-//! because of a code that nobody foresaw.
+//! because of a code of PostgreSQL's that nobody foresaw. Classes that begin with 5–9 or I–Z are left to
+//! implementations and their users by the SQL standard; those that PostgreSQL does not use itself come from a
+//! user's trigger, and so from a row.
 
 use postgres::error::SqlState;
 
@@ -70,6 +72,8 @@ pub fn verdict(code: &SqlState, constraint: Option<&str>) -> Verdict {
         ("23514", _) if constraint.is_none() => Verdict::MissingPartition,
         (_, "22" | "23" | "44" | "54" | "P0") => Verdict::RowFault,
         (_, "3F" | "42") => Verdict::Schema,
+        (_, "53" | "55" | "57" | "58" | "72" | "XX") => Verdict::Retry,
+        (_, class) if class.starts_with(['5', '6', '7', '8', '9']) || class >= "I" => Verdict::RowFault,
         _ => Verdict::Retry,
     }
 }
@@ -98,7 +102,7 @@ mod tests {
 
     #[test]
     fn rows_that_cannot_be_stored_are_found_and_set_aside() {
-        for code in ["22P02", "22021", "22001", "23502", "54000", "P0001"] {
+        for code in ["22P02", "22021", "22001", "23502", "54000", "P0001", "ZX001", "99999"] {
             assert_eq!(of(code), Verdict::RowFault, "{code}");
         }
     }

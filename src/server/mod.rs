@@ -121,6 +121,7 @@ impl Server {
         let sources = Sources {
             pool: database.pool.clone(),
             health: Arc::clone(&health),
+            metrics: Arc::clone(&metrics),
             shared: shared.as_ref().map(|shared| shared.reader.clone()),
         };
         let lookup =

@@ -5,12 +5,13 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, bounded};
 use tokio::sync::oneshot;
 
 use crate::limits::{LOOKUP_THREADS, LOOKUPS_GROUP_MAX, LOOKUPS_WAITING_MAX};
+use crate::metrics::{Metrics, Recorders, Statement};
 use crate::pg::health::DatabaseHealth;
 use crate::pg::ledger::{self, LedgerRow};
 use crate::pg::pool::Pool;
@@ -57,6 +58,8 @@ pub struct Sources {
     pub pool: Pool,
     /// Whether asking the ledger makes sense.
     pub health: Arc<DatabaseHealth>,
+    /// Where the time of a look-up in the ledger is recorded.
+    pub metrics: Arc<Metrics>,
     /// Redis, where it is set.
     pub shared: Option<StatusReader>,
 }
@@ -88,20 +91,21 @@ impl Lookup {
 }
 
 fn answer_all(receiver: &Receiver<Question>, sources: &Sources) {
+    let queries = sources.metrics.db_query.recorder();
     while let Ok(first) = receiver.recv() {
         let mut questions = vec![first];
         questions.extend(receiver.try_iter().take(LOOKUPS_GROUP_MAX - 1));
         // Whoever gave up waiting is not worth asking for.
         questions.retain(|question| !question.answer.is_closed());
         if !questions.is_empty() {
-            answer(questions, sources);
+            answer(questions, sources, &queries);
         }
     }
 }
 
 /// Redis first; what it has not, or has as not finished, is asked of the ledger: a queued status may be stale
 /// where its node died after the commit.
-fn answer(questions: Vec<Question>, sources: &Sources) {
+fn answer(questions: Vec<Question>, sources: &Sources, queries: &Recorders<Statement>) {
     let keys: Vec<&BatchKey> = questions.iter().map(|question| &question.key).collect();
     let shared = sources.shared.as_ref().and_then(|shared| shared.find(&keys));
     let mut shared = shared.unwrap_or_else(|| vec![None; keys.len()]);
@@ -109,7 +113,7 @@ fn answer(questions: Vec<Question>, sources: &Sources) {
         |status: &Option<SharedStatus>| status.as_ref().is_none_or(|status| status.document.completed_at.is_none());
     let open: Vec<&BatchKey> =
         keys.iter().zip(&shared).filter(|(_, status)| is_open(status)).map(|(key, _)| *key).collect();
-    let rows = if open.is_empty() { Ok(Vec::new()) } else { ask_ledger(&open, sources) };
+    let rows = if open.is_empty() { Ok(Vec::new()) } else { ask_ledger(&open, sources, queries) };
     let ledger_answered = rows.is_ok();
     let mut rows: HashMap<BatchKey, LedgerRow> =
         rows.unwrap_or_default().into_iter().map(|row| (row.key.clone(), row)).collect();
@@ -125,12 +129,15 @@ fn answer(questions: Vec<Question>, sources: &Sources) {
     }
 }
 
-fn ask_ledger(keys: &[&BatchKey], sources: &Sources) -> Result<Vec<LedgerRow>, Fault> {
+fn ask_ledger(keys: &[&BatchKey], sources: &Sources, queries: &Recorders<Statement>) -> Result<Vec<LedgerRow>, Fault> {
     if !sources.health.is_working() {
         return Err(Fault::lost("PostgreSQL is away"));
     }
     let mut session = sources.pool.get().map_err(|error| Fault::lost(error.to_string()))?;
-    ledger::find(session.client(), keys).map_err(|error| {
+    let started = Instant::now();
+    let found = ledger::find(session.client(), keys);
+    queries.record_elapsed(Statement::Lookup, started.elapsed());
+    found.map_err(|error| {
         session.discard();
         let fault = Fault::from(error);
         tracing::debug!(%fault, "look-up in the ledger failed");

@@ -190,3 +190,20 @@ fn a_replay_goes_on_behind_a_row_that_a_trigger_still_refuses() {
     assert_eq!(count(&mut client, "events WHERE event_id = 'e1'"), 1, "{}{}", replayed.stdout, replayed.stderr);
     assert_eq!(count(&mut client, "dead_letter_events WHERE replayed_at IS NULL AND event_id = 'e0'"), 1);
 }
+
+#[test]
+fn a_trigger_with_a_code_of_its_own_holds_up_nothing() {
+    let database = support::postgres::shared().create_database();
+    let (server, mut client) = (server_on(&database), database.connect());
+    client
+        .batch_execute(
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+               IF NEW.event_id = 'e1' THEN RAISE EXCEPTION 'not this one' USING ERRCODE = 'ZX001'; END IF;
+               RETURN NEW; END $$;
+             CREATE TRIGGER refuse BEFORE INSERT ON events FOR EACH ROW EXECUTE FUNCTION refuse()",
+        )
+        .expect("a trigger");
+    assert_eq!(counts(&commit(&server, &batch("custom-code", 3, &[]))), [2, 0, 1]);
+    let row = client.query_one("SELECT event_id, sqlstate FROM dead_letter_events", &[]).expect("one");
+    assert_eq!((row.get(0), row.get(1)), ("e1", "ZX001"));
+}

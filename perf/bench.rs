@@ -1,9 +1,9 @@
 //! Tools of `perf/compare.sh`: a PostgreSQL to measure against, and the limit that it sets.
 //!
 //! `bench postgres DIR`: starts the embedded PostgreSQL in DIR, prints its URL, stops at the end of stdin.
-//! `bench raw-copy URL CONNECTIONS SECONDS ROWS`: binary COPY of pre-encoded rows of the same shape as
-//! `perf/load.lua` sends, ROWS a transaction, over CONNECTIONS connections; prints rows a second. Encoding and
-//! making ids unique happen before the clock starts.
+//! `bench raw-copy URL CONNECTIONS TOTAL ROWS`: binary COPY of TOTAL pre-encoded rows of the same shape as
+//! `perf/load.lua` sends, ROWS a transaction, over CONNECTIONS connections; prints rows a second. The time in which
+//! rows are encoded and ids made unique does not count.
 
 use std::io::{Read, Write};
 use std::time::{Duration, Instant};
@@ -21,10 +21,10 @@ fn main() -> Result<(), Failure> {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments[..] {
         ["postgres", dir] => postgres(dir),
-        ["raw-copy", url, connections, seconds, rows] => {
-            raw_copy(url, connections.parse()?, Duration::from_secs(seconds.parse()?), rows.parse()?)
+        ["raw-copy", url, connections, total, rows] => {
+            raw_copy(url, connections.parse()?, total.parse()?, rows.parse()?)
         }
-        _ => Err("usage: bench postgres DIR | bench raw-copy URL CONNECTIONS SECONDS ROWS".into()),
+        _ => Err("usage: bench postgres DIR | bench raw-copy URL CONNECTIONS TOTAL ROWS".into()),
     }
 }
 
@@ -36,12 +36,13 @@ fn postgres(dir: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Sends COPYs until `duration` is over; every connection has its own rows.
-fn raw_copy(url: &str, connections: usize, duration: Duration, rows: usize) -> Result<(), Failure> {
+/// Sends COPYs until `total` rows are in; every connection has its own rows.
+fn raw_copy(url: &str, connections: usize, total: usize, rows: usize) -> Result<(), Failure> {
     let started = Instant::now();
     let totals = std::thread::scope(|scope| {
-        let threads: Vec<_> =
-            (0..connections).map(|number| scope.spawn(move || copy_until(url, number, duration, rows))).collect();
+        let threads: Vec<_> = (0..connections)
+            .map(|number| scope.spawn(move || copy_rows(url, number, total / connections, rows)))
+            .collect();
         threads
             .into_iter()
             .map(|thread| thread.join().map_err(|_| Failure::from("a connection's thread panicked"))?)
@@ -57,12 +58,12 @@ fn raw_copy(url: &str, connections: usize, duration: Duration, rows: usize) -> R
 }
 
 /// Rows sent and the time that COPY and COMMIT took, without the time in which ids were made unique.
-fn copy_until(url: &str, number: usize, duration: Duration, rows: usize) -> Result<(usize, Duration), Failure> {
+fn copy_rows(url: &str, number: usize, total: usize, rows: usize) -> Result<(usize, Duration), Failure> {
     let mut client = postgres::Client::connect(url, postgres::NoTls)?;
     let copy = client.prepare(&format!("COPY events ({COPY_COLUMNS}) FROM STDIN (FORMAT binary)"))?;
     let (mut tuples, places) = encoded_rows(number, rows)?;
     let (mut sent, mut sending, mut counter) = (0, Duration::ZERO, 0u64);
-    while sending < duration {
+    while sent < total {
         for place in &places {
             counter += 1;
             tuples[*place..*place + 12].copy_from_slice(format!("{counter:012x}").as_bytes());

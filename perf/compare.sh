@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # The server against the limit that PostgreSQL sets, interleaved, medians of ROUNDS.
 #   perf/compare.sh            needs: make build, wrk; SECONDS_EACH=8 ROUNDS=3 CONNECTIONS=16 EVENTS=1000
-# A round: raw binary COPY of pre-encoded rows over two connections, then the server (ack=journal) fed by wrk
-# until SECONDS_EACH are over, measured until everything is committed. Same PostgreSQL, same schema, tables
-# emptied before each. CPU is the server's own from /proc (all threads; PostgreSQL is another process).
+# A round: the server (ack=journal) fed by wrk for SECONDS_EACH, measured until everything is committed, then raw
+# binary COPY of as many pre-encoded rows over two connections. Same PostgreSQL, same schema, tables emptied
+# before each. CPU is the server's own from /proc (all threads; PostgreSQL is another process).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 seconds=${SECONDS_EACH:-8} rounds=${ROUNDS:-3} connections=${CONNECTIONS:-16} ack=${ACK:-journal}
@@ -43,8 +43,6 @@ empty() { sql "TRUNCATE events, ingest_batches, dead_letter_events" ; sql "CHECK
 : >"$work/raw" ; : >"$work/committed" ; : >"$work/cpu" ; : >"$work/ratio" ; : >"$work/during"
 for round in $(seq "$rounds"); do
   empty
-  raw=$("$bench" raw-copy "$url" 2 "$seconds" 5000 | sed 's/.*rows_per_second":\([0-9]*\).*/\1/')
-  empty
   LISTEN_ADDR=127.0.0.1:0 JOURNAL_DIR=$work/journal ACK=$ack "$ingestd" serve >"$work/server.log" 2>&1 &
   server=$! ; started=("$server")
   for _ in $(seq 100); do grep -q 'listening on http://' "$work/server.log" && break; sleep 0.1; done
@@ -60,6 +58,8 @@ for round in $(seq "$rounds"); do
   [ "$committed" = "$accepted" ] || { echo "compare: accepted $accepted but $committed rows" >&2; exit 1; }
   kill -TERM "$server" ; wait "$server" ; started=()
   rm -rf "$work/journal"
+  empty
+  raw=$("$bench" raw-copy "$url" 2 "$committed" 5000 | sed 's/.*rows_per_second":\([0-9]*\).*/\1/')
   rate=$(awk -v n="$committed" -v a="$begun" -v b="$ended" 'BEGIN { printf "%.0f", n / (b - a) }')
   rate_during=$(awk -v n="$during" -v a="$begun" -v b="$wrk_ended" 'BEGIN { printf "%.0f", n / (b - a) }')
   cpu=$(awk -v t=$((cpu_after - cpu_before)) -v hz="$ticks" -v n="$committed" 'BEGIN { printf "%.3f", t / hz * 1e6 / n }')

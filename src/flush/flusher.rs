@@ -327,7 +327,8 @@ impl Flusher {
                 // The client may have gone; the batch is committed all the same.
                 let _ = on_commit.send(());
             }
-            if let Some(feed) = &self.tools.feed {
+            // After a conflict the id's status is that of the batch which the ledger has.
+            if let Some(feed) = self.tools.feed.as_ref().filter(|_| *landed != Landed::Conflict) {
                 feed.publish(&batch);
             }
             self.queue.leave(&self.tools.metrics, &item);

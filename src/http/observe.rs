@@ -8,14 +8,19 @@ use crate::http::problem::Problem;
 use crate::http::query::parameter;
 use crate::http::route::{Reply, with_type};
 use crate::http::worker::Worker;
-use crate::metrics::{Format, PoolState};
+use crate::metrics::{Format, NotAcceptable, PoolState};
 
 /// All metrics, in the format that `?format=` or `Accept` asks for.
 pub fn get(worker: &Worker, request: &Request<Incoming>) -> Reply {
     let accept = request.headers().get(ACCEPT).and_then(|value| value.to_str().ok());
     let wanted = parameter(request.uri().query(), "format");
-    let format = Format::negotiate(accept, wanted.as_deref())
-        .map_err(|error| Problem::new(StatusCode::NOT_ACCEPTABLE, "not_acceptable", error.to_string()))?;
+    let format = Format::negotiate(accept, wanted.as_deref()).map_err(|error| {
+        let (status, code) = match error {
+            NotAcceptable::UnknownFormat => (StatusCode::BAD_REQUEST, "unknown_format"),
+            NotAcceptable::NoneAccepted => (StatusCode::NOT_ACCEPTABLE, "not_acceptable"),
+        };
+        Problem::new(status, code, error.to_string())
+    })?;
     let app = &worker.app;
     let state = app.pool.state();
     app.metrics.db_pool_connections.of(PoolState::Idle).set(u64::from(state.idle_connections));

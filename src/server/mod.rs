@@ -104,6 +104,8 @@ impl Server {
         let bound = listen::bind(&config.listen, worker_count)?;
         let node: Arc<str> = Arc::from(config.node_id.as_str());
         let metrics = Metrics::new(&node, &crate::json::REJECTION_CODES);
+        metrics.memory_limit_bytes.set(config.memory_bytes_max as u64);
+        metrics.journal_limit_bytes.set(config.journal_bytes_max);
         let (queue, seats) = flush_queue(config, worker_count);
         let batches = Arc::new(BatchMap::new(config.status_ttl));
         let journal_health = Arc::new(JournalHealth::default());
@@ -125,7 +127,7 @@ impl Server {
             shared: shared.as_ref().map(|shared| shared.reader.clone()),
         };
         let lookup =
-            Lookup::start(&sources).map_err(|error| ServeError::failed("cannot start the look-up threads", error))?;
+            Lookup::start(sources).map_err(|error| ServeError::failed("cannot start the look-up threads", error))?;
         let feed = shared.as_ref().map(|shared| shared.feed.clone());
         let blocks = Arc::new(BlockPool::default());
         let parker = Parker::new();

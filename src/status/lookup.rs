@@ -1,14 +1,21 @@
 //! Batches that this process does not know: asked of Redis, then of the ledger, by threads that may block.
 //!
-//! Look-ups are gathered: one MGET and one SELECT answer many. Every wait is bounded on the asking side;
-//! when the queue is full or PostgreSQL is away the answer is [`Answer::Unavailable`] at once.
+//! ```text
+//!  worker ─▶ Redis's thread ── finished ──────────────────────▶ last word
+//!                 └─ open or not there ─▶ ledger's threads ───▶ last word
+//!                       └─ what Redis has, in case the ledger does not answer in time
+//! ```
+//!
+//! Each source has threads of its own, so that one which hangs takes nothing from the other. Look-ups are
+//! gathered: one MGET and one SELECT answer many. Every wait is bounded on the asking side; when nobody can be
+//! asked the answer is [`Answer::Unavailable`] at once.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, bounded};
-use tokio::sync::oneshot;
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
 use crate::limits::{LOOKUP_THREADS, LOOKUPS_GROUP_MAX, LOOKUPS_WAITING_MAX};
 use crate::metrics::{Metrics, Recorders, Statement};
@@ -40,9 +47,27 @@ pub enum Answer {
     Unavailable,
 }
 
+/// What a source tells the asker.
+enum Word {
+    /// True as far as Redis knows: it holds unless the ledger says more.
+    SoFar(Box<Known>),
+    /// The answer.
+    Last(Answer),
+}
+
+/// A look-up under way. Dropped without a last word, it is answered with what was said so far.
 struct Question {
     key: BatchKey,
-    answer: oneshot::Sender<Answer>,
+    /// What Redis has: a batch that is not finished.
+    so_far: Option<Box<Known>>,
+    words: UnboundedSender<Word>,
+}
+
+impl Question {
+    fn answer(self, answer: Answer) {
+        // The asker may have stopped waiting; then nobody needs the answer.
+        let _ = self.words.send(Word::Last(answer));
+    }
 }
 
 /// Where workers ask.
@@ -52,7 +77,6 @@ pub struct Lookup {
 }
 
 /// What the look-up threads ask.
-#[derive(Clone)]
 pub struct Sources {
     /// The ledger's connections.
     pub pool: Pool,
@@ -64,85 +88,131 @@ pub struct Sources {
     pub shared: Option<StatusReader>,
 }
 
+/// Who asks the ledger.
+struct Ledger {
+    pool: Pool,
+    health: Arc<DatabaseHealth>,
+    queries: Recorders<Statement>,
+}
+
 impl Lookup {
     /// Starts the look-up threads; they end when the last [`Lookup`] is dropped.
-    pub fn start(sources: &Sources) -> std::io::Result<Self> {
-        let (questions, receiver) = bounded(LOOKUPS_WAITING_MAX);
+    pub fn start(sources: Sources) -> std::io::Result<Self> {
+        let (for_ledger, questions) = bounded(LOOKUPS_WAITING_MAX);
         for number in 0..LOOKUP_THREADS {
-            let (receiver, sources) = (receiver.clone(), sources.clone());
-            std::thread::Builder::new()
-                .name(format!("lookup-{number}"))
-                .spawn(move || answer_all(&receiver, &sources))?;
+            let questions = questions.clone();
+            let ledger = Ledger {
+                pool: sources.pool.clone(),
+                health: Arc::clone(&sources.health),
+                queries: sources.metrics.db_query.recorder(),
+            };
+            spawn(format!("lookup-ledger-{number}"), move || each_group(&questions, |group| ledger.answer(group)))?;
         }
-        Ok(Self { questions })
+        let Some(shared) = sources.shared else { return Ok(Self { questions: for_ledger }) };
+        let (for_redis, questions) = bounded(LOOKUPS_WAITING_MAX);
+        spawn("lookup-redis".to_owned(), move || {
+            each_group(&questions, |group| ask_redis(group, &shared, &for_ledger))
+        })?;
+        Ok(Self { questions: for_redis })
     }
 
     /// Asks for `key`, waiting at most `wait_max`.
     pub async fn find(&self, key: &BatchKey, wait_max: Duration) -> Answer {
-        let (answer, answered) = oneshot::channel();
-        if self.questions.try_send(Question { key: key.clone(), answer }).is_err() {
-            return Answer::Unavailable;
+        let (words, mut heard) = unbounded_channel();
+        let mut answer = Answer::Unavailable;
+        if self.questions.try_send(Question { key: key.clone(), so_far: None, words }).is_err() {
+            return answer;
         }
-        match tokio::time::timeout(wait_max, answered).await {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(_)) | Err(_) => Answer::Unavailable,
-        }
-    }
-}
-
-fn answer_all(receiver: &Receiver<Question>, sources: &Sources) {
-    let queries = sources.metrics.db_query.recorder();
-    while let Ok(first) = receiver.recv() {
-        let mut questions = vec![first];
-        questions.extend(receiver.try_iter().take(LOOKUPS_GROUP_MAX - 1));
-        // Whoever gave up waiting is not worth asking for.
-        questions.retain(|question| !question.answer.is_closed());
-        if !questions.is_empty() {
-            answer(questions, sources, &queries);
-        }
-    }
-}
-
-/// Redis first; what it has not, or has as not finished, is asked of the ledger: a queued status may be stale
-/// where its node died after the commit.
-fn answer(questions: Vec<Question>, sources: &Sources, queries: &Recorders<Statement>) {
-    let keys: Vec<&BatchKey> = questions.iter().map(|question| &question.key).collect();
-    let shared = sources.shared.as_ref().and_then(|shared| shared.find(&keys));
-    let mut shared = shared.unwrap_or_else(|| vec![None; keys.len()]);
-    let is_open =
-        |status: &Option<SharedStatus>| status.as_ref().is_none_or(|status| status.document.completed_at.is_none());
-    let open: Vec<&BatchKey> =
-        keys.iter().zip(&shared).filter(|(_, status)| is_open(status)).map(|(key, _)| *key).collect();
-    let rows = if open.is_empty() { Ok(Vec::new()) } else { ask_ledger(&open, sources, queries) };
-    let ledger_answered = rows.is_ok();
-    let mut rows: HashMap<BatchKey, LedgerRow> =
-        rows.unwrap_or_default().into_iter().map(|row| (row.key.clone(), row)).collect();
-    for (question, shared) in questions.into_iter().zip(shared.drain(..)) {
-        let answer = match (rows.remove(&question.key), shared) {
-            (Some(row), _) => Answer::Known(Box::new(known(row))),
-            (None, Some(SharedStatus { document, digest })) => Answer::Known(Box::new(Known { document, digest })),
-            (None, None) if ledger_answered => Answer::Unknown,
-            (None, None) => Answer::Unavailable,
+        let listen = async {
+            while let Some(word) = heard.recv().await {
+                match word {
+                    Word::SoFar(known) => answer = Answer::Known(known),
+                    Word::Last(last) => {
+                        answer = last;
+                        return;
+                    }
+                }
+            }
         };
-        // The asker may have stopped waiting; then nobody needs the answer.
-        let _ = question.answer.send(answer);
+        // Out of time is no error: then the best that was heard is the answer.
+        let _ = tokio::time::timeout(wait_max, listen).await;
+        answer
     }
 }
 
-fn ask_ledger(keys: &[&BatchKey], sources: &Sources, queries: &Recorders<Statement>) -> Result<Vec<LedgerRow>, Fault> {
-    if !sources.health.is_working() {
-        return Err(Fault::lost("PostgreSQL is away"));
+fn spawn(name: String, body: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
+    std::thread::Builder::new().name(name).spawn(body).map(drop)
+}
+
+/// Hands what waits to `ask`, group by group, until nobody can ask any more.
+fn each_group(questions: &Receiver<Question>, ask: impl Fn(Vec<Question>)) {
+    while let Ok(first) = questions.recv() {
+        let mut group = vec![first];
+        group.extend(questions.try_iter().take(LOOKUPS_GROUP_MAX - 1));
+        // Whoever gave up waiting is not worth asking for.
+        group.retain(|question| !question.words.is_closed());
+        if !group.is_empty() {
+            ask(group);
+        }
     }
-    let mut session = sources.pool.get().map_err(|error| Fault::lost(error.to_string()))?;
-    let started = Instant::now();
-    let found = ledger::find(session.client(), keys);
-    queries.record_elapsed(Statement::Lookup, started.elapsed());
-    found.map_err(|error| {
-        session.discard();
-        let fault = Fault::from(error);
-        tracing::debug!(%fault, "look-up in the ledger failed");
-        fault
-    })
+}
+
+/// What Redis has not, or has as not finished, is asked of the ledger: a queued status may be stale where its
+/// node died after the commit.
+fn ask_redis(group: Vec<Question>, shared: &StatusReader, for_ledger: &Sender<Question>) {
+    let keys: Vec<&BatchKey> = group.iter().map(|question| &question.key).collect();
+    let found = shared.find(&keys).unwrap_or_else(|| vec![None; keys.len()]);
+    for (mut question, found) in group.into_iter().zip(found) {
+        let known = found.map(|SharedStatus { document, digest }| Box::new(Known { document, digest }));
+        match known {
+            Some(known) if known.document.completed_at.is_some() => {
+                question.answer(Answer::Known(known));
+                continue;
+            }
+            Some(known) => {
+                let _ = question.words.send(Word::SoFar(known.clone()));
+                question.so_far = Some(known);
+            }
+            None => {}
+        }
+        // A full queue drops the question, and so answers it with what Redis has.
+        let _ = for_ledger.try_send(question);
+    }
+}
+
+impl Ledger {
+    fn answer(&self, group: Vec<Question>) {
+        let keys: Vec<&BatchKey> = group.iter().map(|question| &question.key).collect();
+        let rows = self.ask(&keys);
+        let answered = rows.is_ok();
+        let mut rows: HashMap<BatchKey, LedgerRow> =
+            rows.unwrap_or_default().into_iter().map(|row| (row.key.clone(), row)).collect();
+        for mut question in group {
+            let answer = match (rows.remove(&question.key), question.so_far.take()) {
+                (Some(row), _) => Answer::Known(Box::new(known(row))),
+                (None, Some(so_far)) => Answer::Known(so_far),
+                (None, None) if answered => Answer::Unknown,
+                (None, None) => Answer::Unavailable,
+            };
+            question.answer(answer);
+        }
+    }
+
+    fn ask(&self, keys: &[&BatchKey]) -> Result<Vec<LedgerRow>, Fault> {
+        if !self.health.is_working() {
+            return Err(Fault::lost("PostgreSQL is away"));
+        }
+        let mut session = self.pool.get().map_err(|error| Fault::lost(error.to_string()))?;
+        let started = Instant::now();
+        let found = ledger::find(session.client(), keys);
+        self.queries.record_elapsed(Statement::Lookup, started.elapsed());
+        found.map_err(|error| {
+            session.discard();
+            let fault = Fault::from(error);
+            tracing::debug!(%fault, "look-up in the ledger failed");
+            fault
+        })
+    }
 }
 
 fn known(row: LedgerRow) -> Known {

@@ -37,7 +37,6 @@ struct Stored {
 }
 
 /// Whether Redis works, as its threads last saw it.
-#[derive(Default)]
 pub struct RedisHealth {
     working: AtomicBool,
     reason: Mutex<String>,
@@ -45,6 +44,12 @@ pub struct RedisHealth {
 }
 
 impl RedisHealth {
+    /// Not working until the writer has seen it work.
+    fn new() -> Self {
+        let reason = Mutex::new("not connected yet".to_owned());
+        Self { working: AtomicBool::new(false), reason, dropped: AtomicU64::new(0) }
+    }
+
     /// True when the last word was success.
     pub fn is_working(&self) -> bool {
         self.working.load(Ordering::Relaxed)
@@ -121,16 +126,15 @@ pub struct StatusReader {
 }
 
 impl StatusReader {
-    /// The status of each of `keys`, in their order; `None` when Redis is away. Asked only while its writer finds
-    /// it working.
+    /// The status of each of `keys`, in their order; `None` when Redis is away. Asked only while its writer finds it
+    /// working: the writer alone is the judge of that.
     pub fn find(&self, keys: &[&BatchKey]) -> Option<Vec<Option<SharedStatus>>> {
         if !self.health.is_working() {
             return None;
         }
         let mut connection = self.pool.get().ok()?;
         let names: Vec<String> = keys.iter().map(|key| redis_key(key)).collect();
-        let asked: Result<Vec<Option<String>>, _> = redis::cmd("MGET").arg(names).query(&mut *connection);
-        let found = asked.inspect_err(|error| self.health.fails(error)).ok()?;
+        let found: Vec<Option<String>> = redis::cmd("MGET").arg(names).query(&mut *connection).ok()?;
         Some(found.into_iter().map(|text| text.and_then(|text| parse(&text))).collect())
     }
 }
@@ -172,12 +176,13 @@ impl Shared {
     /// Starts the writer thread; does not wait for Redis.
     pub fn start(url: &str, time_to_live: Duration, node: Arc<str>) -> Result<Self, StartError> {
         let client = redis::Client::open(url)?;
-        let health = Arc::new(RedisHealth::default());
+        let health = Arc::new(RedisHealth::new());
         let pool = r2d2::Pool::builder()
             .min_idle(Some(0))
             .max_size(2)
             .connection_timeout(REDIS_IO_WAIT_MAX)
-            .test_on_check_out(false)
+            // Redis may have been restarted: one PING a group of look-ups keeps stale connections out.
+            .test_on_check_out(true)
             .error_handler(Box::new(QuietErrors))
             .build_unchecked(RedisManager(client.clone()));
         let (news, waiting) = bounded(REDIS_QUEUE_MAX);
@@ -231,6 +236,8 @@ impl Writer {
     fn run(mut self) {
         let mut group: Vec<Arc<Batch>> = Vec::with_capacity(REDIS_GROUP_MAX);
         let mut stop_by = None;
+        // The first look at Redis waits for nothing.
+        let mut wait = Duration::ZERO;
         loop {
             if self.stopping.load(Ordering::SeqCst) {
                 let stop_by = *stop_by.get_or_insert_with(|| Instant::now() + REDIS_STOP_WAIT_MAX);
@@ -239,11 +246,12 @@ impl Writer {
                 }
             }
             if group.is_empty() {
-                match self.waiting.recv_timeout(REDIS_RETRY_WAIT) {
+                match self.waiting.recv_timeout(wait) {
                     Ok(batch) => group.push(batch),
                     Err(RecvTimeoutError::Timeout) => {}
                     Err(RecvTimeoutError::Disconnected) => return,
                 }
+                wait = REDIS_RETRY_WAIT;
             }
             group.extend(self.waiting.try_iter().take(REDIS_GROUP_MAX - group.len()));
             match self.write(&group) {
@@ -260,11 +268,9 @@ impl Writer {
         }
     }
 
-    /// Writes `group` in one pipeline; an empty one is a PING, made only while Redis counts as away.
+    /// Writes `group` in one pipeline; an empty one is a PING, so that health knows of a Redis that died while
+    /// there was nothing to write.
     fn write(&mut self, group: &[Arc<Batch>]) -> Result<(), redis::RedisError> {
-        if group.is_empty() && self.connection.is_some() {
-            return Ok(());
-        }
         let connection = match &mut self.connection {
             Some(connection) => connection,
             empty => empty.insert(open(&self.client)?),
@@ -274,7 +280,12 @@ impl Writer {
         for batch in group {
             let stored = Stored { document: batch.document(&self.node), digest: hex(batch.digest) };
             let text = serde_json::to_string(&stored).unwrap_or_default();
-            pipeline.cmd("SET").arg(redis_key(&batch.key)).arg(text).arg("EX").arg(self.seconds).ignore();
+            pipeline.cmd("SET").arg(redis_key(&batch.key)).arg(text).arg("EX").arg(self.seconds);
+            if stored.document.completed_at.is_none() {
+                // Another node may have taken the same id: until a commit decides, the first one stands.
+                pipeline.arg("NX");
+            }
+            pipeline.ignore();
         }
         pipeline.query(connection)
     }

@@ -1,0 +1,204 @@
+//! Promise: with Redis any node answers for any batch, and Redis in trouble never troubles ingestion.
+
+mod support;
+
+use std::time::Duration;
+
+use redis::Commands;
+use serde_json::{Value, json};
+
+use support::contract::{accept, assert_problem, batch, event, rows_of, send, status_of, wait_until_completed};
+use support::postgres::{TestDatabase, TestPostgres};
+use support::redis::TestRedis;
+use support::server::{Ingestd, get};
+use support::wait_until;
+
+/// How long a change of Redis's state, or news over Redis, may take to be noticed.
+const NOTICE_WAIT_MAX: Duration = Duration::from_secs(20);
+
+fn node(name: &str, database: &TestDatabase, redis: &TestRedis) -> Ingestd {
+    Ingestd::builder().database(database).redis(redis).env("NODE_ID", name).start()
+}
+
+/// Waits until `server` finds Redis as `status`; its whole health then.
+fn wait_for_redis(server: &Ingestd, status: &str) -> Value {
+    let health = || get(&server.url("/v1/health")).json();
+    wait_until(&format!("Redis is {status}"), NOTICE_WAIT_MAX, || health()["checks"]["redis"]["status"] == status);
+    health()
+}
+
+/// Waits until Redis itself has a batch with `status`.
+fn wait_for_key(redis: &TestRedis, batch_id: &str, status: &str) -> Value {
+    let mut connection = redis.connect();
+    let mut read = || {
+        let text: Option<String> = connection.get(format!("ingestd:batch::{batch_id}")).expect("Redis answers");
+        text.map_or(Value::Null, |text| serde_json::from_str(&text).expect("JSON"))
+    };
+    wait_until(&format!("Redis has {batch_id} as {status}"), NOTICE_WAIT_MAX, || read()["status"] == status);
+    read()
+}
+
+#[test]
+fn any_node_answers_for_a_batch_while_postgresql_hangs_and_after() {
+    let postgres = TestPostgres::start_private(&[]);
+    let (database, redis) = (postgres.create_database(), TestRedis::start());
+    let (a, b) = (node("a", &database, &redis), node("b", &database, &redis));
+    for server in [&a, &b] {
+        assert_eq!(wait_for_redis(server, "ok")["status"], "healthy");
+    }
+    postgres.pause();
+    let body = batch("shared", 2);
+    accept(&a, "", &body);
+    wait_for_key(&redis, "shared", "queued");
+    let status = status_of(&b, "shared");
+    assert_eq!((&status["status"], &status["node"], &status["events"]), (&json!("queued"), &json!("a"), &json!(2)));
+    // Ten at once do not exhaust anything either.
+    std::thread::scope(|scope| {
+        for _ in 0..10 {
+            scope.spawn(|| assert_eq!(status_of(&b, "shared")["status"], "queued"));
+        }
+    });
+    let again = send(&b, "", body.to_string().as_bytes());
+    assert_eq!((again.status, &again.json()["duplicate"]), (200, &json!(true)), "{}", again.text());
+    let other = json!({ "batch_id": "shared", "events": [event("other")] });
+    assert_problem(&send(&b, "", other.to_string().as_bytes()), 409, "batch_id_conflict");
+    accept(&b, "", &batch("of-b", 1));
+
+    postgres.resume();
+    let status = wait_until_completed(&b, "shared");
+    assert_eq!((&status["inserted"], &status["node"]), (&json!(2), &json!("a")));
+    assert!(status["completed_at"].is_string());
+    assert_eq!(wait_until_completed(&a, "of-b")["node"], "b");
+    assert_problem(&send(&b, "", other.to_string().as_bytes()), 409, "batch_id_conflict");
+    assert_eq!(rows_of(&database, "shared"), 2);
+}
+
+#[test]
+fn a_status_expires_in_redis_and_the_ledger_goes_on_answering() {
+    let (database, redis) = (support::postgres::shared().create_database(), TestRedis::start());
+    let builder = Ingestd::builder().database(&database).redis(&redis).env("STATUS_TTL_SECONDS", 60);
+    let a = builder.env("NODE_ID", "a").start();
+    let b = node("b", &database, &redis);
+    assert_eq!(send(&a, "ack=commit", batch("kept", 1).to_string().as_bytes()).status, 200);
+    wait_for_key(&redis, "kept", "completed");
+    let mut connection = redis.connect();
+    let seconds: i64 = connection.ttl("ingestd:batch::kept").expect("Redis answers");
+    assert!((1..=60).contains(&seconds), "{seconds}");
+    let _: () = connection.del("ingestd:batch::kept").expect("Redis answers");
+    let status = status_of(&b, "kept");
+    assert_eq!(
+        (&status["status"], &status["inserted"], &status["node"]),
+        (&json!("completed"), &json!(1), &json!("a"))
+    );
+    assert_problem(&get(&b.url("/v1/batch/never-sent/status")), 404, "batch_unknown");
+}
+
+#[test]
+fn a_server_starts_and_ingests_without_redis_and_writes_once_it_is_there() {
+    let (database, mut redis) = (support::postgres::shared().create_database(), TestRedis::start());
+    redis.stop();
+    let server = node("a", &database, &redis);
+    let health = wait_for_redis(&server, "failing");
+    assert_eq!(health["status"], "degraded");
+    assert!(health["checks"]["redis"]["reason"].as_str().is_some_and(|reason| !reason.is_empty()), "{health}");
+    assert_eq!(get(&server.url("/readyz")).status, 200);
+    accept(&server, "", &batch("without", 2));
+    assert_eq!(wait_until_completed(&server, "without")["inserted"], 2);
+    redis.restart();
+    assert_eq!(wait_for_redis(&server, "ok")["status"], "healthy");
+    assert_eq!(wait_for_key(&redis, "without", "completed")["inserted"], 2, "what waited is written");
+}
+
+#[test]
+fn redis_dying_degrades_health_and_nothing_else_and_its_return_is_noticed() {
+    let (database, mut redis) = (support::postgres::shared().create_database(), TestRedis::start());
+    let (a, b) = (node("a", &database, &redis), node("b", &database, &redis));
+    assert_eq!(send(&a, "ack=commit", batch("first", 1).to_string().as_bytes()).status, 200);
+    wait_for_key(&redis, "first", "completed");
+    wait_for_redis(&b, "ok");
+    redis.stop();
+    // Nothing is written meanwhile: health notices all the same.
+    assert_eq!(wait_for_redis(&b, "failing")["status"], "degraded");
+    for number in 0..20 {
+        accept(&a, "", &batch(&format!("meanwhile-{number}"), 1));
+    }
+    assert_eq!(wait_until_completed(&a, "meanwhile-19")["inserted"], 1);
+    assert_eq!(status_of(&b, "first")["status"], "completed", "the ledger answers");
+    let again = send(&b, "", batch("first", 1).to_string().as_bytes());
+    assert_eq!(again.json()["duplicate"], true, "retries are known too");
+    wait_for_redis(&a, "failing");
+
+    redis.restart();
+    assert_eq!(wait_for_redis(&a, "ok")["status"], "healthy");
+    wait_for_redis(&b, "ok");
+    accept(&a, "", &batch("last", 1));
+    assert_eq!(wait_for_key(&redis, "last", "completed")["node"], "a");
+    assert_eq!(status_of(&b, "last")["status"], "completed");
+}
+
+#[test]
+fn one_id_sent_to_two_nodes_at_once_lands_once_and_the_other_body_is_refused_or_buried() {
+    const ROUNDS: usize = 20;
+    let (database, redis) = (support::postgres::shared().create_database(), TestRedis::start());
+    let nodes = [node("a", &database, &redis), node("b", &database, &redis)];
+    let mut buried = 0;
+    for round in 0..ROUNDS {
+        let batch_id = format!("race-{round}");
+        let start = std::sync::Barrier::new(2);
+        let [first, second] = ["a", "b"]
+            .map(|name| json!({ "batch_id": batch_id, "events": [event(&format!("{name}-{round}"))] }).to_string());
+        let send_at_once = |node: &Ingestd, body: &str| {
+            start.wait();
+            send(node, "ack=commit", body.as_bytes()).status
+        };
+        let codes = std::thread::scope(|scope| {
+            let first = scope.spawn(|| send_at_once(&nodes[0], &first));
+            let second = send_at_once(&nodes[1], &second);
+            [first.join().expect("no panic"), second]
+        });
+        assert!(codes.contains(&200) && codes.iter().all(|code| [200, 409].contains(code)), "{codes:?}");
+        buried += i64::from(codes == [200, 200]);
+        assert_eq!(rows_of(&database, &batch_id), 1, "one body landed");
+    }
+    // News of one node are written in order: once its last is there, all are.
+    for (node, last) in nodes.iter().zip(["last-of-a", "last-of-b"]) {
+        accept(node, "", &batch(last, 1));
+        wait_for_key(&redis, last, "completed");
+    }
+    for round in 0..ROUNDS {
+        let told = wait_for_key(&redis, &format!("race-{round}"), "completed");
+        assert_eq!(told["inserted"], 1, "Redis tells of the batch that landed: {told}");
+    }
+    let query = "SELECT count(*), count(*) FILTER (WHERE message LIKE '%different body%') FROM dead_letter_events";
+    let row = database.connect().query_one(query, &[]).expect("counts");
+    assert_eq!(
+        (row.get::<_, i64>(0), row.get::<_, i64>(1)),
+        (buried, buried),
+        "each with its reason, none silently away"
+    );
+}
+
+#[test]
+fn what_two_nodes_could_not_know_of_each_other_the_ledger_finds_out() {
+    let (database, mut redis) = (support::postgres::shared().create_database(), TestRedis::start());
+    let (a, b) = (node("a", &database, &redis), node("b", &database, &redis));
+    redis.stop();
+    let mut blocker = database.connect();
+    let mut blocking = blocker.transaction().expect("a transaction");
+    blocking.batch_execute("LOCK TABLE events IN SHARE ROW EXCLUSIVE MODE").expect("nobody writes events now");
+    accept(&a, "", &batch("contested", 2));
+    wait_until("it is in a COPY", NOTICE_WAIT_MAX, || status_of(&a, "contested")["status"] == "processing");
+    accept(&b, "", &json!({ "batch_id": "contested", "events": [event("x"), event("y"), event("z")] }));
+    blocking.commit().expect("the lock goes");
+
+    assert_eq!(wait_until_completed(&a, "contested")["inserted"], 2);
+    wait_until("the other one is decided too", NOTICE_WAIT_MAX, || status_of(&b, "contested")["status"] == "failed");
+    assert_eq!(status_of(&b, "contested")["dead_lettered"], 3, "whoever sent it is told");
+    let query = "SELECT event_id, sqlstate, message FROM dead_letter_events WHERE batch_id = 'contested' ORDER BY 1";
+    let rows = database.connect().query(query, &[]).expect("dead letters");
+    let buried: Vec<&str> = rows.iter().map(|row| row.get(0)).collect();
+    assert_eq!(buried, ["x", "y", "z"]);
+    assert!(rows.iter().all(|row| row.get::<_, &str>(2).contains("different body")));
+    redis.restart();
+    assert_eq!(wait_for_key(&redis, "contested", "completed")["node"], "a", "the one that landed is what others see");
+}

@@ -46,7 +46,7 @@ fn any_node_answers_for_a_batch_while_postgresql_hangs_and_after() {
     for server in [&a, &b] {
         assert_eq!(wait_for_redis(server, "ok")["status"], "healthy");
     }
-    postgres.pause();
+    let paused = postgres.pause();
     let body = batch("shared", 2);
     accept(&a, "", &body);
     wait_for_key(&redis, "shared", "queued");
@@ -64,7 +64,7 @@ fn any_node_answers_for_a_batch_while_postgresql_hangs_and_after() {
     assert_problem(&send(&b, "", other.to_string().as_bytes()), 409, "batch_id_conflict");
     accept(&b, "", &batch("of-b", 1));
 
-    postgres.resume();
+    drop(paused);
     let status = wait_until_completed(&b, "shared");
     assert_eq!((&status["inserted"], &status["node"]), (&json!(2), &json!("a")));
     assert!(status["completed_at"].is_string());

@@ -10,7 +10,7 @@ pub const KIB: usize = 1024;
 /// One mebibyte; settings in MB mean this.
 pub const MIB: usize = 1024 * KIB;
 
-// --- Events (contract) -------------------------------------------------------------------------
+// --- Events (contract) ---------------------------------------------------------------------------
 
 /// Longest `event_id`, in bytes after unescaping.
 pub const EVENT_ID_BYTES_MAX: usize = 256;
@@ -24,8 +24,61 @@ pub const NUMBER_DIGITS_MAX: usize = 400;
 pub const NUMBER_EXPONENT_MAX: u32 = 400;
 /// Most verdicts listed in a 422.
 pub const ERRORS_LISTED_MAX: usize = 100;
+/// Largest body that the scanner takes: spans are 32-bit byte offsets. `MAX_BODY_MB` stays below it.
+pub const BODY_BYTES_MAX: usize = u32::MAX as usize;
+/// Longest JSON pointer put into a verdict; a deeper place is named by its nearest ancestor that fits.
+pub const POINTER_BYTES_MAX: usize = 512;
 
-// --- Journal -----------------------------------------------------------------------------------
+const _: () = assert!(EVENT_ID_BYTES_MAX <= i32::MAX as usize && NAME_BYTES_MAX <= EVENT_ID_BYTES_MAX);
+
+// --- HTTP ----------------------------------------------------------------------------------------
+
+/// Connections that may wait to be accepted.
+pub const LISTEN_BACKLOG: i32 = 4096;
+/// Time for a request's headers to arrive.
+pub const HEADER_READ_WAIT_MAX: Duration = Duration::from_secs(10);
+/// Headers of a request at most.
+pub const HEADERS_MAX: usize = 128;
+/// Read buffer of a connection at most, and so the header section: hyper answers 431 beyond. Larger ones bring
+/// no fewer system calls that would matter, but pages that the kernel clears for every body.
+pub const CONNECTION_BUFFER_BYTES_MAX: usize = 128 * KIB;
+/// Request bytes held by all workers at once: bodies being received and scanned.
+pub const REQUEST_BYTES_MAX: u64 = 256 * MIB as u64;
+/// A body's memory is taken from [`REQUEST_BYTES_MAX`] in steps of this size.
+pub const BODY_RESERVE_STEP_BYTES: u64 = 64 * KIB as u64;
+/// Body buffers that a worker keeps for reuse.
+pub const BODY_BUFFERS_KEPT_MAX: usize = 32;
+/// Largest body buffer that is kept.
+pub const BODY_BUFFER_KEPT_BYTES_MAX: usize = 2 * MIB;
+/// How long a client that was answered early may go on sending before its connection is cut.
+pub const LINGER_WAIT_MAX: Duration = Duration::from_secs(5);
+/// Bytes thrown away at once meanwhile.
+pub const LINGER_READ_BYTES: usize = 16 * KIB;
+/// `Retry-After` of a 503 for a full ring or too many bytes in flight.
+pub const RETRY_AFTER_BUSY_SECONDS: u32 = 1;
+/// `Retry-After` of a 503 for a full or failed journal, and while draining.
+pub const RETRY_AFTER_JOURNAL_SECONDS: u32 = 5;
+/// How long `ack=commit` waits for PostgreSQL before it answers 202 (the batch is safe in the journal).
+pub const COMMIT_ACK_WAIT_MAX: Duration = Duration::from_secs(30);
+/// A second request for a batch that is still being made durable looks again this often.
+pub const ADMITTING_POLL: Duration = Duration::from_millis(1);
+
+// --- Blocks and queues ---------------------------------------------------------------------------
+
+/// Smallest block buffer that is kept for reuse; smaller blocks are left to the allocator.
+pub const BLOCK_BUFFER_BYTES_MIN: usize = 16 * KIB;
+/// Largest block buffer that is kept for reuse.
+pub const BLOCK_BUFFER_BYTES_MAX: usize = 4 * MIB;
+/// Bytes of all buffers kept, over all sizes.
+pub const BLOCK_BUFFERS_KEPT_BYTES_MAX: usize = 128 * MIB;
+/// Batches in one core's ring at most; beyond it the request is answered 503.
+pub const RING_BATCHES_MAX: usize = 1024;
+/// Bytes in one core's ring at most.
+pub const RING_BYTES_MAX: usize = 64 * MIB;
+/// Batches queued over all lanes at most (each costs ~300 bytes of bookkeeping, also when its rows are on disk).
+pub const QUEUE_BATCHES_MAX: usize = 1 << 20;
+
+// --- Journal -------------------------------------------------------------------------------------
 
 /// Size of a journal segment; small caps use smaller ones, see [`segment_bytes`].
 pub const SEGMENT_BYTES_MAX: u64 = 64 * MIB as u64;
@@ -33,11 +86,6 @@ pub const SEGMENT_BYTES_MAX: u64 = 64 * MIB as u64;
 pub const SEGMENT_BYTES_MIN: u64 = MIB as u64;
 /// Share of the cap that one segment takes at most.
 pub const SEGMENTS_PER_CAP: u64 = 16;
-/// Bytes of frames written and synced as one group at most.
-pub const JOURNAL_GROUP_BYTES_MAX: usize = 8 * MIB;
-/// Frames of one group at most: the kernel takes 1024 slices per vectored write (`IOV_MAX`), two a frame.
-pub const JOURNAL_GROUP_FRAMES_MAX: usize = 512;
-
 /// Segment size for a journal capped at `journal_bytes_max`.
 pub const fn segment_bytes(journal_bytes_max: u64) -> u64 {
     let share = journal_bytes_max / SEGMENTS_PER_CAP;
@@ -49,33 +97,72 @@ pub const fn segment_bytes(journal_bytes_max: u64) -> u64 {
         share
     }
 }
+/// Spare segment files kept for recycling at most.
+pub const JOURNAL_SPARES_MAX: usize = 2;
+/// Bytes of frames written and synced as one group at most.
+pub const JOURNAL_GROUP_BYTES_MAX: usize = 8 * MIB;
+/// Frames of one group at most: the kernel takes 1024 slices per vectored write (`IOV_MAX`), two a frame.
+pub const JOURNAL_GROUP_FRAMES_MAX: usize = 512;
+/// The journal counts as full, for readiness and health, when less than this share of its room is left.
+pub const JOURNAL_FULL_HEADROOM_SHARE: u64 = 64;
+/// Quiet time after which the journal notes what is committed, so that a restart replays little.
+pub const JOURNAL_IDLE_BEFORE_MARK: Duration = Duration::from_millis(200);
 
 const _: () = assert!(JOURNAL_GROUP_FRAMES_MAX * 2 <= 1024);
 const _: () = assert!(SEGMENT_BYTES_MIN <= SEGMENT_BYTES_MAX);
-const _: () = assert!(EVENT_ID_BYTES_MAX <= i32::MAX as usize && NAME_BYTES_MAX <= EVENT_ID_BYTES_MAX);
 
-// --- Queues ------------------------------------------------------------------------------------
+// --- Flushing ------------------------------------------------------------------------------------
 
-/// Batches in one core's ring at most; beyond it the request is answered 503.
-pub const RING_BATCHES_MAX: usize = 1024;
-/// Bytes in one core's ring at most.
-pub const RING_BYTES_MAX: usize = 64 * MIB;
-/// Batches queued over all lanes at most (each costs ~300 bytes of bookkeeping, also when its rows are on disk).
-pub const QUEUE_BATCHES_MAX: usize = 1 << 20;
+/// A COPY should last about this long: the target of rows shrinks above it (design page, "Flushers").
+pub const COPY_DURATION_TARGET: Duration = Duration::from_millis(250);
+/// Rows of one COPY at most (or `BATCH_SIZE`, if that is more).
+pub const COPY_ROWS_MAX: u32 = 50_000;
+/// Bytes handed to the COPY writer at once; it copies each slice once, and from 64 kB on that cost is flat
+/// (design page, facts).
+pub const COPY_CHUNK_BYTES: usize = 256 * KIB;
+/// Longest wait of a free flusher for `BATCH_SIZE` rows while another COPY runs.
+pub const LINGER_ADAPTIVE_MAX: Duration = Duration::from_millis(10);
+/// First and longest wait of a flusher after a fault; it doubles in between.
+pub const RETRY_WAIT_MIN: Duration = Duration::from_millis(50);
+/// See [`RETRY_WAIT_MIN`].
+pub const RETRY_WAIT_MAX: Duration = Duration::from_secs(2);
+/// After duplicates were seen the next COPYs go through the staging table at once: a unique violation costs a
+/// whole COPY, staging costs 1.6 of one (design page, facts).
+pub const STAGED_COPIES_AFTER_DUPLICATE: u32 = 8;
+/// How often one COPY may find that partitions are missing before it counts as a fault.
+pub const PARTITION_ATTEMPTS_MAX: u32 = 3;
 
-// --- Waiting -----------------------------------------------------------------------------------
+const _: () = assert!(RETRY_WAIT_MIN.as_millis() < RETRY_WAIT_MAX.as_millis());
 
-/// How long `ack=commit` waits for PostgreSQL before it answers 202 (the batch is safe in the journal).
-pub const COMMIT_ACK_WAIT_MAX: Duration = Duration::from_secs(30);
+// --- PostgreSQL connections ----------------------------------------------------------------------
 
-// --- JSON scan ---------------------------------------------------------------------------------
+/// Oldest PostgreSQL that is served, as `server_version_num`.
+pub const SERVER_VERSION_MIN: i32 = 15_00_00;
+/// How long a flusher waits for a connection of the pool before it counts PostgreSQL as away.
+pub const POOL_WAIT_MAX: Duration = Duration::from_secs(5);
+/// How long connecting to one address may take.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a command or the start waits until a connection answers, all addresses together.
+pub const CONNECT_WAIT_MAX: Duration = Duration::from_secs(20);
+/// Silence after which a connection's peer is probed.
+pub const KEEPALIVE_IDLE: Duration = Duration::from_secs(5);
+/// Time between probes.
+pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
+/// Probes without answer after which the peer is dead.
+pub const KEEPALIVE_RETRIES: u32 = 2;
+/// How long sent bytes may stay unacknowledged before the peer is dead.
+pub const TCP_USER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Largest body that the scanner takes: spans are 32-bit byte offsets. `MAX_BODY_MB` stays below it.
-pub const BODY_BYTES_MAX: usize = u32::MAX as usize;
-/// Longest JSON pointer put into a verdict; a deeper place is named by its nearest ancestor that fits.
-pub const POINTER_BYTES_MAX: usize = 512;
+const _: () = assert!(KEEPALIVE_IDLE.as_secs() + KEEPALIVE_INTERVAL.as_secs() * KEEPALIVE_RETRIES as u64 <= 10);
 
-// --- Embedded PostgreSQL -----------------------------------------------------------------------
+// --- Schema --------------------------------------------------------------------------------------
+
+/// How long a node waits for another one that applies migrations.
+pub const MIGRATE_LOCK_WAIT_MAX: Duration = Duration::from_secs(60);
+/// How long making partitions waits for a lock; a flusher may be waiting for the result.
+pub const PARTITION_LOCK_WAIT_MAX: Duration = Duration::from_secs(10);
+
+// --- Embedded PostgreSQL -------------------------------------------------------------------------
 
 /// Oldest major version of PostgreSQL that is served (contract).
 pub const POSTGRES_MAJOR_MIN: u32 = 15;
@@ -104,63 +191,10 @@ pub const POSTGRES_LOG_QUOTE_BYTES_MAX: usize = 300;
 /// How often a process or a socket is looked at while it is waited for.
 pub const POSTGRES_POLL_PAUSE: Duration = Duration::from_millis(20);
 
-// --- Status ------------------------------------------------------------------------------------
+// --- Status and look-ups -------------------------------------------------------------------------
 
 /// Finished batches kept in process at most (~300 bytes each); the ledger answers for the rest.
 pub const STATUS_BATCHES_MAX: usize = 200_000;
-
-// --- Flushing ----------------------------------------------------------------------------------
-
-/// A COPY should last about this long: the target of rows shrinks above it (design page, "Flushers").
-pub const COPY_DURATION_TARGET: Duration = Duration::from_millis(250);
-/// Rows of one COPY at most (or `BATCH_SIZE`, if that is more).
-pub const COPY_ROWS_MAX: u32 = 50_000;
-/// Longest wait of a free flusher for `BATCH_SIZE` rows while another COPY runs.
-pub const LINGER_ADAPTIVE_MAX: Duration = Duration::from_millis(10);
-/// Bytes handed to the COPY writer at once; it copies each slice once, and from 64 kB on that cost is flat
-/// (design page, facts).
-pub const COPY_CHUNK_BYTES: usize = 256 * KIB;
-/// How long a flusher waits for a connection of the pool before it counts PostgreSQL as away.
-pub const POOL_WAIT_MAX: Duration = Duration::from_secs(5);
-/// First and longest wait of a flusher after a fault; it doubles in between.
-pub const RETRY_WAIT_MIN: Duration = Duration::from_millis(50);
-/// See [`RETRY_WAIT_MIN`].
-pub const RETRY_WAIT_MAX: Duration = Duration::from_secs(2);
-/// After duplicates were seen the next COPYs go through the staging table at once: a unique violation costs a
-/// whole COPY, staging costs 1.6 of one (design page, facts).
-pub const STAGED_COPIES_AFTER_DUPLICATE: u32 = 8;
-/// How often one COPY may find that partitions are missing before it counts as a fault.
-pub const PARTITION_ATTEMPTS_MAX: u32 = 3;
-
-const _: () = assert!(LINGER_WAIT_MAX.as_secs() < HTTP_DRAIN_WAIT_MAX.as_secs());
-const _: () = assert!(RETRY_WAIT_MIN.as_millis() < RETRY_WAIT_MAX.as_millis());
-
-// --- HTTP --------------------------------------------------------------------------------------
-
-/// Request bytes held by all workers at once: bodies being received and scanned.
-pub const REQUEST_BYTES_MAX: u64 = 256 * MIB as u64;
-/// A body's memory is taken from [`REQUEST_BYTES_MAX`] in steps of this size.
-pub const BODY_RESERVE_STEP_BYTES: u64 = 64 * KIB as u64;
-/// Body buffers that a worker keeps for reuse.
-pub const BODY_BUFFERS_KEPT_MAX: usize = 32;
-/// Largest body buffer that is kept.
-pub const BODY_BUFFER_KEPT_BYTES_MAX: usize = 2 * MIB;
-/// `Retry-After` of a 503 for a full ring or too many bytes in flight.
-pub const RETRY_AFTER_BUSY_SECONDS: u32 = 1;
-/// `Retry-After` of a 503 for a full or failed journal, and while draining.
-pub const RETRY_AFTER_JOURNAL_SECONDS: u32 = 5;
-/// Time for a request's headers to arrive.
-pub const HEADER_READ_WAIT_MAX: Duration = Duration::from_secs(10);
-/// How long requests under way may take to finish after SIGTERM.
-pub const HTTP_DRAIN_WAIT_MAX: Duration = Duration::from_secs(10);
-/// How long a client that was answered early may go on sending before its connection is cut.
-pub const LINGER_WAIT_MAX: Duration = Duration::from_secs(5);
-/// Bytes thrown away at once meanwhile.
-pub const LINGER_READ_BYTES: usize = 16 * KIB;
-/// How long what is queued may take to be committed after SIGTERM; the rest is in the journal.
-pub const FLUSH_DRAIN_WAIT_MAX: Duration = Duration::from_secs(10);
-/// How long a COPY under way, or the upkeep, may take after that before the server ends without waiting for it.
-pub const FLUSH_STOP_WAIT_MAX: Duration = Duration::from_secs(5);
 /// How long ingestion waits to learn whether a client's batch id was used before this process knew it.
 /// Without an answer the batch is taken: the ledger decides at the commit.
 pub const LOOKUP_INGEST_WAIT_MAX: Duration = Duration::from_millis(250);
@@ -172,10 +206,8 @@ pub const LOOKUPS_WAITING_MAX: usize = 4096;
 pub const LOOKUPS_GROUP_MAX: usize = 256;
 /// Threads that look up.
 pub const LOOKUP_THREADS: usize = 2;
-/// A second request for a batch that is still being made durable looks again this often.
-pub const ADMITTING_POLL: Duration = Duration::from_millis(1);
 
-// --- Redis -------------------------------------------------------------------------------------
+// --- Redis ---------------------------------------------------------------------------------------
 
 /// Status changes that wait for Redis at most; beyond it the oldest are dropped.
 pub const REDIS_QUEUE_MAX: usize = 65_536;
@@ -187,17 +219,8 @@ pub const REDIS_IO_WAIT_MAX: Duration = Duration::from_secs(1);
 pub const REDIS_RETRY_WAIT: Duration = Duration::from_millis(500);
 /// How long the last status changes may take to be written at the end.
 pub const REDIS_STOP_WAIT_MAX: Duration = Duration::from_secs(2);
-/// Read buffer of a connection at most, and so the header section: hyper answers 431 beyond. Larger ones bring
-/// no fewer system calls that would matter, but pages that the kernel clears for every body.
-pub const CONNECTION_BUFFER_BYTES_MAX: usize = 128 * KIB;
-/// Headers of a request at most.
-pub const HEADERS_MAX: usize = 128;
-/// The journal counts as full, for readiness and health, when less than this share of its room is left.
-pub const JOURNAL_FULL_HEADROOM_SHARE: u64 = 64;
-/// Quiet time after which the journal notes what is committed, so that a restart replays little.
-pub const JOURNAL_IDLE_BEFORE_MARK: Duration = Duration::from_millis(200);
 
-// --- Upkeep ------------------------------------------------------------------------------------
+// --- Upkeep --------------------------------------------------------------------------------------
 
 /// How often the upkeep thread looks around.
 pub const UPKEEP_INTERVAL: Duration = Duration::from_secs(1);
@@ -207,40 +230,28 @@ pub const PROBE_INTERVAL: Duration = Duration::from_secs(5);
 pub const PARTITION_UPKEEP_INTERVAL: Duration = Duration::from_secs(3600);
 /// Finished batches are expired this often.
 pub const EXPIRY_INTERVAL: Duration = Duration::from_secs(10);
+
+// --- Shutdown ------------------------------------------------------------------------------------
+
+/// How long requests under way may take to finish after SIGTERM.
+pub const HTTP_DRAIN_WAIT_MAX: Duration = Duration::from_secs(10);
+/// How long what is queued may take to be committed after SIGTERM; the rest is in the journal.
+pub const FLUSH_DRAIN_WAIT_MAX: Duration = Duration::from_secs(8);
+/// How long a COPY under way, or the upkeep, may take after that before the server ends without waiting for it.
+pub const FLUSH_STOP_WAIT_MAX: Duration = Duration::from_secs(3);
 /// How often a stopping server looks whether its queue is empty.
 pub const STOP_POLL: Duration = Duration::from_millis(10);
-/// Connections that may wait to be accepted.
-pub const LISTEN_BACKLOG: i32 = 4096;
-// --- Journal files -----------------------------------------------------------------------------
 
-/// Spare segment files kept for recycling at most.
-pub const JOURNAL_SPARES_MAX: usize = 2;
+const _: () = assert!(LINGER_WAIT_MAX.as_secs() < HTTP_DRAIN_WAIT_MAX.as_secs());
 
-// --- Schema ------------------------------------------------------------------------------------
+/// How long after SIGTERM a container is usually killed (Kubernetes' default grace period).
+const GRACE_USUAL: Duration = Duration::from_secs(30);
+const _: () = assert!(
+    HTTP_DRAIN_WAIT_MAX.as_secs() + FLUSH_DRAIN_WAIT_MAX.as_secs() + 2 * FLUSH_STOP_WAIT_MAX.as_secs()
+        < GRACE_USUAL.as_secs()
+);
 
-/// How long a node waits for another one that applies migrations.
-pub const MIGRATE_LOCK_WAIT_MAX: Duration = Duration::from_secs(60);
-/// How long making partitions waits for a lock; a flusher may be waiting for the result.
-pub const PARTITION_LOCK_WAIT_MAX: Duration = Duration::from_secs(10);
-
-// --- PostgreSQL connections --------------------------------------------------------------------
-
-/// How long connecting to one address may take.
-pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Silence after which a connection's peer is probed.
-pub const KEEPALIVE_IDLE: Duration = Duration::from_secs(5);
-/// Time between probes.
-pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
-/// Probes without answer after which the peer is dead.
-pub const KEEPALIVE_RETRIES: u32 = 2;
-/// How long sent bytes may stay unacknowledged before the peer is dead.
-pub const TCP_USER_TIMEOUT: Duration = Duration::from_secs(10);
-/// Oldest PostgreSQL that is served, as `server_version_num`.
-pub const SERVER_VERSION_MIN: i32 = 15_00_00;
-
-const _: () = assert!(KEEPALIVE_IDLE.as_secs() + KEEPALIVE_INTERVAL.as_secs() * KEEPALIVE_RETRIES as u64 <= 10);
-
-// --- Metrics -----------------------------------------------------------------------------------
+// --- Metrics -------------------------------------------------------------------------------------
 
 /// Windows over which events a second are told.
 pub const THROUGHPUT_WINDOWS: [Duration; 3] =
@@ -249,15 +260,3 @@ pub const THROUGHPUT_WINDOWS: [Duration; 3] =
 pub const THROUGHPUT_SAMPLES_MAX: usize = 61;
 
 const _: () = assert!(THROUGHPUT_SAMPLES_MAX as u64 == THROUGHPUT_WINDOWS[2].as_secs() + 1);
-
-/// How long a command or the start waits until a connection answers, all addresses together.
-pub const CONNECT_WAIT_MAX: Duration = Duration::from_secs(20);
-
-// --- Block buffers -----------------------------------------------------------------------------
-
-/// Smallest block buffer that is kept for reuse; smaller blocks are left to the allocator.
-pub const BLOCK_BUFFER_BYTES_MIN: usize = 16 * KIB;
-/// Largest block buffer that is kept for reuse.
-pub const BLOCK_BUFFER_BYTES_MAX: usize = 4 * MIB;
-/// Bytes of all buffers kept, over all sizes.
-pub const BLOCK_BUFFERS_KEPT_BYTES_MAX: usize = 128 * MIB;

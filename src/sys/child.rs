@@ -73,14 +73,14 @@ mod tests {
         let mut child = std::thread::spawn(|| {
             let mut command = Command::new("sleep");
             command.arg("60").stdin(Stdio::null());
-            end_with_thread(&mut command, Signal::INT);
+            end_with_thread(&mut command, Signal::TERM);
             command.spawn().expect("sleep starts")
         })
         .join()
         .expect("the thread ends");
         let status = wait_at_most(&mut child, Duration::from_secs(10)).expect("the child is ours");
         let signal = status.and_then(|status| std::os::unix::process::ExitStatusExt::signal(&status));
-        assert_eq!(signal, Some(Signal::INT.as_raw()));
+        assert_eq!(signal, Some(Signal::TERM.as_raw()));
     }
 
     #[test]

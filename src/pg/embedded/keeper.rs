@@ -242,7 +242,7 @@ mod tests {
         kill_process(first, Signal::KILL).expect("ours");
         wait_for("the second run", || keeper.pid().is_some_and(|pid| pid != first));
         assert_eq!(runs.load(Ordering::SeqCst), 2);
-        assert!(keeper.stop(Signal::INT, WAIT_MAX));
+        assert!(keeper.stop(Signal::TERM, WAIT_MAX));
         assert_eq!(keeper.pid(), None);
     }
 
@@ -254,7 +254,7 @@ mod tests {
         let killed = keeper.pid().expect("it runs");
         kill_process(killed, Signal::KILL).expect("ours");
         wait_for("its end", || keeper.pid() != Some(killed));
-        assert!(keeper.stop(Signal::INT, WAIT_MAX));
+        assert!(keeper.stop(Signal::TERM, WAIT_MAX));
         assert!(runs.load(Ordering::SeqCst) <= 2);
     }
 

@@ -198,19 +198,20 @@ fn partitions(client: &mut impl GenericClient, size: &str) -> Result<Vec<Partiti
         ),
         &[&MARK],
     )?;
-    Ok(rows.iter().map(partition).collect())
+    Ok(rows.iter().filter_map(partition).collect())
 }
 
-fn partition(row: &Row) -> Partition {
-    Partition {
+/// `None` for a partition that another session dropped while it was being read: then it has no size any more.
+fn partition(row: &Row) -> Option<Partition> {
+    Some(Partition {
         name: row.get(0),
         start: row.get::<_, Option<i64>>(1).map(UnixMicros),
         end: row.get::<_, Option<i64>>(2).map(UnixMicros),
         rows_estimate: row.get::<_, i64>(3).unsigned_abs(),
-        bytes: row.get::<_, i64>(4).unsigned_abs(),
+        bytes: row.get::<_, Option<i64>>(4)?.unsigned_abs(),
         detaching: row.get(5),
         marked: row.get(6),
-    }
+    })
 }
 
 /// Drops the partitions that lie wholly before the month `older_than_months` before this one, and completes

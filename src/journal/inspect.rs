@@ -4,10 +4,11 @@ use std::fmt;
 use std::path::Path;
 
 use super::damage::{Damage, TornTail};
+use super::disk::DiskStorage;
 use super::frame::FRAME_HEADER_BYTES;
 use super::recovery::OpenError;
 use super::segment::FileKind;
-use super::storage::{DirEntry, DiskStorage, Storage, read_full_at};
+use super::storage::{DirEntry, Storage, read_full_at};
 use super::survey::{Survey, survey};
 use crate::encode::block::{BLOCK_HEADER_BYTES_MAX, BlockHeader};
 use crate::types::{Sequence, UnixMicros};

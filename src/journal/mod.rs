@@ -12,6 +12,7 @@
 //! | [`frame`] | one block or mark as bytes, and the walk over a segment's frames; pure |
 //! | [`segment`] | a segment's header and file names; pure |
 //! | [`storage`] | the seam to the file system |
+//! | `disk`, `append` | the real one, written past the page cache |
 //! | [`damage`] | what can be wrong, in words |
 //! | `survey` | what is on disk, judged by decision tables; read-only |
 //! | [`recovery`] | opening |
@@ -54,17 +55,19 @@ pub mod storage;
 pub mod writer;
 
 mod absent;
+mod append;
+mod disk;
 mod outstanding;
 mod segments;
 mod survey;
 
 pub use damage::{Damage, DamageKind, TornTail};
+pub use disk::DiskStorage;
 pub use health::JournalHealth;
 pub use inspect::{Report, inspect};
 pub use reader::{JournalReader, ReadError};
 pub use recovery::{OpenError, Recovery};
 pub use space::{JournalSpace, JournalStats, SpaceError};
-pub use storage::DiskStorage;
 pub use writer::{FrameToWrite, Journal, Reclaimed, Releaser, WriteError};
 
 use crate::types::Sequence;

@@ -1,6 +1,6 @@
 //! The seam to the file system: just the calls that the journal's promises rest on.
 //!
-//! Two users: [`DiskStorage`], and the faulty storage of the tests, which fails calls and loses power. What the
+//! Two users: [`DiskStorage`](super::DiskStorage), and the faulty storage of the tests, which fails calls and loses power. What the
 //! journal relies on, and a new implementation has to keep:
 //!
 //! * bytes survive power loss once [`StorageFile::sync_data`] returned, and no earlier;
@@ -9,14 +9,9 @@
 //! * a rename replaces its target at once.
 
 use std::fmt::Debug;
-use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{self, IoSlice, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::io::{self, IoSlice};
+use std::path::Path;
 use std::sync::Arc;
-
-use rustix::fs::{FallocateFlags, fallocate};
-use rustix::io::Errno;
 
 /// Name of the file that a running server holds locked.
 pub const LOCK_NAME: &str = "lock";
@@ -119,130 +114,6 @@ pub fn is_no_space(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
-/// A directory of the real file system. Files are readable by their owner only: they hold what clients sent.
-#[derive(Clone, Debug)]
-pub struct DiskStorage {
-    dir: PathBuf,
-}
-
-impl DiskStorage {
-    /// The directory `dir`, made if missing.
-    pub fn create(dir: impl Into<PathBuf>) -> io::Result<Self> {
-        let dir = dir.into();
-        if !dir.is_dir() {
-            let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty());
-            // Only the journal's own folder is private: others may live beside it.
-            fs::create_dir_all(parent.unwrap_or(Path::new(".")))?;
-            DirBuilder::new().mode(0o700).create(&dir)?;
-            File::open(parent.unwrap_or(Path::new(".")))?.sync_all()?;
-        }
-        Ok(Self { dir })
-    }
-
-    /// The directory `dir`, for reading; it is not made.
-    pub fn existing(dir: impl Into<PathBuf>) -> io::Result<Self> {
-        let dir = dir.into();
-        fs::read_dir(&dir)?;
-        Ok(Self { dir })
-    }
-}
-
-impl Storage for DiskStorage {
-    fn dir(&self) -> &Path {
-        &self.dir
-    }
-
-    fn lock(&self) -> io::Result<Box<dyn Send + Sync>> {
-        let path = self.dir.join(LOCK_NAME);
-        let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::Error(error)) => return Err(error),
-            Err(TryLockError::WouldBlock) => {
-                let mut holder = String::new();
-                let _ = file.read_to_string(&mut holder); // only words for the message
-                let message = format!("held by process {}", holder.trim());
-                return Err(io::Error::new(io::ErrorKind::WouldBlock, message));
-            }
-        }
-        file.set_len(0)?;
-        writeln!(file, "{}", std::process::id())?;
-        Ok(Box::new(file))
-    }
-
-    fn list(&self) -> io::Result<Vec<DirEntry>> {
-        let mut entries = Vec::new();
-        for entry in fs::read_dir(&self.dir)? {
-            let entry = entry?;
-            let metadata = match entry.metadata() {
-                Ok(metadata) => metadata,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue, // removed since, by a live server
-                Err(error) => return Err(error),
-            };
-            if metadata.is_file() {
-                entries
-                    .push(DirEntry { name: entry.file_name().to_string_lossy().into_owned(), bytes: metadata.len() });
-            }
-        }
-        Ok(entries)
-    }
-
-    fn create(&self, name: &str, bytes: u64) -> io::Result<Arc<dyn StorageFile>> {
-        let path = self.dir.join(name);
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(path)?;
-        if bytes > 0 {
-            match fallocate(&file, FallocateFlags::empty(), 0, bytes) {
-                Ok(()) => {}
-                // A file system that cannot reserve: the space is then found, or not, write by write.
-                Err(Errno::OPNOTSUPP | Errno::NOSYS) => file.set_len(bytes)?,
-                Err(errno) => return Err(errno.into()),
-            }
-        }
-        Ok(Arc::new(DiskFile(file)))
-    }
-
-    fn open(&self, name: &str, access: Access) -> io::Result<Arc<dyn StorageFile>> {
-        let file = OpenOptions::new().read(true).write(access == Access::Write).open(self.dir.join(name))?;
-        Ok(Arc::new(DiskFile(file)))
-    }
-
-    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        fs::rename(self.dir.join(from), self.dir.join(to))
-    }
-
-    fn remove(&self, name: &str) -> io::Result<()> {
-        fs::remove_file(self.dir.join(name))
-    }
-
-    fn sync_dir(&self) -> io::Result<()> {
-        File::open(&self.dir)?.sync_all()
-    }
-}
-
-struct DiskFile(File);
-
-impl StorageFile for DiskFile {
-    fn write_vectored_at(&self, slices: &[IoSlice<'_>], offset: u64) -> io::Result<usize> {
-        Ok(rustix::io::pwritev(&self.0, slices, offset)?)
-    }
-
-    fn sync_data(&self) -> io::Result<()> {
-        self.0.sync_data()
-    }
-
-    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        FileExt::read_at(&self.0, buffer, offset)
-    }
-
-    fn bytes(&self) -> io::Result<u64> {
-        Ok(self.0.metadata()?.len())
-    }
-
-    fn set_bytes(&self, bytes: u64) -> io::Result<()> {
-        self.0.set_len(bytes)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -283,27 +154,5 @@ mod tests {
         let mut slices: Vec<_> = parts.iter().map(|part| IoSlice::new(part)).collect();
         write_all_vectored_at(&file, &mut slices, 0).expect("writes");
         assert_eq!(file.0.lock().0, parts.concat());
-    }
-
-    #[test]
-    fn a_held_lock_names_its_holder() {
-        let dir = tempfile::tempdir().expect("temporary directory");
-        let storage = DiskStorage::create(dir.path().join("a/b")).expect("creates");
-        let guard = storage.lock().expect("is free");
-        let error = storage.lock().err().expect("is held");
-        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
-        assert!(error.to_string().contains(&std::process::id().to_string()), "{error}");
-        drop(guard);
-        storage.lock().expect("is free again");
-    }
-
-    #[test]
-    fn reserved_files_have_their_length() {
-        let dir = tempfile::tempdir().expect("temporary directory");
-        let storage = DiskStorage::create(dir.path()).expect("opens");
-        let file = storage.create("a", 10_000).expect("creates");
-        assert_eq!(file.bytes().expect("has a length"), 10_000);
-        assert_eq!(storage.list().expect("lists"), [DirEntry { name: "a".to_owned(), bytes: 10_000 }]);
-        assert!(DiskStorage::existing(dir.path().join("missing")).is_err());
     }
 }

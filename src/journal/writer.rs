@@ -206,6 +206,8 @@ impl Journal {
             let count = self.count_that_fits(rest);
             if count == 0 {
                 let alone = SEGMENT_HEADER_BYTES as u64 + framed_bytes(first.payload.len()) + MARKS_RESERVED_BYTES;
+                // Whole blocks: a file that ends within one would grow when its last frame is written.
+                let alone = alone.next_multiple_of(SEGMENT_HEADER_BYTES as u64);
                 self.roll(self.segments.segment_bytes.max(alone))?;
                 assert!(self.count_that_fits(rest) > 0, "a segment holds the frame that it was made for");
                 continue;

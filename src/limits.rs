@@ -103,10 +103,12 @@ pub const JOURNAL_SPARES_MAX: usize = 2;
 pub const JOURNAL_GROUP_BYTES_MAX: usize = 8 * MIB;
 /// Frames of one group at most: the kernel takes 1024 slices per vectored write (`IOV_MAX`), two a frame.
 pub const JOURNAL_GROUP_FRAMES_MAX: usize = 512;
-/// Blocks that are written past the page cache: what every common device takes.
+/// Blocks that are written and read past the page cache: what every common device takes.
 pub const DIRECT_BLOCK_BYTES: usize = 4 * KIB;
-/// Bytes of one such write at most; they are gathered in a buffer of this size, which stays in the CPU's cache.
-pub const DIRECT_WRITE_BYTES_MAX: usize = MIB;
+/// Bytes of one such write or read at most; they go through a buffer of this size, which stays in the CPU's cache.
+pub const DIRECT_IO_BYTES_MAX: usize = MIB;
+/// Bytes read back at once at least: small blocks that were written together come together.
+pub const READ_BACK_BYTES_MIN: usize = 128 * KIB;
 /// The journal counts as full, for readiness and health, when less than this share of its room is left.
 pub const JOURNAL_FULL_HEADROOM_SHARE: u64 = 64;
 /// Quiet time after which the journal notes what is committed, so that a restart replays little.
@@ -114,7 +116,8 @@ pub const JOURNAL_IDLE_BEFORE_MARK: Duration = Duration::from_millis(200);
 
 const _: () = assert!(JOURNAL_GROUP_FRAMES_MAX * 2 <= 1024);
 const _: () = assert!(SEGMENT_BYTES_MIN <= SEGMENT_BYTES_MAX);
-const _: () = assert!(DIRECT_WRITE_BYTES_MAX.is_multiple_of(DIRECT_BLOCK_BYTES));
+const _: () =
+    assert!(DIRECT_IO_BYTES_MAX.is_multiple_of(DIRECT_BLOCK_BYTES) && READ_BACK_BYTES_MIN <= DIRECT_IO_BYTES_MAX);
 
 // --- Flushing ------------------------------------------------------------------------------------
 

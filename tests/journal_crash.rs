@@ -166,7 +166,7 @@ impl Model {
         let (_, peak) = self.storage.bytes_and_peak();
         let files = || self.storage.files().into_iter().map(|(name, bytes)| (name, bytes.len())).collect::<Vec<_>>();
         assert!(peak <= BYTES_MAX, "{peak} bytes were on disk; now {:?}", files());
-        let reader = self.journal().reader();
+        let mut reader = self.journal().reader();
         let mut payload = Vec::new();
         for block in self.blocks.values().filter(|block| !block.is_released) {
             let checksum = reader.read(&block.location, &mut payload).expect("reads back");
@@ -232,4 +232,25 @@ fn the_real_file_system_gives_back_what_a_dropped_journal_held() {
     journal_driver::release(&mut opened.journal, &locations);
     opened.journal.close().expect("closes");
     assert!(open(storage()).handed.is_empty());
+}
+
+#[test]
+fn a_reader_sees_what_was_appended_after_it_last_read() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("temporary directory");
+    let mut journal = open(DiskStorage::create(dir.path()).expect("opens")).journal;
+    let mut reader = journal.reader();
+    let (mut bytes, mut all) = (Vec::new(), Vec::new());
+    // Sizes that leave blocks half full, fill them, and pass what is read at once.
+    for (size, seed) in [10, 500, 3000, 4096 - 64, 5, 40_000, 7, 300_000, 9].into_iter().cycle().take(60).zip(0u64..) {
+        let appended = journal_driver::append_synced(&mut journal, seed..seed + 1, size);
+        all.push((appended[0], seed, size));
+        for &(location, seed, size) in all.iter().rev().take(3) {
+            reader.read(&location, &mut bytes).unwrap_or_else(|error| panic!("block of {size} bytes: {error}"));
+            assert_eq!(bytes, payload(seed, size));
+        }
+        if all.len() > 5 {
+            let (oldest, ..) = all.remove(0);
+            journal_driver::release(&mut journal, &[oldest]);
+        }
+    }
 }

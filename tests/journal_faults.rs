@@ -216,7 +216,7 @@ fn a_receiver_that_refuses_a_block_stops_the_opening_before_anything_is_touched(
 fn blocks_are_read_back_from_other_threads_while_the_writer_goes_on() {
     let mut journal = open(FaultyStorage::default()).journal;
     let first = append_synced(&mut journal, 0..20, 3000);
-    let reader = journal.reader();
+    let mut reader = journal.reader();
     let releaser = journal.releaser();
     std::thread::scope(|scope| {
         scope.spawn(|| {

@@ -45,7 +45,7 @@ use crate::sys::clock::wall_now;
 pub struct FlushTools {
     /// Connections.
     pub pool: Pool,
-    /// Reads back what memory does not hold.
+    /// Reads back what memory does not hold; each flusher clones it.
     pub reader: JournalReader,
     /// Tells the journal what is committed.
     pub releaser: Releaser,
@@ -74,6 +74,7 @@ pub struct Flusher {
     queue: Arc<FlushQueue>,
     tools: Arc<FlushTools>,
     seat: Seat,
+    reader: JournalReader,
     target: RowsTarget,
     metrics: FlushRecorders,
     /// COPYs that still go through the staging table, because duplicates were seen lately.
@@ -95,7 +96,18 @@ impl Flusher {
     /// The flusher of `seat`.
     pub fn new(queue: Arc<FlushQueue>, tools: Arc<FlushTools>, seat: Seat) -> Self {
         let (target, metrics) = (RowsTarget::new(tools.batch_size), FlushRecorders::new(&tools.metrics));
-        Self { queue, tools, seat, target, metrics, staged_left: 0, retry_wait: RETRY_WAIT_MIN, failed_at: None }
+        let reader = tools.reader.clone();
+        Self {
+            queue,
+            tools,
+            seat,
+            reader,
+            target,
+            metrics,
+            staged_left: 0,
+            retry_wait: RETRY_WAIT_MIN,
+            failed_at: None,
+        }
     }
 
     /// Runs until [`FlushQueue::stop`].
@@ -214,7 +226,7 @@ impl Flusher {
 
     /// Brings the bytes of `items` into memory. A second batch of an id that is in the cut already goes back:
     /// the two need transactions of their own.
-    fn take_in_hand(&self, items: Vec<Item<Queued>>) -> Vec<InHand> {
+    fn take_in_hand(&mut self, items: Vec<Item<Queued>>) -> Vec<InHand> {
         let mut ids = HashSet::with_capacity(items.len());
         let (mut in_hand, mut back) = (Vec::with_capacity(items.len()), Vec::new());
         for mut item in items {
@@ -236,12 +248,12 @@ impl Flusher {
         in_hand
     }
 
-    fn read_back(&self, item: &Item<Queued>) -> Result<Block, String> {
+    fn read_back(&mut self, item: &Item<Queued>) -> Result<Block, String> {
         let Some(location) = &item.value.location else {
             return Err("it is neither in memory nor in the journal".to_owned());
         };
         let mut bytes = self.tools.blocks.take(location.payload_bytes as usize);
-        let crc32c = self.tools.reader.read(location, &mut bytes).map_err(|error| error.to_string())?;
+        let crc32c = self.reader.read(location, &mut bytes).map_err(|error| error.to_string())?;
         Block::from_verified(bytes, crc32c).map_err(|error| error.to_string())
     }
 

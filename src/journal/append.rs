@@ -1,6 +1,6 @@
 //! Appending past the page cache (`O_DIRECT`).
 //!
-//! The page cache is of no use to the journal: what it writes is read again only after a crash or when memory is
+//! The page cache is of little use to the journal: what it writes is read again only after a crash or when memory is
 //! short. Under load the copy into fresh pages of it was half of the server's CPU (`perf record`), and those pages
 //! push PostgreSQL's out. The device wants whole blocks at multiples of a block, frames are neither; so bytes are
 //! gathered in an aligned buffer, and the block that the last append left half full is written again, as it was and
@@ -20,15 +20,17 @@
 use std::fs::File;
 use std::io::{self, IoSlice};
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 use rustix::io::Errno;
 
-use crate::limits::{DIRECT_BLOCK_BYTES as BLOCK_BYTES, DIRECT_WRITE_BYTES_MAX as WRITE_BYTES_MAX};
+use super::aligned::Aligned;
+use crate::limits::DIRECT_BLOCK_BYTES as BLOCK_BYTES;
 
 /// Writes one file, whole blocks at a time.
 pub(super) struct Appender {
     /// Opened with `O_DIRECT`; `None` once the device has refused that.
-    direct: Option<File>,
+    direct: Option<Arc<File>>,
     buffer: Aligned,
     /// The block that the buffer begins with, and how many bytes of it are there.
     tail_at: u64,
@@ -37,7 +39,7 @@ pub(super) struct Appender {
 
 impl Appender {
     /// An appender over `direct`, which was opened with `O_DIRECT` for writing.
-    pub fn new(direct: File) -> Self {
+    pub fn new(direct: Arc<File>) -> Self {
         Self { direct: Some(direct), buffer: Aligned::default(), tail_at: 0, tail_bytes: 0 }
     }
 
@@ -110,23 +112,6 @@ impl Appender {
     }
 }
 
-/// [`WRITE_BYTES_MAX`] bytes at an address that is a multiple of [`BLOCK_BYTES`]; allocated on first use.
-#[derive(Default)]
-struct Aligned {
-    memory: Vec<u8>,
-    from: usize,
-}
-
-impl Aligned {
-    fn bytes(&mut self) -> &mut [u8] {
-        if self.memory.is_empty() {
-            self.memory = vec![0; WRITE_BYTES_MAX + BLOCK_BYTES];
-            self.from = self.memory.as_ptr().align_offset(BLOCK_BYTES);
-        }
-        &mut self.memory[self.from..self.from + WRITE_BYTES_MAX]
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs::OpenOptions;
@@ -136,6 +121,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::limits::DIRECT_IO_BYTES_MAX;
 
     /// A file opened twice, and what it should hold.
     struct Both {
@@ -151,7 +137,7 @@ mod tests {
             let cached = OpenOptions::new().read(true).write(true).open(path).expect("it is there");
             let flags = if direct { rustix::fs::OFlags::DIRECT.bits().cast_signed() } else { 0 };
             let second = OpenOptions::new().write(true).custom_flags(flags).open(path).expect("it can be written");
-            Self { cached, appender: Appender::new(second), model: stale.to_vec() }
+            Self { cached, appender: Appender::new(Arc::new(second)), model: stale.to_vec() }
         }
 
         fn append(&mut self, offset: usize, payload: &[u8]) {
@@ -206,7 +192,7 @@ mod tests {
     fn more_than_one_write_takes_is_written_in_several() {
         let folder = directory();
         let mut both = Both::new(&folder.path().join("file"), b"", true);
-        let payload: Vec<u8> = (0..3 * WRITE_BYTES_MAX + 777).map(|at| (at % 251) as u8).collect();
+        let payload: Vec<u8> = (0..3 * DIRECT_IO_BYTES_MAX + 777).map(|at| (at % 251) as u8).collect();
         both.append(0, b"before");
         both.append(6, &payload);
         both.append(6 + payload.len(), b"after");
@@ -219,8 +205,7 @@ mod tests {
         let mut both = Both::new(&folder.path().join("file"), b"", true);
         // Nothing here refuses 4 KiB blocks; a buffer at an odd address is refused for the same reason.
         both.appender.buffer.bytes();
-        both.appender.buffer.from += 1;
-        both.appender.buffer.memory.push(0);
+        both.appender.buffer.from ^= 1;
         both.append(0, &[b'x'; 10_000]);
         both.append(10_000, b"more");
         both.assert_same();

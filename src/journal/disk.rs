@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use rustix::fs::{FallocateFlags, OFlags, fallocate};
 use rustix::io::Errno;
 
+use super::aligned::is_aligned;
 use super::append::Appender;
 use super::storage::{Access, DirEntry, LOCK_NAME, Storage, StorageFile};
 
@@ -93,15 +94,15 @@ impl Storage for DiskStorage {
             }
         }
         // Small files are written once, and read again soon.
-        let appender = if bytes > 0 { appender(&path) } else { None };
-        Ok(Arc::new(DiskFile { file, appender }))
+        let direct = if bytes > 0 { Direct::open(&path) } else { None };
+        Ok(Arc::new(DiskFile { file, direct }))
     }
 
     fn open(&self, name: &str, access: Access) -> io::Result<Arc<dyn StorageFile>> {
         let path = self.dir.join(name);
         let file = OpenOptions::new().read(true).write(access == Access::Write).open(&path)?;
-        let appender = if access == Access::Write { appender(&path) } else { None };
-        Ok(Arc::new(DiskFile { file, appender }))
+        let direct = if access == Access::Write { Direct::open(&path) } else { None };
+        Ok(Arc::new(DiskFile { file, direct }))
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
@@ -117,22 +118,31 @@ impl Storage for DiskStorage {
     }
 }
 
-/// An open file; a segment that is being filled is written past the page cache where the file system can.
+/// An open file; a segment that was filled by this process is written and read past the page cache where the file
+/// system can.
 struct DiskFile {
     file: File,
-    appender: Option<Mutex<Appender>>,
+    direct: Option<Direct>,
 }
 
-/// A second handle on `path` that bypasses the page cache; `None` where the file system has no such thing.
-fn appender(path: &Path) -> Option<Mutex<Appender>> {
-    let flags = OFlags::DIRECT.bits().cast_signed();
-    OpenOptions::new().write(true).custom_flags(flags).open(path).ok().map(|file| Mutex::new(Appender::new(file)))
+struct Direct {
+    file: Arc<File>,
+    appender: Mutex<Appender>,
+}
+
+impl Direct {
+    /// A second handle on `path` that bypasses the page cache; `None` where the file system has no such thing.
+    fn open(path: &Path) -> Option<Self> {
+        let flags = OFlags::DIRECT.bits().cast_signed();
+        let file = OpenOptions::new().read(true).write(true).custom_flags(flags).open(path).ok().map(Arc::new)?;
+        Some(Self { appender: Mutex::new(Appender::new(Arc::clone(&file))), file })
+    }
 }
 
 impl StorageFile for DiskFile {
     fn write_vectored_at(&self, slices: &[IoSlice<'_>], offset: u64) -> io::Result<usize> {
-        match &self.appender {
-            Some(appender) => appender.lock().write(&self.file, slices, offset),
+        match &self.direct {
+            Some(direct) => direct.appender.lock().write(&self.file, slices, offset),
             None => Ok(rustix::io::pwritev(&self.file, slices, offset)?),
         }
     }
@@ -142,7 +152,14 @@ impl StorageFile for DiskFile {
     }
 
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        FileExt::read_at(&self.file, buffer, offset)
+        if let Some(direct) = self.direct.as_ref().filter(|_| is_aligned(buffer, offset)) {
+            match direct.file.read_at(buffer, offset) {
+                // The device wants more than our blocks.
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => {}
+                outcome => return outcome,
+            }
+        }
+        self.file.read_at(buffer, offset)
     }
 
     fn bytes(&self) -> io::Result<u64> {

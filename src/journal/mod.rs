@@ -12,7 +12,7 @@
 //! | [`frame`] | one block or mark as bytes, and the walk over a segment's frames; pure |
 //! | [`segment`] | a segment's header and file names; pure |
 //! | [`storage`] | the seam to the file system |
-//! | `disk`, `append` | the real one, written past the page cache |
+//! | `disk`, `append`, `aligned` | the real one, past the page cache |
 //! | [`damage`] | what can be wrong, in words |
 //! | `survey` | what is on disk, judged by decision tables; read-only |
 //! | [`recovery`] | opening |
@@ -55,6 +55,7 @@ pub mod storage;
 pub mod writer;
 
 mod absent;
+mod aligned;
 mod append;
 mod disk;
 mod outstanding;

@@ -216,7 +216,7 @@ fn hand_out(
     on_frame: &mut OnFrame<'_>,
     recovery: &mut Recovery,
 ) -> Result<(), OpenError> {
-    let reader = JournalReader::new(Arc::clone(files));
+    let mut reader = JournalReader::new(Arc::clone(files));
     let mut payload = Vec::new();
     for &location in &survey.uncommitted {
         reader.read(&location, &mut payload)?;

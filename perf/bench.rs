@@ -87,20 +87,34 @@ fn copy_rows(url: &str, number: usize, total: usize, rows: usize) -> Result<(usi
 /// `rows` tuples, and where each has the 12 digits of its id.
 fn encoded_rows(number: usize, rows: usize) -> Result<(Vec<u8>, Vec<usize>), Failure> {
     const MARK: &str = "000000000000";
+    // As many kinds as the load has.
+    const KINDS: [(&str, &str); 8] = [
+        ("user-service", "user_login"),
+        ("user-service", "user_logout"),
+        ("user-service", "profile_updated"),
+        ("order-service", "order_created"),
+        ("order-service", "order_shipped"),
+        ("payment-service", "payment_authorized"),
+        ("payment-service", "payment_captured"),
+        ("search-service", "query_executed"),
+    ];
     let run = format!("{:x}-{number:02x}", wall_now().0);
     let received_at = wall_now();
-    let mut random = number as u64 + 1;
+    // The same for all connections: like the server's, they write to the same pages of the indexes.
+    let mut random = 1u64;
     let mut body = String::from("[");
     for row in 0..rows {
         // Spread over the last 20 days like the load's: the primary key begins with the timestamp.
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let at = received_at.0 - i64::try_from((random >> 20) % (20 * 86_400_000))? * 1000;
+        let at =
+            received_at.0 / 86_400_000_000 * 86_400_000_000 - i64::try_from((random >> 20) % (20 * 86_400_000))? * 1000;
+        let (service, kind) = KINDS[(random >> 60) as usize % KINDS.len()];
         let second = row % 60;
         let mut timestamp = String::new();
         ingestd::encode::timestamp::append_rfc3339(&mut timestamp, UnixMicros(at));
         body.push_str(if row == 0 { "" } else { "," });
         body.push_str(&format!(
-            "{{\"event_id\":\"evt-{run}-{MARK}\",\"service_name\":\"order-service\",\"event_type\":\"order_created\",\"timestamp\":\"{timestamp}\",\
+            "{{\"event_id\":\"evt-{run}-{MARK}\",\"service_name\":\"{service}\",\"event_type\":\"{kind}\",\"timestamp\":\"{timestamp}\",\
              \"payload\":{{\"user_id\":\"user_{row:06}\",\"amount\":{second}.50,\"currency\":\"EUR\",\"items\":[{{\"sku\":\"sku-{row:05}\",\"quantity\":2}},\
              {{\"sku\":\"sku-00042\",\"quantity\":1}}],\"channel\":\"web\",\"success\":true}},\
              \"metadata\":{{\"ip_address\":\"192.0.2.{second}\",\"user_agent\":\"Mozilla/5.0 (X11; Linux)\",\"trace\":\"{row:08x}\"}}}}"

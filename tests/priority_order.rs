@@ -16,9 +16,9 @@ const WAIT_MAX: Duration = Duration::from_secs(60);
 /// Batches of bulk in the lanes.
 const BULK_BATCHES: usize = 100;
 
-/// A server whose COPYs take one of the batches below each, as long as they are slow or few.
+/// A server with two general flushers, whose COPYs take one of the batches below each, as long as they are slow or few.
 fn server_on(database: &TestDatabase) -> Builder {
-    Ingestd::builder().database(database).env("BATCH_SIZE", 100)
+    Ingestd::builder().database(database).env("BATCH_SIZE", 100).env("WORKERS", 1)
 }
 
 /// Sends 100 events; the batch's id, which the server chooses: nobody has to ask a locked ledger for it.

@@ -125,7 +125,8 @@ need_rust() {
     local home_bin="${CARGO_HOME:-${HOME:-/nonexistent}/.cargo}/bin"
     [[ ! -x $home_bin/cargo ]] || PATH="$home_bin:$PATH"
     if ! rust_is_recent "$wanted"; then
-        has rustup || apt rustup || true
+        has rustup || apt rustup || bring_rustup || true
+        PATH="$home_bin:$PATH"
         if has rustup; then
             quietly rustup toolchain install stable --profile default && quietly rustup default stable || true
             brought=', brought by rustup'
@@ -135,6 +136,14 @@ need_rust() {
             fail "no Rust $wanted or newer: install it with rustup (https://rustup.rs), then run this again"
     fi
     say rust "$(cargo --version | cut -d' ' -f1-2)$brought"
+}
+
+# bring_rustup: Rust's own installer, for distributions that do not package it; into the user's home, as it always does.
+bring_rustup() {
+    has curl || apt curl ca-certificates || return 1
+    quietly curl --proto '=https' --tlsv1.2 --fail --silent --show-error --location --max-time 120 \
+        --output "$BROUGHT/rustup-init.sh" https://sh.rustup.rs || return 1
+    quietly sh "$BROUGHT/rustup-init.sh" -y --no-modify-path --profile default
 }
 
 rust_is_recent() { has cargo && has rustc && version_at_least "$(quiet_version rustc)" "$1"; }

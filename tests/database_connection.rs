@@ -3,20 +3,13 @@
 mod support;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use ingestd::config::DatabaseUrl;
 use ingestd::pg::connect::{Connector, StartFault};
 use postgres::Client;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use support::postgres::shared;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
-use tokio::net::{TcpListener, TcpStream};
-use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::ServerConfig;
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use support::tls::{Certificates, Greeting};
 
 fn connect(url: &str) -> Result<Client, StartFault> {
     Connector::new(&DatabaseUrl::parse(url).expect("a valid URL"))?.connect()
@@ -106,93 +99,6 @@ fn a_server_that_accepts_and_says_nothing_does_not_hold_up_a_command_for_ever() 
     assert!(one_line(message).contains("does not answer"));
 }
 
-/// The certificates of one test.
-struct Certificates {
-    folder: tempfile::TempDir,
-    server: (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>),
-}
-
-impl Certificates {
-    /// A server certificate for `name`, signed by an authority that is in `ca.pem`; `other.pem` holds another one.
-    fn signed(name: &str) -> Self {
-        let authority = || {
-            let mut params = CertificateParams::new(Vec::new()).expect("no names");
-            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-            CertifiedIssuer::self_signed(params, KeyPair::generate().expect("key")).expect("authority")
-        };
-        let (ours, other) = (authority(), authority());
-        let key = KeyPair::generate().expect("key");
-        let params = CertificateParams::new(vec![name.to_owned()]).expect("a name");
-        let certificate = params.signed_by(&key, &ours).expect("signed");
-        Self::files(&[("ca.pem", ours.pem()), ("other.pem", other.pem())], certificate.der().clone(), &key)
-    }
-
-    /// A certificate that signed itself, as `openssl req -x509` makes it; `ca.pem` holds it.
-    fn self_signed(name: &str) -> Self {
-        let mut params = CertificateParams::new(vec![name.to_owned()]).expect("a name");
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let key = KeyPair::generate().expect("key");
-        let certificate = params.self_signed(&key).expect("signed");
-        Self::files(&[("ca.pem", certificate.pem())], certificate.der().clone(), &key)
-    }
-
-    fn files(files: &[(&str, String)], certificate: CertificateDer<'static>, key: &KeyPair) -> Self {
-        let folder = tempfile::tempdir().expect("temporary folder");
-        for (name, text) in files {
-            std::fs::write(folder.path().join(name), text).expect("written");
-        }
-        let key = PrivateKeyDer::try_from(key.serialize_der()).expect("a key");
-        Self { folder, server: (vec![certificate], key) }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    /// Puts TLS in front of the PostgreSQL at `upstream`, whose build may lack it.
-    fn serve(&self, upstream: SocketAddr) -> u16 {
-        let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
-        let config = ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .expect("versions")
-            .with_no_client_auth()
-            .with_single_cert(self.server.0.clone(), self.server.1.clone_key())
-            .expect("a certificate");
-        let acceptor = TlsAcceptor::from(Arc::new(config));
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
-        listener.set_nonblocking(true).expect("set");
-        let port = listener.local_addr().expect("address").port();
-        std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
-            runtime.block_on(async {
-                let listener = TcpListener::from_std(listener).expect("listener");
-                while let Ok((stream, _)) = listener.accept().await {
-                    // A client that refuses the certificate ends its connection, not the proxy.
-                    tokio::spawn(proxy(stream, acceptor.clone(), upstream));
-                }
-            });
-        });
-        port
-    }
-}
-
-/// Answers an SSLRequest with yes and decrypts; passes a client that does not ask for TLS on as it is.
-async fn proxy(mut stream: TcpStream, acceptor: TlsAcceptor, upstream: SocketAddr) -> std::io::Result<()> {
-    const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
-    let mut first = [0; 8];
-    stream.read_exact(&mut first).await?;
-    let mut server = TcpStream::connect(upstream).await?;
-    if first == SSL_REQUEST {
-        stream.write_all(b"S").await?;
-        let mut stream = acceptor.accept(stream).await?;
-        copy_bidirectional(&mut stream, &mut server).await?;
-    } else {
-        server.write_all(&first).await?;
-        copy_bidirectional(&mut stream, &mut server).await?;
-    }
-    Ok(())
-}
-
 fn upstream(url: &str) -> SocketAddr {
     let driver: postgres::Config = url.parse().expect("a valid URL");
     let postgres::config::Host::Tcp(host) = &driver.get_hosts()[0] else { panic!("tests reach PostgreSQL over TCP") };
@@ -217,7 +123,7 @@ fn a_server_without_tls_serves_prefer_and_is_refused_by_require() {
 fn sslmode_decides_how_much_of_the_certificate_must_be_right() {
     let database = shared().create_database();
     let certificates = Certificates::signed("localhost");
-    let port = certificates.serve(upstream(&database.url));
+    let port = certificates.serve(upstream(&database.url), Greeting::Postgres);
     let path = |name| certificates.path(name).display().to_string();
     let (ca, other) = (path("ca.pem"), path("other.pem"));
     let url = |host: &str, parameters: String| {
@@ -251,7 +157,7 @@ fn sslmode_decides_how_much_of_the_certificate_must_be_right() {
 fn a_self_signed_certificate_is_trusted_where_it_is_named() {
     let database = shared().create_database();
     let certificates = Certificates::self_signed("localhost");
-    let port = certificates.serve(upstream(&database.url));
+    let port = certificates.serve(upstream(&database.url), Greeting::Postgres);
     let ca = certificates.path("ca.pem").display().to_string();
     let url = |host: &str| {
         changed(&database.url, |parts| {

@@ -11,6 +11,7 @@ use support::contract::{accept, assert_problem, batch, event, rows_of, send, sta
 use support::postgres::{TestDatabase, TestPostgres};
 use support::redis::TestRedis;
 use support::server::{Ingestd, get};
+use support::tls::{Certificates, Greeting};
 use support::wait_until;
 
 /// How long a change of Redis's state, or news over Redis, may take to be noticed.
@@ -201,4 +202,30 @@ fn what_two_nodes_could_not_know_of_each_other_the_ledger_finds_out() {
     assert!(rows.iter().all(|row| row.get::<_, &str>(2).contains("different body")));
     redis.restart();
     assert_eq!(wait_for_key(&redis, "contested", "completed")["node"], "a", "the one that landed is what others see");
+}
+
+#[test]
+fn rediss_encrypts_and_believes_only_a_certificate_that_it_can_verify() {
+    let (database, redis) = (support::postgres::shared().create_database(), TestRedis::start());
+    let certificates = Certificates::signed("localhost");
+    let port = certificates.serve(([127, 0, 0, 1], redis.port()).into(), Greeting::Nothing);
+    let server = |authorities: &str| {
+        Ingestd::builder()
+            .database(&database)
+            .env("REDIS_URL", format!("rediss://localhost:{port}/"))
+            .env("SSL_CERT_FILE", certificates.path(authorities).display())
+            .start()
+    };
+    let trusting = server("ca.pem");
+    wait_for_redis(&trusting, "ok");
+    accept(&trusting, "", &batch("encrypted", 2));
+    wait_for_key(&redis, "encrypted", "completed");
+    let doubting = server("other.pem");
+    let health = wait_for_redis(&doubting, "failing");
+    wait_until("the certificate is the reason", NOTICE_WAIT_MAX, || {
+        let health = get(&doubting.url("/v1/health")).json();
+        health["checks"]["redis"]["reason"].as_str().is_some_and(|reason| reason.contains("certificate"))
+    });
+    assert_eq!(health["status"], "degraded", "{health}");
+    accept(&doubting, "", &batch("taken", 2));
 }

@@ -42,6 +42,17 @@ pub enum OpenError {
         /// What is known of the holder.
         holder: String,
     },
+    /// The directory, or the file system that it is on, may not be written.
+    #[error(
+        "cannot write in the journal folder {}: {source}; make it writable for this user, or set JOURNAL_DIR to another",
+        dir.display()
+    )]
+    NotWritable {
+        /// The journal's directory.
+        dir: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
     /// The cap is too small for segments of this size.
     #[error("a journal cap of {bytes_max} bytes is too small; at least {bytes_min} bytes are needed")]
     CapTooSmall {
@@ -96,7 +107,7 @@ pub enum OpenError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// Cutting, removing, or beginning a segment failed.
-    #[error("opening the journal: {0}")]
+    #[error("opening the journal: {0}; make room there, or set JOURNAL_DIR to another folder")]
     Write(#[from] WriteError),
 }
 
@@ -169,6 +180,9 @@ pub(super) fn open(
     }
     let lock = storage.lock().map_err(|error| match error.kind() {
         io::ErrorKind::WouldBlock => OpenError::Locked { dir: storage.dir().to_owned(), holder: error.to_string() },
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            OpenError::NotWritable { dir: storage.dir().to_owned(), source: error }
+        }
         _ => OpenError::io(&*storage, super::storage::LOCK_NAME, error),
     })?;
     let mut survey = survey(&*storage)?;

@@ -12,6 +12,7 @@ pub mod proxy;
 pub mod raw;
 pub mod redis;
 pub mod server;
+pub mod tls;
 
 use std::fs;
 use std::io::{self, Write};

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
@@ -25,6 +26,8 @@ const STOP_WAIT_MAX: Duration = Duration::from_secs(60);
 const EXIT_WAIT_MAX: Duration = Duration::from_secs(60);
 /// How long a request may take.
 const REQUEST_WAIT_MAX: Duration = Duration::from_secs(60);
+/// The user that owns nothing.
+const NOBODY: u32 = 65534;
 /// What the server logs once it takes connections; the address follows.
 const LISTENING: &str = "listening on http://";
 /// What a server under test inherits; the settings of whoever runs the tests are not among it.
@@ -173,7 +176,23 @@ impl Ingestd {
 
     /// As [`Self::run_to_exit`], in `folder`.
     pub fn run_to_exit_in(folder: &Path, arguments: &[&str], settings: &[(&str, &str)]) -> Finished {
+        Self::finish(command(folder), arguments, settings)
+    }
+
+    /// As [`Self::run_to_exit_in`], by a user whom permissions bind: another one when the tests run as root.
+    pub fn run_to_exit_unprivileged(folder: &Path, arguments: &[&str], settings: &[(&str, &str)]) -> Finished {
         let mut command = command(folder);
+        if rustix::process::geteuid().is_root() {
+            // The binary may lie where only root may go.
+            let copy = folder.join("ingestd-copy");
+            std::fs::copy(env!("CARGO_BIN_EXE_ingestd"), &copy).expect("a copy of the binary");
+            command = command_of(&copy, folder);
+            command.gid(NOBODY).uid(NOBODY);
+        }
+        Self::finish(command, arguments, settings)
+    }
+
+    fn finish(mut command: Command, arguments: &[&str], settings: &[(&str, &str)]) -> Finished {
         command.args(arguments).envs(settings.iter().copied());
         let mut child = super::spawn(command).expect("the binary runs");
         let stdout = read_all(child.stdout.take().expect("it is a pipe"));
@@ -236,7 +255,11 @@ pub struct Finished {
 
 /// The binary, in `folder`, with nothing of the caller's settings, its output in pipes.
 fn command(folder: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_ingestd"));
+    command_of(Path::new(env!("CARGO_BIN_EXE_ingestd")), folder)
+}
+
+fn command_of(binary: &Path, folder: &Path) -> Command {
+    let mut command = Command::new(binary);
     command.current_dir(folder).env_clear();
     command.envs(INHERITED.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
     command.env("INGESTD_PG_BIN", super::postgres::bin_dir());

@@ -56,6 +56,12 @@ pub const LINGER_WAIT_MAX: Duration = Duration::from_secs(5);
 pub const LINGER_READ_BYTES: usize = 16 * KIB;
 /// `Retry-After` of a 503 for a full ring or too many bytes in flight.
 pub const RETRY_AFTER_BUSY_SECONDS: u32 = 1;
+/// How long a request waits for room behind what PostgreSQL has to commit, before it is refused.
+pub const OVERLOAD_WAIT_MAX: Duration = Duration::from_secs(2);
+/// How often it looks. Those that wait hold their bodies of [`REQUEST_BYTES_MAX`], which bounds their number.
+pub const OVERLOAD_POLL: Duration = Duration::from_millis(50);
+/// Longest `Retry-After` of a 503 because PostgreSQL cannot keep up.
+pub const RETRY_AFTER_OVERLOAD_SECONDS_MAX: u64 = 30;
 /// `Retry-After` of a 503 for a full or failed journal, and while draining.
 pub const RETRY_AFTER_JOURNAL_SECONDS: u32 = 5;
 /// How long `ack=commit` waits for PostgreSQL before it answers 202 (the batch is safe in the journal).

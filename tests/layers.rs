@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 const LAYERS: &[&[&str]] = &[
     &["types", "limits", "config"],
     &["sys", "ring", "metrics"],
-    &["json", "encode", "journal::frame", "flush::merge", "flush::cut", "pg::sqlstate"],
+    &["json", "encode", "journal::frame", "flush::merge", "flush::cut", "flush::admission", "pg::sqlstate"],
     &["journal", "pg", "status"],
     &["http", "flush"],
     &["server"],
@@ -16,7 +16,8 @@ const LAYERS: &[&[&str]] = &[
 ];
 
 /// Modules that do no I/O: what they may not name.
-const PURE: &[&str] = &["types", "json", "encode", "journal::frame", "flush::merge", "flush::cut", "pg::sqlstate"];
+const PURE: &[&str] =
+    &["types", "json", "encode", "journal::frame", "flush::merge", "flush::cut", "flush::admission", "pg::sqlstate"];
 const IO: &[&str] = &["std::net", "std::fs", "tokio::", "hyper::", "postgres::Client", "r2d2", "redis::", "socket2"];
 
 /// True when `module` is `name` or lies in it.

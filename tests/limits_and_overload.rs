@@ -140,3 +140,37 @@ fn a_payment_gets_through_while_a_backlog_drains() {
     assert!(left > 0, "the payment overtook what was left of {backlog}");
     wait_until_committed(&server, WAIT_MAX);
 }
+
+#[test]
+fn an_overload_is_held_back_before_batches_wait_too_long_and_urgent_ones_are_not() {
+    let seed = seed("an_overload_is_held_back");
+    let database = support::postgres::shared().create_database();
+    // A PostgreSQL that lands some hundred rows in a fifth of a second, however many are sent.
+    let server = Ingestd::builder()
+        .database(&database)
+        .env("BATCH_SIZE", 200)
+        .env("BATCH_TIMEOUT_SECONDS", 6)
+        .env("DB_POOL_MIN_SIZE", 2)
+        .env("DB_POOL_MAX_SIZE", 2)
+        .start();
+    let mut client = database.connect();
+    let slow = "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS
+                $$ BEGIN PERFORM pg_sleep(0.2); RETURN NULL; END $$;
+                CREATE TRIGGER slow BEFORE INSERT ON ingest_batches FOR EACH STATEMENT EXECUTE FUNCTION slow()";
+    client.batch_execute(slow).expect("a trigger");
+    let load = Load::start(&server, LoadOptions { clients: 24, events: 60_000, seed, pause: Duration::ZERO });
+    wait_until("somebody is turned away", WAIT_MAX, || load.refused() > 0);
+    let payment = body("payment", Some("payment"), 10, 1);
+    let reply = post(&server.url("/v1/ingest/batch?ack=commit"), &[], payment.as_bytes());
+    assert_eq!((reply.status, &reply.json()["inserted"]), (200, &1.into()), "{}", reply.text());
+    assert_eq!(get(&server.url("/readyz")).status, 200, "a node that is busy is not broken");
+    client.batch_execute("DROP TRIGGER slow ON ingest_batches").expect("it is there");
+    let outcome = load.finish();
+    wait_until_committed(&server, WAIT_MAX);
+    let latency = get(&server.url("/v1/metrics?format=json")).json()["latency_ms"]["queue"]["max"].clone();
+    assert!(latency.as_f64().is_some_and(|waited| waited < 6_000.0), "nobody waited for longer than 6 s: {latency} ms");
+    let payment =
+        "DELETE FROM events WHERE event_id LIKE 'payment/%'; DELETE FROM ingest_batches WHERE batch_id = 'payment'";
+    client.batch_execute(payment).expect("it is not the load's");
+    outcome.assert_exactly_once(&mut client);
+}

@@ -201,6 +201,7 @@ impl Flusher {
     }
 
     fn flush(&mut self, mut session: PooledConnection<SessionManager>, cut: Cut<Queued>) {
+        let taken_at = Instant::now();
         let in_hand = self.take_in_hand(cut.items);
         if in_hand.is_empty() {
             return;
@@ -212,8 +213,10 @@ impl Flusher {
         }
         match self.land(&mut session, &in_hand) {
             Ok((landed, timings)) => {
-                self.record(&in_hand, cut.is_full, &timings);
-                self.tools.health.works(Witness::Copy);
+                self.record(&in_hand, cut.is_full, &timings, taken_at.elapsed());
+                if self.tools.health.works(Witness::Copy) {
+                    self.queue.admission.excuse(self.tools.metrics.queue_events.sum());
+                }
                 (self.retry_wait, self.failed_at) = (RETRY_WAIT_MIN, None);
                 self.settle(in_hand, &landed);
             }
@@ -305,8 +308,11 @@ impl Flusher {
         };
     }
 
-    fn record(&mut self, in_hand: &[InHand], is_full: bool, timings: &Timings) {
+    fn record(&mut self, in_hand: &[InHand], is_full: bool, timings: &Timings, took: Duration) {
         let rows = in_hand.iter().map(|batch| batch.item.rows).sum();
+        if is_full {
+            self.queue.admission.landed_full(self.seat.index, rows, took);
+        }
         self.target.observe(is_full, timings.claim + timings.copy + timings.commit);
         self.metrics.copy(rows, timings);
     }

@@ -1,6 +1,6 @@
 //! From lanes to COPY: which batches go into the next COPY, when it starts, and who runs it.
 //!
-//! [`merge`] and [`cut`] are pure: they decide. [`queue`] holds what waits. [`flusher`] owns the threads and does what they decide,
+//! [`merge`], [`cut`] and [`admission`] are pure: they decide. [`queue`] holds what waits. [`flusher`] owns the threads and does what they decide,
 //! through [`crate::pg`].
 //!
 //! Invariants: a batch is in exactly one place, a lane, the merge or one flusher's hands, until its
@@ -8,6 +8,7 @@
 //! 8 and above or batches below it, so that a payment never waits for bulk rows to be written.
 //! Absent on purpose: giving up. What was accepted is retried until PostgreSQL has said what became of it.
 
+pub mod admission;
 pub mod cut;
 pub mod flusher;
 pub mod merge;

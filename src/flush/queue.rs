@@ -11,6 +11,7 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::oneshot;
 
 use crate::encode::block::Block;
+use crate::flush::admission::Admission;
 use crate::flush::cut::CutSettings;
 use crate::flush::merge::{Item, Merge, Moment, Next, Role};
 use crate::flush::sleepers::{Seat, Sleepers};
@@ -56,6 +57,8 @@ pub struct FlushQueue {
     stopping: AtomicBool,
     /// Limits of what is queued.
     pub budgets: QueueBudgets,
+    /// Who may join.
+    pub admission: Admission,
 }
 
 impl FlushQueue {
@@ -69,6 +72,7 @@ impl FlushQueue {
     ) -> (Arc<Self>, Vec<Seat>) {
         let roles = std::iter::repeat_n(Role::General, general).chain(reserved.then_some(Role::Reserved));
         let (sleepers, seats) = Sleepers::new(roles);
+        let admission = Admission::new(seats.len(), settings.timeout);
         let queue = Self {
             lanes: Lanes::new(cores),
             merge: Mutex::new(Merge::new(settings)),
@@ -77,6 +81,7 @@ impl FlushQueue {
             draining: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             budgets,
+            admission,
         };
         (Arc::new(queue), seats)
     }
@@ -99,6 +104,7 @@ impl FlushQueue {
         metrics.queue_bytes.of(item.priority).sub(item.bytes);
         self.budgets.resident_bytes.give_back(item.value.resident_bytes);
         self.budgets.batches.give_back(1);
+        self.admission.left(item.rows);
     }
 
     /// Wakes a sleeping general flusher, and the reserved one if something urgent was pushed.

@@ -34,7 +34,8 @@ struct Sleeper {
 
 /// A flusher's place, handed to its thread.
 pub struct Seat {
-    index: usize,
+    /// Which one it is, from 0.
+    pub index: usize,
     /// What this flusher may take.
     pub role: Role,
     /// Where it sleeps.

@@ -21,7 +21,7 @@ use crate::ring::ring::Ring;
 use crate::status::lookup::Lookup;
 use crate::status::memory::BatchMap;
 use crate::status::shared::RedisHealth;
-use crate::types::{AckLevel, UnixMicros};
+use crate::types::{AckLevel, Priority, UnixMicros};
 
 /// Limits and defaults of ingestion, from the settings.
 #[derive(Clone, Debug)]
@@ -97,6 +97,15 @@ impl App {
     pub fn journal_is_full(&self) -> bool {
         let stats = self.space.stats();
         stats.charged_bytes + stats.admission_bytes_max / JOURNAL_FULL_HEADROOM_SHARE > stats.admission_bytes_max
+    }
+
+    /// For how long a batch of `priority` should stay away, because it would wait for too long while PostgreSQL works.
+    pub fn overload(&self, priority: Priority) -> Option<Duration> {
+        if !self.database.is_working() {
+            return None;
+        }
+        let before = Priority::ALL.into_iter().take_while(|above| *above >= priority);
+        self.queue.admission.refusal(before.map(|above| self.metrics.queue_events.of(above).get()).sum())
     }
 
     /// Why this node should get no traffic now; `None` when it is ready. PostgreSQL away alone is no reason.

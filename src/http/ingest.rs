@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use crate::encode::block::{BLOCK_HEADER_BYTES_MAX, Block, BlockBuilder, BlockHeader};
 use crate::encode::tuple::{RowContext, append_tuple};
-use crate::http::body;
+use crate::http::body::{self, BodyBytes};
 use crate::http::problem::{ErrorItem, Problem};
 use crate::http::query::{IngestQuery, Invalid};
 use crate::http::route::{Reply, json};
@@ -24,14 +24,14 @@ use crate::http::worker::Worker;
 use crate::journal::SpaceError;
 use crate::json::{BodyError, Reject, ScanLimits, Scratch, scan_body};
 use crate::limits::{
-    ADMITTING_POLL, COMMIT_ACK_WAIT_MAX, ERRORS_LISTED_MAX, LOOKUP_INGEST_WAIT_MAX, RETRY_AFTER_BUSY_SECONDS,
-    RETRY_AFTER_JOURNAL_SECONDS,
+    ADMITTING_POLL, COMMIT_ACK_WAIT_MAX, ERRORS_LISTED_MAX, LOOKUP_INGEST_WAIT_MAX, OVERLOAD_POLL, OVERLOAD_WAIT_MAX,
+    RETRY_AFTER_BUSY_SECONDS, RETRY_AFTER_JOURNAL_SECONDS, RETRY_AFTER_OVERLOAD_SECONDS_MAX,
 };
 use crate::status::lookup::Answer;
 use crate::status::memory::Admission;
 use crate::status::model::{Batch, Counts, Phase};
 use crate::sys::clock::wall_now;
-use crate::types::{AckLevel, BatchKey, BodyDigest, batch_id_is_valid};
+use crate::types::{AckLevel, BatchKey, BodyDigest, Priority, batch_id_is_valid};
 
 /// The body of a 202 or 200.
 #[derive(Serialize)]
@@ -67,9 +67,8 @@ pub async fn post(worker: &Worker, request: Request<Incoming>) -> Reply {
     let settings = &worker.app.settings;
     let body = body::read(incoming, settings.body_bytes_max, &worker.buffers, &worker.app.request_bytes).await?;
     let encoded = encode(worker, body.as_slice(), &query, id)?;
-    drop(body);
     let level = query.ack.unwrap_or(settings.ack);
-    let reply = take(worker, encoded, level, accepted_at).await;
+    let reply = take(worker, encoded, body, level, accepted_at).await;
     worker.ack_latency.record_elapsed(accepted_at.elapsed());
     reply
 }
@@ -237,8 +236,9 @@ impl Drop for Admitted<'_> {
     }
 }
 
-/// Takes the batch's id, hands its block to the journal thread and waits as `level` demands.
-async fn take(worker: &Worker, encoded: Encoded, level: AckLevel, accepted_at: Instant) -> Reply {
+/// Takes the batch's id, hands its block to the journal thread and waits as `level` demands. `held` is the body that
+/// the block was made of: as long as its bytes are counted, so is what waits here.
+async fn take(worker: &Worker, encoded: Encoded, held: BodyBytes<'_>, level: AckLevel, accepted_at: Instant) -> Reply {
     let Encoded { block, header, id_is_clients, errors } = encoded;
     let batch = Arc::new(Batch::new(header.key, header.digest, header.priority, header.events, header.received_at));
     while let Admission::Known(known) = worker.app.batches.admit(&batch) {
@@ -256,6 +256,8 @@ async fn take(worker: &Worker, encoded: Encoded, level: AckLevel, accepted_at: I
         let counts = document.completed_at.is_some().then_some(document.counts);
         return Ok(accepted(StatusCode::OK, &batch, &document.status, document.events, &errors, true, counts));
     }
+    wait_for_room(worker, batch.priority).await?;
+    drop(held);
     let (durable, committed) = submit(worker, block, &batch, level, accepted_at)?;
     admitted.submitted = true;
     let queued = || accepted(StatusCode::ACCEPTED, &batch, "queued", batch.events, &errors, false, None);
@@ -277,6 +279,22 @@ async fn take(worker: &Worker, encoded: Encoded, level: AckLevel, accepted_at: I
         // Safe in the journal, and PostgreSQL is away or slow: not an error.
         Ok(Err(_)) | Err(_) => Ok(queued()),
     }
+}
+
+/// Holds a request back while PostgreSQL has more to commit than it can in time: clients that wait for their answers
+/// then send as fast as it commits, and neither they nor the server spend anything on refusals. Others are refused
+/// after a while.
+async fn wait_for_room(worker: &Worker, priority: Priority) -> Result<(), Problem> {
+    let deadline = Instant::now() + OVERLOAD_WAIT_MAX;
+    while let Some(over) = worker.app.overload(priority) {
+        if Instant::now() >= deadline || worker.app.is_draining() {
+            let detail = "PostgreSQL has more to commit than it can in time; nothing of the batch was taken";
+            let seconds = over.as_secs().clamp(1, RETRY_AFTER_OVERLOAD_SECONDS_MAX);
+            return Err(Problem::unavailable("overloaded", detail, seconds as u32));
+        }
+        tokio::time::sleep(OVERLOAD_POLL).await;
+    }
+    Ok(())
 }
 
 fn no_room(refusal: SpaceError) -> Problem {

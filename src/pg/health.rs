@@ -48,10 +48,10 @@ impl DatabaseHealth {
         self.working.load(Ordering::Relaxed)
     }
 
-    /// Records success. Logs the return after a failure.
-    pub fn works(&self, witness: Witness) {
+    /// Records success; true when that ends an outage. Logs the return after a failure.
+    pub fn works(&self, witness: Witness) -> bool {
         if self.is_working() {
-            return;
+            return false;
         }
         let mut detail = self.detail.lock();
         let first_time = detail.faults[Witness::Probe as usize].as_deref() == Some(NOT_YET);
@@ -59,7 +59,8 @@ impl DatabaseHealth {
         if witness == Witness::Copy {
             detail.faults[Witness::Probe as usize] = None;
         }
-        if detail.faults.iter().all(Option::is_none) && !self.working.swap(true, Ordering::Relaxed) {
+        let is_back = detail.faults.iter().all(Option::is_none) && !self.working.swap(true, Ordering::Relaxed);
+        if is_back {
             let away = detail.since.elapsed();
             detail.since = Instant::now();
             if !first_time {
@@ -67,6 +68,7 @@ impl DatabaseHealth {
                 tracing::info!(away_ms, "PostgreSQL works again; queued batches are being committed");
             }
         }
+        is_back
     }
 
     /// Records failure. Logs the first of a row, and then only a changed reason.

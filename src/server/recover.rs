@@ -56,6 +56,7 @@ pub fn open(
         Ok(())
     });
     let (journal, recovery) = opened.map_err(|error| ServeError::Failed(error.to_string()))?;
+    queue.admission.excuse(recovered_events);
     if recovered_batches > 0 {
         tracing::info!(
             batches = recovered_batches,

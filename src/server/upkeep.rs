@@ -77,7 +77,11 @@ impl Chores {
     fn look_after_database(&mut self, now: Instant) {
         let outcome = self.with_database(now);
         match outcome {
-            Ok(()) => self.app.database.works(Witness::Probe),
+            Ok(()) => {
+                if self.app.database.works(Witness::Probe) {
+                    self.app.queue.admission.excuse(self.app.metrics.queue_events.sum());
+                }
+            }
             Err(fault) => self.app.database.fails(Witness::Probe, &fault.message),
         }
     }

@@ -140,6 +140,13 @@ pub const LINGER_ADAPTIVE_MAX: Duration = Duration::from_millis(10);
 pub const RETRY_WAIT_MIN: Duration = Duration::from_millis(50);
 /// See [`RETRY_WAIT_MIN`].
 pub const RETRY_WAIT_MAX: Duration = Duration::from_secs(2);
+/// Longest time for which a batch is put aside that cannot land while others can.
+pub const POSTPONE_MAX: Duration = Duration::from_secs(30);
+/// Refused rows in a row after which a batch goes row by row: bisecting finds nothing that lands.
+pub const REFUSALS_IN_A_ROW_MAX: u32 = 32;
+/// Pause after each refused row from there on, so that a constraint that refuses everything does not keep PostgreSQL
+/// from better work.
+pub const REFUSED_ROW_PAUSE: Duration = Duration::from_millis(2);
 /// After duplicates were seen the next COPYs go through the staging table at once: a unique violation costs a
 /// whole COPY, staging costs 1.6 of one (design page, facts).
 pub const STAGED_COPIES_AFTER_DUPLICATE: u32 = 8;

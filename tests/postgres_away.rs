@@ -117,6 +117,57 @@ fn a_dropped_partition_is_made_again() {
 }
 
 #[test]
+fn a_table_that_has_a_partitions_name_holds_up_only_the_batches_that_need_it() {
+    let database = support::postgres::shared().create_database();
+    let server = Ingestd::builder().database(&database).start();
+    let mut client = database.connect();
+    let month = "SELECT 'events_' || to_char(now() AT TIME ZONE 'UTC' - interval '6 months', 'YYYY_MM'),
+                        to_char(now() AT TIME ZONE 'UTC' - interval '6 months', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"')";
+    let row = client.query_one(month, &[]).expect("a month");
+    let (table, at): (String, String) = (row.get(0), row.get(1));
+    client.batch_execute(&format!("CREATE TABLE {table} (n int)")).expect("a table of somebody else");
+    let event = json!({"event_id": "old", "service_name": "s", "event_type": "t", "payload": {}, "timestamp": at});
+    let reply = post_json(&server.url("/v1/ingest/batch"), &json!({"events": [event], "batch_id": "old"}));
+    assert_eq!(reply.status, 202, "{}", reply.text());
+    let database_check = || get(&server.url("/v1/health")).json()["checks"]["database"].clone();
+    wait_until("health tells what is stuck and why", WAIT_MAX, || {
+        let check = database_check();
+        check["stuck_batches"] == 1 && check["reason"].as_str().is_some_and(|reason| reason.contains(&table))
+    });
+    assert_eq!(get(&server.url("/v1/health")).json()["status"], "degraded");
+    for round in 0..3 {
+        assert_eq!(commit(&server, &format!("new-{round}"), 10)["inserted"], 10);
+    }
+    assert_eq!(get(&server.url("/v1/batch/old/status")).json()["status"], "queued");
+    client.batch_execute(&format!("DROP TABLE {table}")).expect("it was in the way");
+    wait_until_committed(&server, WAIT_MAX);
+    assert_eq!(count(&mut client, "events"), 31);
+    assert!(database_check()["stuck_batches"].is_null(), "{}", database_check());
+}
+
+#[test]
+fn tables_that_are_gone_for_a_while_are_waited_for() {
+    let database = support::postgres::shared().create_database();
+    let server = Ingestd::builder().database(&database).start();
+    let mut client = database.connect();
+    commit(&server, "before", 10);
+    for table in ["events", "ingest_batches"] {
+        client.batch_execute(&format!("ALTER TABLE {table} RENAME TO put_away")).expect("it is there");
+        let reply = post(&server.url("/v1/ingest/batch"), &[], body(table, None, 0, 10).as_bytes());
+        assert_eq!(reply.status, 202, "{}", reply.text());
+        wait_until("health tells why", WAIT_MAX, || {
+            let check = get(&server.url("/v1/health")).json()["checks"]["database"].clone();
+            check["reason"].as_str().is_some_and(|reason| reason.contains(table))
+        });
+        assert_eq!(get(&server.url("/readyz")).status, 200);
+        client.batch_execute(&format!("ALTER TABLE put_away RENAME TO {table}")).expect("it is there");
+        wait_until_committed(&server, WAIT_MAX);
+    }
+    assert_eq!(count(&mut client, "events"), 30);
+    assert!(is_working(&server));
+}
+
+#[test]
 fn too_few_connections_slow_down_and_lose_nothing() {
     let seed = seed("too_few_connections");
     // Three are for the superuser, which ingestd is here; the test itself needs some, too.

@@ -207,3 +207,38 @@ fn a_trigger_with_a_code_of_its_own_holds_up_nothing() {
     let row = client.query_one("SELECT event_id, sqlstate FROM dead_letter_events", &[]).expect("one");
     assert_eq!((row.get(0), row.get(1)), ("e1", "ZX001"));
 }
+
+#[test]
+fn a_constraint_that_is_checked_at_the_commit_refuses_its_rows_and_no_others() {
+    let database = support::postgres::shared().create_database();
+    let (server, mut client) = (server_on(&database), database.connect());
+    let deferred = "CREATE TABLE services (name text COLLATE \"C\" PRIMARY KEY); INSERT INTO services VALUES ('s');
+                    ALTER TABLE events ADD FOREIGN KEY (service_name) REFERENCES services DEFERRABLE INITIALLY DEFERRED";
+    client.batch_execute(deferred).expect("a constraint");
+    let mut mixed = batch("mixed", 100, &[]);
+    for unknown in [3, 77] {
+        mixed["events"][unknown]["service_name"] = "unheard-of".into();
+    }
+    assert_eq!(counts(&commit(&server, &mixed)), [98, 0, 2]);
+    let row =
+        client.query_one("SELECT count(*), min(sqlstate), max(sqlstate) FROM dead_letter_events", &[]).expect("a row");
+    assert_eq!((row.get::<_, i64>(0), row.get(1), row.get(2)), (2, "23503", "23503"));
+}
+
+#[test]
+fn a_constraint_that_refuses_everything_is_told_and_does_not_hold_up_other_batches() {
+    let database = support::postgres::shared().create_database();
+    let (server, mut client) = (server_on(&database), database.connect());
+    client.batch_execute(CHECK).expect("a constraint");
+    let bad: Vec<usize> = (0..2000).collect();
+    let reply = post_json(&server.url("/v1/ingest/batch"), &batch("all-bad", 2000, &bad));
+    assert_eq!(reply.status, 202, "{}", reply.text());
+    server.wait_for_log("going row by row", WAIT_MAX);
+    assert_eq!(counts(&commit(&server, &batch("good", 10, &[]))), [10, 0, 0]);
+    assert_ne!(get(&server.url("/v1/batch/all-bad/status")).json()["status"], "failed", "it takes longer");
+    wait_until_committed(&server, WAIT_MAX);
+    let status = get(&server.url("/v1/batch/all-bad/status")).json();
+    assert_eq!((&status["status"], counts(&status)), (&"failed".into(), [0, 0, 2000]));
+    assert_eq!(count(&mut client, "dead_letter_events"), 2000);
+    assert_eq!(server.log().matches("going row by row").count(), 1, "{}", server.log());
+}

@@ -1,11 +1,11 @@
 //! The flusher threads: take what [`FlushQueue`] gives, land it through [`crate::pg::land`], tell everybody.
 //!
 //! ```text
-//!  park ◀─ nothing due ─ take ─▶ land ─ committed ─▶ settle (status, journal release, acks) ─▶ take …
-//!                         ▲        │ fault
-//!                         │        ├─ duplicates / row fault ─▶ land another way
-//!                         │        ├─ no partition ─▶ create ─▶ land
-//!                         └─ back ◀┴─ anything else: put back, wait, retry for ever
+//!  park ◀─ nothing due ─ take ─▶ attempt ─ committed ─▶ settle (status, journal release, acks) ─▶ take …
+//!                         ▲         │
+//!                         ├─ back ◀─┤ PostgreSQL's fault: put back, wait, retry for ever
+//!                         │         │ the batches' own: each by itself
+//!                         └─ later ◀┴─ a single batch's own: postponed, the others go on
 //! ```
 //!
 //! A flusher has its connection before it takes batches: when PostgreSQL comes back the first COPY is decided
@@ -22,20 +22,19 @@ use r2d2::PooledConnection;
 
 use crate::encode::block::Block;
 use crate::encode::pool::BlockPool;
-use crate::encode::tuple::tuples;
+use crate::flush::attempt::{Attempt, Failure, InHand};
 use crate::flush::cut::RowsTarget;
 use crate::flush::merge::{Cut, Item, Moment, Next};
 use crate::flush::queue::{FlushQueue, Queued};
 use crate::flush::record::FlushRecorders;
 use crate::flush::sleepers::Seat;
-use crate::journal::{JournalHealth, JournalReader, Releaser};
-use crate::limits::{PARTITION_ATTEMPTS_MAX, RETRY_WAIT_MAX, RETRY_WAIT_MIN, STAGED_COPIES_AFTER_DUPLICATE};
+use crate::journal::{JournalHealth, JournalReader, ReadError, Releaser};
+use crate::limits::{RETRY_WAIT_MAX, RETRY_WAIT_MIN};
 use crate::metrics::{Metrics, SqlstateClass};
 use crate::pg::health::{DatabaseHealth, Witness};
-use crate::pg::land::{Landed, Landing, Timings, Way, land};
-use crate::pg::partitions::{self, Month};
-use crate::pg::pool::{Pool, Session, SessionManager};
-use crate::pg::sqlstate::{Fault, Verdict};
+use crate::pg::land::{Landed, Timings};
+use crate::pg::pool::{Pool, SessionManager};
+use crate::pg::sqlstate::Fault;
 use crate::status::memory::BatchMap;
 use crate::status::model::{Counts, Phase};
 use crate::status::shared::StatusFeed;
@@ -77,37 +76,27 @@ pub struct Flusher {
     reader: JournalReader,
     target: RowsTarget,
     metrics: FlushRecorders,
-    /// COPYs that still go through the staging table, because duplicates were seen lately.
-    staged_left: u32,
+    attempt: Attempt,
     retry_wait: Duration,
     /// When the last wait began; `None` once a COPY has landed after it.
     failed_at: Option<Instant>,
 }
 
-/// A batch in hand: its bytes are in memory.
-struct InHand {
-    item: Item<Queued>,
-    block: Block,
-    /// False when the bytes were read back for this attempt only.
-    resident: bool,
+/// Why a block is not in memory.
+enum ReadBack {
+    /// The device failed; trying again may help.
+    Device(String),
+    /// Trying again will not help.
+    Damaged(String),
 }
 
 impl Flusher {
     /// The flusher of `seat`.
     pub fn new(queue: Arc<FlushQueue>, tools: Arc<FlushTools>, seat: Seat) -> Self {
         let (target, metrics) = (RowsTarget::new(tools.batch_size), FlushRecorders::new(&tools.metrics));
-        let reader = tools.reader.clone();
-        Self {
-            queue,
-            tools,
-            seat,
-            reader,
-            target,
-            metrics,
-            staged_left: 0,
-            retry_wait: RETRY_WAIT_MIN,
-            failed_at: None,
-        }
+        let attempt = Attempt::new(Arc::clone(&tools.metrics), Arc::clone(&tools.node));
+        let (reader, retry_wait) = (tools.reader.clone(), RETRY_WAIT_MIN);
+        Self { queue, tools, seat, reader, target, attempt, metrics, retry_wait, failed_at: None }
     }
 
     /// Runs until [`FlushQueue::stop`].
@@ -115,7 +104,7 @@ impl Flusher {
         while !self.queue.is_stopping() {
             self.queue.mark_sleeping(&self.seat, true);
             if !self.queue.has_work(self.seat.role) {
-                self.seat.parker.park();
+                self.rest();
                 continue;
             }
             let Some(session) = self.connect() else { continue };
@@ -135,9 +124,17 @@ impl Flusher {
                 }
                 Next::Idle => {
                     drop(session);
-                    self.seat.parker.park();
+                    self.rest();
                 }
             }
+        }
+    }
+
+    /// Sleeps until somebody wakes this flusher, or a postponed batch is due.
+    fn rest(&self) {
+        match self.queue.postponed_until() {
+            Some(due) => self.seat.parker.park_deadline(due),
+            None => self.seat.parker.park(),
         }
     }
 
@@ -211,19 +208,56 @@ impl Flusher {
             batch.item.value.batch.set_phase(Phase::Processing);
             self.metrics.queue_latency.record_elapsed(started - batch.item.value.accepted_at.min(started));
         }
-        match self.land(&mut session, &in_hand) {
+        match self.attempt.land(&mut session, &in_hand) {
             Ok((landed, timings)) => {
                 self.record(&in_hand, cut.is_full, &timings, taken_at.elapsed());
-                if self.tools.health.works(Witness::Copy) {
-                    self.queue.admission.excuse(self.tools.metrics.queue_events.sum());
-                }
-                (self.retry_wait, self.failed_at) = (RETRY_WAIT_MIN, None);
-                self.settle(in_hand, &landed);
+                self.landed(in_hand, &landed);
             }
-            Err(fault) => {
+            Err(Failure::Batches(_)) if in_hand.len() > 1 => self.flush_one_by_one(session, in_hand),
+            Err(failure) => self.failed(session, in_hand, failure),
+        }
+    }
+
+    /// One of `in_hand` keeps the others from landing: each goes by itself.
+    fn flush_one_by_one(&mut self, mut session: PooledConnection<SessionManager>, in_hand: Vec<InHand>) {
+        let mut left = in_hand.into_iter();
+        while let Some(one) = left.next() {
+            let one = vec![one];
+            match self.attempt.land(&mut session, &one) {
+                Ok((landed, _)) => self.landed(one, &landed),
+                Err(Failure::Batches(fault)) => self.postpone(one, &fault),
+                Err(failure) => return self.failed(session, one.into_iter().chain(left).collect(), failure),
+            }
+        }
+    }
+
+    fn landed(&mut self, in_hand: Vec<InHand>, landed: &[Landed]) {
+        if self.tools.health.works(Witness::Copy) {
+            self.queue.admission.excuse(self.tools.metrics.queue_events.sum());
+        }
+        (self.retry_wait, self.failed_at) = (RETRY_WAIT_MIN, None);
+        self.settle(in_hand, landed);
+    }
+
+    fn failed(&mut self, session: PooledConnection<SessionManager>, in_hand: Vec<InHand>, failure: Failure) {
+        match failure {
+            Failure::Batches(fault) => self.postpone(in_hand, &fault),
+            Failure::Postgres(fault) => {
                 self.give_up_for_now(in_hand);
                 self.let_go(session, &fault);
             }
+        }
+    }
+
+    /// Puts batches aside for a while that cannot land, so that they do not hold up the others.
+    fn postpone(&mut self, in_hand: Vec<InHand>, fault: &Fault) {
+        self.tools.metrics.db_errors.add(SqlstateClass::of(Some(&fault.sqlstate)), 1);
+        for item in in_hand.into_iter().map(InHand::into_item) {
+            let batch = &item.value.batch;
+            tracing::error!(batch = %batch.key, reason = fault.message,
+                "PostgreSQL takes other batches, but not this one; it stays in the journal and is tried again later");
+            batch.set_phase(Phase::Queued);
+            self.queue.postpone(item, &fault.message);
         }
     }
 
@@ -241,7 +275,8 @@ impl Flusher {
                 Some(block) => in_hand.push(InHand { item, block, resident: true }),
                 None => match self.read_back(&item) {
                     Ok(block) => in_hand.push(InHand { item, block, resident: false }),
-                    Err(reason) => self.set_aside(&item, &reason),
+                    Err(ReadBack::Device(reason)) => self.queue.postpone(item, &reason),
+                    Err(ReadBack::Damaged(reason)) => self.set_aside(&item, &reason),
                 },
             }
         }
@@ -251,13 +286,16 @@ impl Flusher {
         in_hand
     }
 
-    fn read_back(&mut self, item: &Item<Queued>) -> Result<Block, String> {
+    fn read_back(&mut self, item: &Item<Queued>) -> Result<Block, ReadBack> {
         let Some(location) = &item.value.location else {
-            return Err("it is neither in memory nor in the journal".to_owned());
+            return Err(ReadBack::Damaged("it is neither in memory nor in the journal".to_owned()));
         };
         let mut bytes = self.tools.blocks.take(location.payload_bytes as usize);
-        let crc32c = self.reader.read(location, &mut bytes).map_err(|error| error.to_string())?;
-        Block::from_verified(bytes, crc32c).map_err(|error| error.to_string())
+        let crc32c = self.reader.read(location, &mut bytes).map_err(|error| match error {
+            ReadError::Io { .. } => ReadBack::Device(error.to_string()),
+            ReadError::Gone(_) | ReadError::Damaged { .. } => ReadBack::Damaged(error.to_string()),
+        })?;
+        Block::from_verified(bytes, crc32c).map_err(|error| ReadBack::Damaged(error.to_string()))
     }
 
     /// The journal cannot give back what it acknowledged. Its segment stays, for `journal inspect` and the next
@@ -268,44 +306,6 @@ impl Flusher {
             "cannot read an accepted batch back from the journal; its segment is kept, run `ingestd journal inspect`");
         self.tools.journal_health.note_damage(format!("batch {} could not be read back: {reason}", batch.key));
         self.queue.leave(&self.tools.metrics, item);
-    }
-
-    /// Lands `in_hand`, changing the way as PostgreSQL demands.
-    fn land(&mut self, session: &mut Session, in_hand: &[InHand]) -> Result<(Vec<Landed>, Timings), Fault> {
-        let landings: Vec<Landing<'_>> = in_hand.iter().map(InHand::landing).collect();
-        let mut way = if self.staged_left > 0 { Way::Staged } else { Way::Plain };
-        let mut partition_attempts = 0;
-        loop {
-            let fault = match land(session, &landings, way, &self.tools.node) {
-                Ok(done) => {
-                    self.remember_duplicates(way, &done.0);
-                    return Ok(done);
-                }
-                Err(fault) => fault,
-            };
-            way = match (fault.verdict, way) {
-                (Verdict::Duplicates, Way::Plain) => Way::Staged,
-                (Verdict::RowFault, Way::Plain | Way::Staged) => Way::Quarantine,
-                (Verdict::MissingPartition, _) if partition_attempts < PARTITION_ATTEMPTS_MAX => {
-                    partition_attempts += 1;
-                    partitions::ensure(session.client(), &months_of(&landings))
-                        .map_err(|error| Fault::lost(error.to_string()))?;
-                    way
-                }
-                _ => return Err(fault),
-            };
-            self.tools.metrics.db_errors.add(SqlstateClass::of(Some(&fault.sqlstate)), 1);
-            tracing::debug!(%fault, ?way, "landing the same batches another way");
-        }
-    }
-
-    fn remember_duplicates(&mut self, way: Way, landed: &[Landed]) {
-        let duplicates = landed.iter().any(|landed| matches!(landed, Landed::Now(counts) if counts.duplicates > 0));
-        self.staged_left = match way {
-            _ if duplicates => STAGED_COPIES_AFTER_DUPLICATE,
-            Way::Plain => 0,
-            Way::Staged | Way::Quarantine => self.staged_left.saturating_sub(1),
-        };
     }
 
     fn record(&mut self, in_hand: &[InHand], is_full: bool, timings: &Timings, took: Duration) {
@@ -357,40 +357,10 @@ impl Flusher {
 
     /// Puts everything back where it came from.
     fn give_up_for_now(&self, in_hand: Vec<InHand>) {
-        let back = in_hand.into_iter().map(|InHand { mut item, block, resident }| {
-            item.value.batch.set_phase(Phase::Queued);
-            if resident {
-                item.value.block = Some(block);
-            }
-            item
+        let back = in_hand.into_iter().map(|in_hand| {
+            in_hand.item.value.batch.set_phase(Phase::Queued);
+            in_hand.into_item()
         });
         self.queue.put_back(back.collect());
     }
-}
-
-impl InHand {
-    fn landing(&self) -> Landing<'_> {
-        let batch = &self.item.value.batch;
-        Landing {
-            key: &batch.key,
-            digest: batch.digest,
-            priority: batch.priority,
-            events: batch.events,
-            received_at: batch.received_at,
-            tuples: self.block.tuples(),
-        }
-    }
-}
-
-/// The months that the rows of `landings` fall into.
-fn months_of(landings: &[Landing<'_>]) -> Vec<Month> {
-    let mut months: Vec<Month> = landings
-        .iter()
-        .flat_map(|batch| tuples(batch.tuples))
-        .filter_map(Result::ok)
-        .map(|(_, tuple)| Month::of(tuple.timestamp))
-        .collect();
-    months.sort_unstable();
-    months.dedup();
-    months
 }

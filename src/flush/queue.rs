@@ -14,6 +14,7 @@ use crate::encode::block::Block;
 use crate::flush::admission::Admission;
 use crate::flush::cut::CutSettings;
 use crate::flush::merge::{Item, Merge, Moment, Next, Role};
+use crate::flush::postponed::Postponed;
 use crate::flush::sleepers::{Seat, Sleepers};
 use crate::journal::Location;
 use crate::metrics::Metrics;
@@ -37,6 +38,8 @@ pub struct Queued {
     pub accepted_at: Instant,
     /// Told after the commit (`ack=commit`).
     pub on_commit: Option<oneshot::Sender<()>>,
+    /// How often it was put aside because it could not land.
+    pub postponed_times: u32,
 }
 
 /// What the queue may hold; taken by the worker or the journal thread, given back by the flusher.
@@ -51,6 +54,7 @@ pub struct QueueBudgets {
 pub struct FlushQueue {
     lanes: Lanes<Item<Queued>>,
     merge: Mutex<Merge<Queued>>,
+    postponed: Mutex<Postponed<Item<Queued>>>,
     sleepers: Sleepers,
     busy: AtomicUsize,
     draining: AtomicBool,
@@ -76,6 +80,7 @@ impl FlushQueue {
         let queue = Self {
             lanes: Lanes::new(cores),
             merge: Mutex::new(Merge::new(settings)),
+            postponed: Mutex::default(),
             sleepers,
             busy: AtomicUsize::new(0),
             draining: AtomicBool::new(false),
@@ -148,9 +153,28 @@ impl FlushQueue {
         self.sleepers.wake_all();
     }
 
-    /// True when nothing is queued or in a COPY.
-    pub fn is_empty(&self) -> bool {
-        self.budgets.batches.used() == 0
+    /// True when nothing is queued or in a COPY, but for what cannot land at present.
+    pub fn is_drained(&self) -> bool {
+        self.budgets.batches.used() <= self.postponed.lock().state().0 as u64
+    }
+
+    /// Puts a batch aside that cannot land while others can.
+    pub(super) fn postpone(&self, mut item: Item<Queued>, reason: &str) {
+        let times = item.value.postponed_times;
+        item.value.postponed_times += 1;
+        self.postponed.lock().put(item, times, reason, Instant::now());
+    }
+
+    /// When the first postponed batch is due.
+    pub(super) fn postponed_until(&self) -> Option<Instant> {
+        self.postponed.lock().due()
+    }
+
+    /// How many batches cannot land while others can, and why the last one cannot; `None` when there is none.
+    pub fn stuck(&self) -> Option<(usize, String)> {
+        let postponed = self.postponed.lock();
+        let (count, reason) = postponed.state();
+        (count > 0).then(|| (count, reason.to_owned()))
     }
 
     /// True after [`Self::stop`].
@@ -182,6 +206,7 @@ impl FlushQueue {
         for priority in Priority::ALL {
             self.lanes.drain(priority, |item| merge.push(item));
         }
+        self.postponed.lock().take_due(Instant::now(), |item| merge.put_back(vec![item]));
         merge
     }
 

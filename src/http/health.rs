@@ -14,7 +14,8 @@ pub fn get(worker: &Worker) -> Reply {
     let app = &worker.app;
     let unhealthy = app.journal_health.has_failed() || app.journal_is_full();
     let redis_fails = app.redis.as_ref().is_some_and(|redis| !redis.is_working());
-    let degraded = !app.database.is_working() || redis_fails || !app.journal_health.damage().is_empty();
+    let stuck = app.queue.stuck().is_some();
+    let degraded = !app.database.is_working() || stuck || redis_fails || !app.journal_health.damage().is_empty();
     let (code, status) = match (unhealthy, degraded) {
         (true, _) => (StatusCode::SERVICE_UNAVAILABLE, "unhealthy"),
         (false, true) => (StatusCode::OK, "degraded"),
@@ -48,6 +49,10 @@ fn database(app: &App) -> Value {
     let reason = app.database.reason();
     if !reason.is_empty() {
         check["reason"] = Value::String(reason);
+    } else if let Some((batches, reason)) = app.queue.stuck() {
+        check["status"] = Value::String("failing".to_owned());
+        check["stuck_batches"] = Value::from(batches);
+        check["reason"] = Value::String(format!("{batches} batches cannot land while others can: {reason}"));
     }
     check
 }

@@ -13,7 +13,7 @@ use crate::encode::tuple::tuples;
 use crate::pg::copy::copy_tuples;
 use crate::pg::ledger;
 use crate::pg::pool::Session;
-use crate::pg::quarantine::{Row, bury, land_or_bury};
+use crate::pg::quarantine::{DEAD_LETTER, Row, bury, land_or_bury};
 use crate::pg::sqlstate::{Fault, Verdict};
 use crate::status::model::Counts;
 use crate::types::{BatchKey, BodyDigest, Priority, UnixMicros};
@@ -89,6 +89,10 @@ pub fn land(
     let mut timings = Timings { staged: way != Way::Plain, ..Timings::default() };
     let started = Instant::now();
     let mut transaction = client.transaction()?;
+    if way == Way::Quarantine {
+        // A deferred constraint would refuse at the COMMIT, where no row can be told from another.
+        transaction.batch_execute("SET CONSTRAINTS ALL IMMEDIATE")?;
+    }
     let claimed = ledger::claim(&mut transaction, &statements.claim, batches, node)?;
     timings.claim = started.elapsed();
 
@@ -190,8 +194,9 @@ fn bury_conflict(transaction: &mut Transaction<'_>, batch: &Landing<'_>, node: &
             sqlstate: "23505".to_owned(),
             message: "batch_id was already used with a different body".to_owned(),
         };
+        let dead_letter = transaction.prepare(DEAD_LETTER)?;
         for row in rows_of(std::slice::from_ref(batch))? {
-            bury(transaction, batch, &row.view, &fault, node)?;
+            bury(transaction, &dead_letter, batch, &row.view, &fault, node)?;
         }
     }
     Ok(Landed::Conflict)

@@ -1,17 +1,20 @@
 //! Rows that PostgreSQL refuses: found by bisection under savepoints, written to `dead_letter_events` in the
-//! transaction that lands the others. O(bad · log n) statements.
+//! transaction that lands the others. O(bad · log n) statements; where one row after the other is refused, one a row, at
+//! a bounded pace.
 
 use std::collections::HashMap;
 
-use postgres::Transaction;
+use postgres::{Statement, Transaction};
 
 use crate::encode::tuple::TupleView;
+use crate::limits::{REFUSALS_IN_A_ROW_MAX, REFUSED_ROW_PAUSE};
 use crate::pg::land::Landing;
 use crate::pg::sqlstate::{Fault, Verdict};
 use crate::pg::stage::Stage;
 use crate::status::model::Counts;
 
-const DEAD_LETTER: &str = "\
+/// The statement for [`bury`].
+pub const DEAD_LETTER: &str = "\
     INSERT INTO dead_letter_events (owner, batch_id, priority, event_id, \"timestamp\", event, sqlstate, message, received_at, node) \
     VALUES ($1, $2, $3, $4, to_timestamp($5::bigint / 1e6), $6, $7, $8, to_timestamp($9::bigint / 1e6), $10)";
 
@@ -40,10 +43,19 @@ pub fn land_or_bury(
     let mut counts = vec![Counts::default(); batches.len()];
     let whole = 0..rows.len();
     let mut ranges = vec![whole];
+    let mut refused_in_a_row = 0;
+    let dead_letter = transaction.prepare(DEAD_LETTER)?;
     while let Some(range) = ranges.pop() {
+        let row_by_row = refused_in_a_row >= REFUSALS_IN_A_ROW_MAX;
+        if row_by_row && range.len() > 1 {
+            ranges.push(range.start + 1..range.end);
+            ranges.push(range.start..range.start + 1);
+            continue;
+        }
         let part = &rows[range.clone()];
         match land_part(transaction, stage, part)? {
             Ok(inserted) => {
+                refused_in_a_row = 0;
                 for row in part {
                     counts[row.batch].duplicates += 1;
                 }
@@ -55,8 +67,16 @@ pub fn land_or_bury(
             }
             Err(fault) if part.len() == 1 => {
                 let row = &part[0];
-                bury(transaction, &batches[row.batch], &row.view, &fault, node)?;
+                bury(transaction, &dead_letter, &batches[row.batch], &row.view, &fault, node)?;
                 counts[row.batch].dead_lettered += 1;
+                refused_in_a_row += 1;
+                if refused_in_a_row == REFUSALS_IN_A_ROW_MAX {
+                    tracing::warn!(rows = refused_in_a_row, batch = %batches[row.batch].key, reason = fault.message,
+                        "PostgreSQL refuses one row after the other; going row by row, slowly, until one lands");
+                }
+                if row_by_row {
+                    std::thread::sleep(REFUSED_ROW_PAUSE);
+                }
             }
             Err(_) => {
                 let middle = range.start + part.len() / 2;
@@ -94,6 +114,7 @@ fn land_part(
 /// Writes one event to the dead letters, as JSON text with its payload as it was sent.
 pub fn bury(
     transaction: &mut Transaction<'_>,
+    dead_letter: &Statement,
     batch: &Landing<'_>,
     event: &TupleView<'_>,
     fault: &Fault,
@@ -102,7 +123,7 @@ pub fn bury(
     let mut text = String::new();
     event.to_json(&mut text);
     transaction.execute(
-        DEAD_LETTER,
+        dead_letter,
         &[
             &&*batch.key.owner,
             &&*batch.key.id,

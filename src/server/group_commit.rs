@@ -176,7 +176,7 @@ impl GroupCommit {
             self.app.blocks.give_back(block.into_buffer());
             None
         };
-        let queued = Queued { batch, block, location, resident_bytes, accepted_at, on_commit };
+        let queued = Queued { batch, block, location, resident_bytes, accepted_at, on_commit, postponed_times: 0 };
         self.queue.push(&self.app.metrics, core, queued, tuple_bytes);
     }
 

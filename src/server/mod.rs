@@ -196,7 +196,7 @@ impl Server {
         self.app.queue.drain();
         let mut panicked = join("HTTP worker", self.workers);
         let deadline = Instant::now() + FLUSH_DRAIN_WAIT_MAX;
-        while !self.app.queue.is_empty() && self.app.database.is_working() && Instant::now() < deadline {
+        while !self.app.queue.is_drained() && self.app.database.is_working() && Instant::now() < deadline {
             std::thread::sleep(STOP_POLL);
         }
         self.app.queue.stop();

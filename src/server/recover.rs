@@ -50,6 +50,7 @@ pub fn open(
             resident_bytes: 0,
             accepted_at: Instant::now(),
             on_commit: None,
+            postponed_times: 0,
         };
         queue.push(metrics, recovered_batches % cores, queued, tuple_bytes);
         recovered_batches += 1;

@@ -1,0 +1,140 @@
+//! One attempt to land batches: the way that PostgreSQL's answers lead to, and whose fault it is when there is none.
+//!
+//! ```text
+//!  plain ─ duplicates ─▶ staged ─ a row refused ─▶ quarantine        (see `crate::pg::land` for the ways)
+//!    │ ▲                   │ ▲                        │
+//!    └─┴ no partition: make it, the same way again ┴──┘
+//! ```
+//!
+//! What is left is either PostgreSQL's fault, and everybody waits, or lies with one of the batches: a table has the
+//! name of the partition that it needs, say. Then it must not hold up the others.
+
+use std::sync::Arc;
+
+use crate::encode::block::Block;
+use crate::encode::tuple::tuples;
+use crate::flush::merge::Item;
+use crate::flush::queue::Queued;
+use crate::limits::{PARTITION_ATTEMPTS_MAX, STAGED_COPIES_AFTER_DUPLICATE};
+use crate::metrics::{Metrics, SqlstateClass};
+use crate::pg::land::{Landed, Landing, Timings, Way, land};
+use crate::pg::partitions::{self, Month, PartitionError};
+use crate::pg::pool::Session;
+use crate::pg::sqlstate::{Fault, Verdict};
+
+/// A batch in hand: its bytes are in memory.
+pub(super) struct InHand {
+    pub item: Item<Queued>,
+    pub block: Block,
+    /// False when the bytes were read back for this attempt only.
+    pub resident: bool,
+}
+
+/// Why nothing landed.
+pub(super) enum Failure {
+    /// PostgreSQL, or the way to it: the same batches again, later.
+    Postgres(Fault),
+    /// One of the batches at least: PostgreSQL takes others.
+    Batches(Fault),
+}
+
+/// What a flusher remembers from one attempt to the next.
+pub(super) struct Attempt {
+    metrics: Arc<Metrics>,
+    node: Arc<str>,
+    /// COPYs that still go through the staging table, because duplicates were seen lately.
+    staged_left: u32,
+}
+
+impl Attempt {
+    pub fn new(metrics: Arc<Metrics>, node: Arc<str>) -> Self {
+        Self { metrics, node, staged_left: 0 }
+    }
+
+    /// Lands `in_hand` in one transaction, changing the way as PostgreSQL demands.
+    pub fn land(&mut self, session: &mut Session, in_hand: &[InHand]) -> Result<(Vec<Landed>, Timings), Failure> {
+        let landings: Vec<Landing<'_>> = in_hand.iter().map(InHand::landing).collect();
+        let mut way = if self.staged_left > 0 { Way::Staged } else { Way::Plain };
+        let mut partition_attempts = 0;
+        loop {
+            let fault = match land(session, &landings, way, &self.node) {
+                Ok(done) => {
+                    self.remember_duplicates(way, &done.0);
+                    return Ok(done);
+                }
+                Err(fault) => fault,
+            };
+            way = match (fault.verdict, way) {
+                (Verdict::Duplicates, Way::Plain) => Way::Staged,
+                (Verdict::RowFault, Way::Plain | Way::Staged) => Way::Quarantine,
+                (Verdict::MissingPartition, _) if partition_attempts < PARTITION_ATTEMPTS_MAX => {
+                    partition_attempts += 1;
+                    make_partitions(session, &landings)?;
+                    way
+                }
+                (Verdict::Duplicates | Verdict::RowFault | Verdict::MissingPartition, _) => {
+                    return Err(Failure::Batches(fault));
+                }
+                (Verdict::Retry | Verdict::Schema, _) => return Err(Failure::Postgres(fault)),
+            };
+            self.metrics.db_errors.add(SqlstateClass::of(Some(&fault.sqlstate)), 1);
+            tracing::debug!(%fault, ?way, "landing the same batches another way");
+        }
+    }
+
+    fn remember_duplicates(&mut self, way: Way, landed: &[Landed]) {
+        let duplicates = landed.iter().any(|landed| matches!(landed, Landed::Now(counts) if counts.duplicates > 0));
+        self.staged_left = match way {
+            _ if duplicates => STAGED_COPIES_AFTER_DUPLICATE,
+            Way::Plain => 0,
+            Way::Staged | Way::Quarantine => self.staged_left.saturating_sub(1),
+        };
+    }
+}
+
+fn make_partitions(session: &mut Session, landings: &[Landing<'_>]) -> Result<(), Failure> {
+    let made = partitions::ensure(session.client(), &months_of(landings));
+    made.map(drop).map_err(|error| {
+        let fault = Fault::lost(error.to_string());
+        match error {
+            PartitionError::NameTaken { .. } | PartitionError::Detaching { .. } => Failure::Batches(fault),
+            PartitionError::LockTimeout | PartitionError::Postgres(_) => Failure::Postgres(fault),
+        }
+    })
+}
+
+/// The months that the rows of `landings` fall into.
+fn months_of(landings: &[Landing<'_>]) -> Vec<Month> {
+    let mut months: Vec<Month> = landings
+        .iter()
+        .flat_map(|batch| tuples(batch.tuples))
+        .filter_map(Result::ok)
+        .map(|(_, tuple)| Month::of(tuple.timestamp))
+        .collect();
+    months.sort_unstable();
+    months.dedup();
+    months
+}
+
+impl InHand {
+    /// The item as it was queued, with its bytes if memory held them.
+    pub fn into_item(self) -> Item<Queued> {
+        let mut item = self.item;
+        if self.resident {
+            item.value.block = Some(self.block);
+        }
+        item
+    }
+
+    fn landing(&self) -> Landing<'_> {
+        let batch = &self.item.value.batch;
+        Landing {
+            key: &batch.key,
+            digest: batch.digest,
+            priority: batch.priority,
+            events: batch.events,
+            received_at: batch.received_at,
+            tuples: self.block.tuples(),
+        }
+    }
+}

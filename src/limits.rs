@@ -249,6 +249,9 @@ pub const UPKEEP_INTERVAL: Duration = Duration::from_secs(1);
 pub const PROBE_INTERVAL: Duration = Duration::from_secs(5);
 /// Partitions ahead are made, and old ones dropped, this often.
 pub const PARTITION_UPKEEP_INTERVAL: Duration = Duration::from_secs(3600);
+/// Rows of the ledger that are forgotten at once (`LEDGER_RETENTION_DAYS`); while there are more, once an
+/// [`UPKEEP_INTERVAL`].
+pub const LEDGER_FORGET_ROWS_MAX: i64 = 20_000;
 /// Finished batches are expired this often.
 pub const EXPIRY_INTERVAL: Duration = Duration::from_secs(10);
 

@@ -126,6 +126,8 @@ pub struct Config {
     pub partitions_ahead_months: u32,
     /// `PARTITION_RETENTION_MONTHS`; `None`: everything is kept.
     pub partition_retention_months: Option<u32>,
+    /// `LEDGER_RETENTION_DAYS`; `None`: everything is kept.
+    pub ledger_retention: Option<Duration>,
     /// `AUTH`.
     pub auth: Auth,
     /// `STATUS_TTL_SECONDS`.

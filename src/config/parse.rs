@@ -44,6 +44,9 @@ pub(super) fn config(raw: &Raw) -> Result<Config, Problems> {
         event_future_max: Duration::from_secs(reader.whole(Key::EventMaxFutureHours) * SECONDS_PER_HOUR),
         partitions_ahead_months: reader.whole(Key::PartitionsAhead) as u32,
         partition_retention_months: reader.whole_or_unset(Key::PartitionRetentionMonths).map(|count| count as u32),
+        ledger_retention: reader
+            .whole_or_unset(Key::LedgerRetentionDays)
+            .map(|days| Duration::from_secs(days * SECONDS_PER_DAY)),
         auth: if reader.word(Key::Auth) == "off" { Auth::Off } else { Auth::Loopback },
         status_ttl: Duration::from_secs(reader.whole(Key::StatusTtlSeconds)),
         node_id: reader.node_id(),

@@ -27,6 +27,7 @@ pub enum Key {
     EventMaxFutureHours,
     PartitionsAhead,
     PartitionRetentionMonths,
+    LedgerRetentionDays,
     ApiKeysFile,
     Auth,
     RateLimitEventsPerSecond,
@@ -95,7 +96,7 @@ use Fallback::{Unset, Value};
 use Kind::{Addresses, Choice, Name, Path, PostgresUrl, RedisUrl, Whole, WordOrWhole};
 
 /// How many settings there are.
-pub const SETTINGS_COUNT: usize = 33;
+pub const SETTINGS_COUNT: usize = 34;
 
 /// Every setting, in the contract's order.
 #[rustfmt::skip]
@@ -141,6 +142,8 @@ pub const SETTINGS: [Setting; SETTINGS_COUNT] = [
         "monthly partitions made ahead of need"),
     row(Key::PartitionRetentionMonths, "PARTITION_RETENTION_MONTHS", Unset("keep everything"), Whole(1, 1200),
         "drop partitions that are older than this many months"),
+    row(Key::LedgerRetentionDays, "LEDGER_RETENTION_DAYS", Unset("keep everything"), Whole(1, 36_500),
+        "forget batch ids that were committed longer ago than this; a retry of one is a new batch then"),
     row(Key::ApiKeysFile, "API_KEYS_FILE", Unset("no keys"), Path,
         "API keys; without it only loopback addresses are served, unless AUTH=off"),
     row(Key::Auth, "AUTH", Unset("loopback only without keys"), Choice(&["off"]),

@@ -59,9 +59,14 @@ impl Admission {
             .fetch_update(Relaxed, Relaxed, |excused| (excused > 0).then(|| excused.saturating_sub(u64::from(rows))));
     }
 
+    /// True while a backlog drains that an outage or an earlier process left.
+    pub fn is_excusing(&self) -> bool {
+        self.excused_rows.load(Relaxed) > 0
+    }
+
     /// For how long a batch should stay away that would find `waiting_rows` before it; `None`: it may join.
     pub fn refusal(&self, waiting_rows: u64) -> Option<Duration> {
-        if self.excused_rows.load(Relaxed) > 0 {
+        if self.is_excusing() {
             return None;
         }
         let rate: u64 = self.rates.iter().map(|rate| rate.load(Relaxed)).sum();

@@ -90,6 +90,18 @@ pub fn find(client: &mut impl GenericClient, keys: &[&BatchKey]) -> Result<Vec<L
     Ok(rows.iter().map(row_from).collect())
 }
 
+const FORGET: &str = "\
+    DELETE FROM ingest_batches WHERE ctid = ANY (ARRAY( \
+        SELECT ctid FROM ingest_batches WHERE committed_at < to_timestamp($1::bigint / 1e6) LIMIT $2))";
+
+/// Removes at most `rows_max` rows of batches that were committed before `before`; returns how many there were.
+///
+/// What is forgotten can be sent again, and a journal that still holds it may replay it: then its rows meet themselves
+/// in the primary key, because a block carries its events' timestamps, and count as duplicates.
+pub fn forget(client: &mut impl GenericClient, before: UnixMicros, rows_max: i64) -> Result<u64, postgres::Error> {
+    client.execute(FORGET, &[&before.0, &rows_max])
+}
+
 fn row_from(row: &postgres::Row) -> LedgerRow {
     let count = |index: usize| row.get::<_, i32>(index).cast_unsigned();
     let mut digest = [0; 16];

@@ -1,5 +1,5 @@
 //! The upkeep thread: probes PostgreSQL while no COPY tells how it is, prepares its schema when it comes back,
-//! makes partitions ahead and drops old ones, expires finished batches, samples throughput.
+//! makes partitions ahead and drops old ones, forgets old batches, expires finished ones, samples throughput.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -9,10 +9,16 @@ use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
 use crate::config::Config;
 use crate::http::app::App;
-use crate::limits::{EXPIRY_INTERVAL, FLUSH_STOP_WAIT_MAX, PARTITION_UPKEEP_INTERVAL, PROBE_INTERVAL, UPKEEP_INTERVAL};
+use crate::limits::{
+    EXPIRY_INTERVAL, FLUSH_STOP_WAIT_MAX, LEDGER_FORGET_ROWS_MAX, PARTITION_UPKEEP_INTERVAL, PROBE_INTERVAL,
+    UPKEEP_INTERVAL,
+};
 use crate::pg::health::Witness;
+use crate::pg::ledger;
 use crate::pg::sqlstate::Fault;
 use crate::server::{ServeError, database, join_within, spawn};
+use crate::sys::clock::wall_now;
+use crate::types::UnixMicros;
 
 /// The running thread.
 pub struct Upkeep {
@@ -24,9 +30,11 @@ struct Chores {
     app: Arc<App>,
     partitions_ahead: u32,
     retention_months: Option<u32>,
+    ledger_retention: Option<Duration>,
     /// The schema has been migrated by this process, or was found up to date.
     prepared: bool,
     partitions_due: Instant,
+    ledger_due: Instant,
     expiry_due: Instant,
     probe_due: Instant,
 }
@@ -39,8 +47,10 @@ impl Upkeep {
             app,
             partitions_ahead: config.partitions_ahead_months,
             retention_months: config.partition_retention_months,
+            ledger_retention: config.ledger_retention,
             prepared,
             partitions_due: now,
+            ledger_due: now,
             expiry_due: now + EXPIRY_INTERVAL,
             probe_due: now,
         };
@@ -67,7 +77,7 @@ impl Chores {
                 self.expiry_due = now + EXPIRY_INTERVAL;
             }
             let working = self.app.database.is_working();
-            if !working || !self.prepared || now >= self.probe_due || now >= self.partitions_due {
+            if !working || !self.prepared || now >= self.probe_due || now >= self.partitions_due || self.forgets(now) {
                 self.probe_due = now + PROBE_INTERVAL;
                 self.look_after_database(now);
             }
@@ -105,6 +115,30 @@ impl Chores {
             self.partitions_due = now + PARTITION_UPKEEP_INTERVAL;
             return Ok(());
         }
+        if self.forgets(now) {
+            return self.forget(client, now);
+        }
         client.is_valid(Duration::from_secs(5)).map_err(Fault::from)
+    }
+
+    /// True when old rows of the ledger are to go. Not while what an earlier process left in the journal may still be
+    /// looked up there.
+    fn forgets(&self, now: Instant) -> bool {
+        self.ledger_retention.is_some() && now >= self.ledger_due && !self.app.queue.admission.is_excusing()
+    }
+
+    /// One step; the next is due at once when there is more to do.
+    fn forget(&mut self, client: &mut postgres::Client, now: Instant) -> Result<(), Fault> {
+        let Some(retention) = self.ledger_retention else { return Ok(()) };
+        let age = i64::try_from(retention.as_micros()).unwrap_or(i64::MAX);
+        let before = UnixMicros(wall_now().0.saturating_sub(age));
+        let forgotten = ledger::forget(client, before, LEDGER_FORGET_ROWS_MAX)?;
+        if forgotten < LEDGER_FORGET_ROWS_MAX.unsigned_abs() {
+            self.ledger_due = now + PARTITION_UPKEEP_INTERVAL;
+        }
+        if forgotten > 0 {
+            tracing::info!(batches = forgotten, "forgot batches of long ago (LEDGER_RETENTION_DAYS)");
+        }
+        Ok(())
     }
 }

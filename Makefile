@@ -10,8 +10,10 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 
 # Arguments for the server: make run ARGS='--help'
 ARGS ?=
+# How long `make soak` runs.
+SOAK_MINUTES ?= 5
 
-.PHONY: help setup build run test loom bench clean
+.PHONY: help setup build run test soak loom bench clean
 
 help: ## this list
 	@sed -nE 's/^([a-z]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 14
@@ -31,6 +33,10 @@ test: ## formatting, lints, and every test against a real PostgreSQL and Redis
 	cargo fmt --check
 	cargo clippy --all-targets --locked -- -D warnings
 	cargo test --locked
+
+soak: ## random faults under load for SOAK_MINUTES (5), then lost=0 duplicated=0 or a failure
+	@deploy/setup.sh test
+	SOAK_MINUTES=$(SOAK_MINUTES) cargo test --locked --release --test soak -- --ignored --nocapture
 
 loom: ## every interleaving of the small lock-free parts
 	@deploy/setup.sh run

@@ -68,7 +68,7 @@ fn a_full_journal_refuses_and_takes_again_when_postgresql_is_back() {
         wait_until_committed(&server, WAIT_MAX);
         let mut client = connect(&database.url);
         let partial = "SELECT count(*) FROM (SELECT 1 FROM events WHERE event_id LIKE 'fill-%'
-                       GROUP BY split_part(event_id, '/', 1) HAVING count(*) % 500 <> 0)";
+                       GROUP BY split_part(event_id, '/', 1) HAVING count(*) % 500 <> 0) AS torn";
         assert_eq!(client.query_one(partial, &[]).expect("a count").get::<_, i64>(0), 0, "nothing half-taken");
         let filled: i64 =
             client.query_one("SELECT count(*) FROM events WHERE event_id LIKE 'fill-%'", &[]).expect("a count").get(0);

@@ -2,13 +2,14 @@
 
 mod support;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use redis::Commands;
 use serde_json::{Value, json};
 
 use support::contract::{accept, assert_problem, batch, event, rows_of, send, status_of, wait_until_completed};
 use support::postgres::{TestDatabase, TestPostgres};
+use support::proxy::{Mode, Proxy};
 use support::redis::TestRedis;
 use support::server::{Ingestd, get};
 use support::tls::{Certificates, Greeting};
@@ -228,4 +229,69 @@ fn rediss_encrypts_and_believes_only_a_certificate_that_it_can_verify() {
     });
     assert_eq!(health["status"], "degraded", "{health}");
     accept(&doubting, "", &batch("taken", 2));
+}
+
+/// A node that reaches its Redis through a proxy.
+fn node_behind(proxy: &Proxy, database: &TestDatabase) -> Ingestd {
+    Ingestd::builder().database(database).env("REDIS_URL", format!("redis://127.0.0.1:{}/", proxy.port())).start()
+}
+
+#[test]
+fn a_redis_that_hangs_does_not_change_how_long_an_answer_takes() {
+    let (database, redis) = (support::postgres::shared().create_database(), TestRedis::start());
+    let proxy = Proxy::start(redis.port());
+    let server = node_behind(&proxy, &database);
+    wait_for_redis(&server, "ok");
+    proxy.set_mode(Mode::Stall);
+    // At first nobody knows that it hangs: a batch with an id of its own is asked about for a moment, no longer.
+    let begun = Instant::now();
+    accept(&server, "", &batch("unasked", 1));
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert_eq!(wait_for_redis(&server, "failing")["status"], "degraded");
+    let begun = Instant::now();
+    for number in 0..50 {
+        accept(&server, "", &batch(&format!("hanging-{number}"), 1));
+    }
+    assert!(begun.elapsed() < Duration::from_secs(10), "50 answers took {:?}", begun.elapsed());
+    assert_eq!(wait_until_completed(&server, "hanging-49")["inserted"], 1);
+    proxy.set_mode(Mode::Forward);
+    assert_eq!(wait_for_redis(&server, "ok")["status"], "healthy");
+    wait_for_key(&redis, "hanging-49", "completed");
+}
+
+#[test]
+fn a_full_redis_is_told_and_written_again_once_it_has_room() {
+    let (database, redis) = (support::postgres::shared().create_database(), TestRedis::start());
+    let server = node("a", &database, &redis);
+    wait_for_redis(&server, "ok");
+    let set = |bytes: &str| {
+        let mut command = redis::cmd("CONFIG");
+        command.arg("SET").arg("maxmemory").arg(bytes).exec(&mut redis.connect()).expect("Redis answers");
+    };
+    set("1");
+    accept(&server, "", &batch("no-room", 1));
+    let health = wait_for_redis(&server, "failing");
+    assert!(health["checks"]["redis"]["reason"].as_str().is_some_and(|reason| reason.contains("OOM")), "{health}");
+    assert_eq!(wait_until_completed(&server, "no-room")["inserted"], 1);
+    set("0");
+    wait_for_redis(&server, "ok");
+    wait_for_key(&redis, "no-room", "completed");
+}
+
+#[test]
+fn a_redis_that_was_emptied_or_replaced_costs_no_status_of_what_is_committed() {
+    let (database, mut redis) = (support::postgres::shared().create_database(), TestRedis::start());
+    let (a, b) = (node("a", &database, &redis), node("b", &database, &redis));
+    assert_eq!(send(&a, "ack=commit", batch("kept", 1).to_string().as_bytes()).status, 200);
+    wait_for_key(&redis, "kept", "completed");
+    redis::cmd("FLUSHALL").exec(&mut redis.connect()).expect("Redis answers");
+    assert_eq!(status_of(&b, "kept")["status"], "completed");
+    // Another Redis at the same address: it has nothing, and its clients' connections are gone.
+    redis.restart();
+    assert_eq!(status_of(&b, "kept")["node"], "a");
+    let other = json!({ "batch_id": "kept", "events": [event("other")] });
+    assert_problem(&send(&b, "", other.to_string().as_bytes()), 409, "batch_id_conflict");
+    wait_for_redis(&a, "ok");
+    accept(&a, "", &batch("after", 1));
+    wait_for_key(&redis, "after", "completed");
 }

@@ -21,21 +21,57 @@ pub(super) fn command() -> Command {
             "Print segments, frames, what is not yet committed, and damage. Reads only: it may run beside a server.",
         )
         .after_help("Example: ingestd journal inspect --dir data/journal")
-        .arg(dir);
+        .arg(dir.clone());
+    let segment = Arg::new("segment")
+        .long("segment")
+        .value_name("N")
+        .required(true)
+        .value_parser(value_parser!(u64).range(1..))
+        .help("number of the segment, as inspect, the log or an error names it");
+    let set_aside = Command::new("set-aside")
+        .about("Save what can be read of a segment, then move it out of the way")
+        .long_about(
+            "Save what can be read of a segment and is not known to be committed, then move it to the folder 'set-aside' \
+             in the journal's. For a journal that does not open because of that segment, and for damaged segments that \
+             were kept. No server may run on the journal.",
+        )
+        .after_help(
+            "Example: ingestd journal set-aside --segment 7\n\
+             The saved batches can be sent again, a line a request; each lands once:\n\
+             while read -r batch; do curl -H 'Content-Type: application/json' -d \"$batch\" URL/v1/ingest/batch; done < FILE",
+        )
+        .args([dir, segment]);
     Command::new("journal")
-        .about("Look into the write-ahead journal")
+        .about("Look into the write-ahead journal, and set damaged parts aside")
         .subcommand_required(true)
         .arg_required_else_help(true)
-        .subcommand(settings::with_settings(inspect, &[Key::JournalDir]))
+        .subcommands([inspect, set_aside].map(|command| settings::with_settings(command, &[Key::JournalDir])))
 }
 
 pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
-    let Some(("inspect", matches)) = matches.subcommand() else { unreachable!("clap accepts no other command") };
+    let Some((name, matches)) = matches.subcommand() else { unreachable!("clap requires a command") };
     let dir = match matches.get_one::<PathBuf>("dir") {
         Some(dir) => dir.clone(),
         None => settings::config(matches)?.journal_dir,
     };
-    inspect(&dir, &mut std::io::stdout().lock())
+    let mut out = std::io::stdout().lock();
+    match name {
+        "inspect" => inspect(&dir, &mut out),
+        _ => set_aside(&dir, matches.get_one("segment").copied().expect("clap requires it"), &mut out),
+    }
+}
+
+fn set_aside(dir: &Path, segment: u64, out: &mut impl Write) -> Result<(), Failure> {
+    let done = crate::journal::set_aside(dir, segment).map_err(Failure::runtime)?;
+    if let Some(saved) = &done.saved {
+        writeln!(out, "saved {} batches, {} events: {}", done.batches, done.events, saved.display())?;
+    } else {
+        writeln!(out, "nothing to save: no readable batch in it is uncommitted")?;
+    }
+    if done.unreadable > 0 {
+        writeln!(out, "could not read: {} places", done.unreadable)?;
+    }
+    Ok(writeln!(out, "moved to {}", done.segment.display())?)
 }
 
 fn inspect(dir: &Path, out: &mut impl Write) -> Result<(), Failure> {

@@ -69,7 +69,9 @@ pub async fn post(worker: &Worker, request: Request<Incoming>) -> Reply {
     let encoded = encode(worker, body.as_slice(), &query, id)?;
     let level = query.ack.unwrap_or(settings.ack);
     let reply = take(worker, encoded, body, level, accepted_at).await;
-    worker.ack_latency.record_elapsed(accepted_at.elapsed());
+    if reply.is_ok() {
+        worker.ack_latency.record_elapsed(accepted_at.elapsed());
+    }
     reply
 }
 

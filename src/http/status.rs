@@ -13,10 +13,7 @@ use crate::types::{BatchKey, batch_id_is_valid};
 
 /// This process first, then Redis and the ledger.
 pub async fn get(worker: &Worker, id: String) -> Reply {
-    let unknown = || {
-        let detail = "no batch of this id is known; batches are remembered for good once they are committed";
-        Problem::new(StatusCode::NOT_FOUND, "batch_unknown", detail)
-    };
+    let unknown = || Problem::new(StatusCode::NOT_FOUND, "batch_unknown", "no batch of this id is known");
     if !batch_id_is_valid(&id) {
         return Err(unknown());
     }

@@ -21,6 +21,7 @@
 //! | [`space`] | admission under the cap, figures |
 //! | [`reader`] | reading blocks back |
 //! | [`inspect`](mod@inspect) | a report for a person |
+//! | [`set_aside`](mod@set_aside) | a segment out of the way, by a person's will |
 //!
 //! The life of a segment, as files:
 //!
@@ -50,6 +51,7 @@ pub mod inspect;
 pub mod reader;
 pub mod recovery;
 pub mod segment;
+pub mod set_aside;
 pub mod space;
 pub mod storage;
 pub mod writer;
@@ -68,6 +70,7 @@ pub use health::JournalHealth;
 pub use inspect::{Report, inspect};
 pub use reader::{JournalReader, ReadError};
 pub use recovery::{OpenError, Recovery};
+pub use set_aside::set_aside;
 pub use space::{JournalSpace, JournalStats, SpaceError};
 pub use writer::{FrameToWrite, Journal, Reclaimed, Releaser, WriteError};
 

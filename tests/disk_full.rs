@@ -1,50 +1,19 @@
-//! Promise: a disk that fills up costs nothing that was acknowledged, and is said with what to do. On a real file
-//! system of its own; the journal's storage seam has the other faults of disks (`journal_faults`).
+//! Promise: a disk that fills up, the journal's or PostgreSQL's, costs nothing that was acknowledged, and is said. On
+//! real file systems; the journal's storage seam has the other faults of disks (`journal_faults`).
 
 mod support;
 
-use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use support::announce;
+use support::disk::SmallDisk;
 use support::load::{body, wait_until_committed};
 use support::postgres::{TestPostgres, connect};
 use support::server::{Ingestd, get, post};
+use support::wait_until;
 
 const WAIT_MAX: Duration = Duration::from_secs(90);
 const EVENTS: u64 = 500;
-
-/// A small file system in memory, gone with the value.
-struct SmallDisk {
-    folder: tempfile::TempDir,
-}
-
-impl SmallDisk {
-    /// `None` for users who may not mount.
-    fn mount(size: &str) -> Option<Self> {
-        let folder = support::folder();
-        let options = format!("size={size},mode=0755");
-        let mounted = run(&["mount", "-t", "tmpfs", "-o", &options, "tmpfs"], folder.path());
-        mounted.then_some(Self { folder })
-    }
-
-    fn grow(&self, size: &str) {
-        assert!(run(&["mount", "-o", &format!("remount,size={size}")], self.folder.path()), "it can be remounted");
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        // Lazily: a server that a failed test left may still hold a file.
-        run(&["umount", "--lazy"], self.folder.path());
-    }
-}
-
-fn run(command: &[&str], folder: &Path) -> bool {
-    let output = Command::new(command[0]).args(&command[1..]).arg(folder).output();
-    output.is_ok_and(|output| output.status.success())
-}
 
 #[test]
 fn a_full_disk_ends_acknowledgements_and_a_restart_with_room_loses_nothing() {
@@ -54,7 +23,7 @@ fn a_full_disk_ends_acknowledgements_and_a_restart_with_room_loses_nothing() {
     };
     let mut postgres = TestPostgres::start_private(&[]);
     let database = postgres.create_database();
-    let journal = disk.folder.path().join("journal");
+    let journal = disk.path().join("journal");
     let mut server =
         Ingestd::builder().database(&database).env("JOURNAL_DIR", journal.display()).env("JOURNAL_MAX_MB", 64).start();
     postgres.kill9();
@@ -91,4 +60,35 @@ fn a_full_disk_ends_acknowledgements_and_a_restart_with_room_loses_nothing() {
     let row = connect(&database.url).query_one(counts, &[]).expect("counts");
     let all = ((taken + 1) * EVENTS).cast_signed();
     assert_eq!((row.get::<_, i64>(0), row.get::<_, i64>(1)), (all, all));
+}
+
+#[test]
+fn a_postgresql_whose_disk_is_full_is_waited_for() {
+    let Some(disk) = SmallDisk::mount("180m") else {
+        announce("NOTE: a real full disk needs root to mount one: a_postgresql_whose_disk_is_full was not run");
+        return;
+    };
+    // Rows fill the disk before the WAL does, whose end PostgreSQL does not survive.
+    let settings = [("max_wal_size", "48MB"), ("min_wal_size", "32MB"), ("wal_keep_size", "0")];
+    let postgres = TestPostgres::start_private_in(disk.path(), &settings);
+    let database = postgres.create_database();
+    let server = Ingestd::builder().database(&database).start();
+    let ballast = disk.path().join("ballast");
+    let free = rustix::fs::statvfs(disk.path()).map(|found| found.f_bavail * found.f_frsize).expect("figures");
+    std::fs::write(&ballast, vec![b'x'; free.saturating_sub(6 << 20) as usize]).expect("room for that much");
+    let mut sent = 0;
+    wait_until("PostgreSQL has no room left", WAIT_MAX, || {
+        let tag = format!("fill-{sent}");
+        let reply = post(&server.url("/v1/ingest/batch"), &[], body(&tag, Some(&tag), 0, EVENTS).as_bytes());
+        assert_eq!(reply.status, 202, "ingestion goes on: {}", reply.text());
+        sent += 1;
+        let check = get(&server.url("/v1/health")).json()["checks"]["database"].clone();
+        check["status"] == "failing"
+    });
+    assert_eq!(get(&server.url("/readyz")).status, 200);
+    std::fs::remove_file(&ballast).expect("ours");
+    wait_until_committed(&server, WAIT_MAX);
+    let rows: i64 = connect(&database.url).query_one("SELECT count(*) FROM events", &[]).expect("a count").get(0);
+    assert_eq!(rows, (sent * EVENTS).cast_signed());
+    assert_eq!(get(&server.url("/v1/health")).json()["status"], "healthy");
 }

@@ -6,6 +6,7 @@
 #![allow(dead_code)]
 
 pub mod contract;
+pub mod disk;
 pub mod load;
 pub mod postgres;
 pub mod proxy;

@@ -1,6 +1,6 @@
 //! A real PostgreSQL for tests, run by ingestd's own embedded mode.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{LazyLock, OnceLock};
 
@@ -55,7 +55,17 @@ impl TestPostgres {
     /// A PostgreSQL for one test, which may stop, kill and pause it. `settings` are PostgreSQL's own and win.
     pub fn start_private(settings: &[(&str, &str)]) -> Self {
         let folder = super::folder();
-        let mut options = EmbeddedOptions::new(folder.path().join("postgres"));
+        let data = folder.path().join("postgres");
+        Self::start_on(folder, data, settings)
+    }
+
+    /// As [`Self::start_private`], with its data below `place`.
+    pub fn start_private_in(place: &Path, settings: &[(&str, &str)]) -> Self {
+        Self::start_on(super::folder(), place.join("postgres"), settings)
+    }
+
+    fn start_on(folder: TempDir, data: PathBuf, settings: &[(&str, &str)]) -> Self {
+        let mut options = EmbeddedOptions::new(data);
         options.bin_dir = Some(bin_dir());
         let all = SETTINGS.iter().chain(settings);
         options.settings = all.map(|(name, value)| (name.to_string(), value.to_string())).collect();

@@ -146,6 +146,21 @@ fn a_table_that_has_a_partitions_name_holds_up_only_the_batches_that_need_it() {
 }
 
 #[test]
+fn a_table_that_has_the_name_of_a_partition_ahead_is_told_and_nothing_else_happens() {
+    let database = support::postgres::shared().create_database();
+    let mut client = database.connect();
+    let name = "SELECT 'events_' || to_char(now() AT TIME ZONE 'UTC' + interval '2 months', 'YYYY_MM')";
+    let table: String = client.query_one(name, &[]).expect("a name").get(0);
+    client.batch_execute(&format!("CREATE TABLE {table} (n int)")).expect("a table of somebody else");
+    let server = Ingestd::builder().database(&database).start();
+    assert!(server.log().contains(&format!("table {table} exists but is not a partition")), "{}", server.log());
+    assert_eq!(commit(&server, "now", 10)["inserted"], 10);
+    assert_eq!(get(&server.url("/v1/health")).json()["status"], "healthy");
+    let partitions = "pg_inherits WHERE inhparent = 'events'::regclass";
+    assert_eq!(count(&mut client, partitions), 4, "the months around it are there");
+}
+
+#[test]
 fn tables_that_are_gone_for_a_while_are_waited_for() {
     let database = support::postgres::shared().create_database();
     let server = Ingestd::builder().database(&database).start();

@@ -18,7 +18,7 @@ use crate::flush::queue::Queued;
 use crate::limits::{PARTITION_ATTEMPTS_MAX, STAGED_COPIES_AFTER_DUPLICATE};
 use crate::metrics::{Metrics, SqlstateClass};
 use crate::pg::land::{Landed, Landing, Timings, Way, land};
-use crate::pg::partitions::{self, Month, PartitionError};
+use crate::pg::partitions::{self, Month};
 use crate::pg::pool::Session;
 use crate::pg::sqlstate::{Fault, Verdict};
 
@@ -96,10 +96,7 @@ fn make_partitions(session: &mut Session, landings: &[Landing<'_>]) -> Result<()
     let made = partitions::ensure(session.client(), &months_of(landings));
     made.map(drop).map_err(|error| {
         let fault = Fault::lost(error.to_string());
-        match error {
-            PartitionError::NameTaken { .. } | PartitionError::Detaching { .. } => Failure::Batches(fault),
-            PartitionError::LockTimeout | PartitionError::Postgres(_) => Failure::Postgres(fault),
-        }
+        if error.is_of_one_month() { Failure::Batches(fault) } else { Failure::Postgres(fault) }
     })
 }
 

@@ -232,11 +232,16 @@ impl Flusher {
     }
 
     fn landed(&mut self, in_hand: Vec<InHand>, landed: &[Landed]) {
+        self.postgres_works();
+        self.settle(in_hand, landed);
+    }
+
+    /// It has landed a batch, or said what is wrong with one.
+    fn postgres_works(&mut self) {
         if self.tools.health.works(Witness::Copy) {
             self.queue.admission.excuse(self.tools.metrics.queue_events.sum());
         }
         (self.retry_wait, self.failed_at) = (RETRY_WAIT_MIN, None);
-        self.settle(in_hand, landed);
     }
 
     fn failed(&mut self, session: PooledConnection<SessionManager>, in_hand: Vec<InHand>, failure: Failure) {
@@ -251,6 +256,7 @@ impl Flusher {
 
     /// Puts batches aside for a while that cannot land, so that they do not hold up the others.
     fn postpone(&mut self, in_hand: Vec<InHand>, fault: &Fault) {
+        self.postgres_works();
         self.tools.metrics.db_errors.add(SqlstateClass::of(Some(&fault.sqlstate)), 1);
         for item in in_hand.into_iter().map(InHand::into_item) {
             let batch = &item.value.batch;

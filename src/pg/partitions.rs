@@ -85,6 +85,13 @@ pub enum PartitionError {
     Postgres(postgres::Error),
 }
 
+impl PartitionError {
+    /// True when only the month in question is affected, until a person has put it right.
+    pub fn is_of_one_month(&self) -> bool {
+        matches!(self, Self::NameTaken { .. } | Self::Detaching { .. })
+    }
+}
+
 impl From<postgres::Error> for PartitionError {
     fn from(error: postgres::Error) -> Self {
         match error.code() {
@@ -94,11 +101,26 @@ impl From<postgres::Error> for PartitionError {
     }
 }
 
-/// Makes the partitions of the previous month, this month and `ahead` more. Returns the names of new ones.
+/// Makes the partitions of the previous month, this month and `ahead` more. Returns the names of new ones. A month whose
+/// name is taken is told in the log and left out: its events wait, if any come, and no others.
 pub fn ensure_ahead(client: &mut Client, now: UnixMicros, ahead: u32) -> Result<Vec<String>, PartitionError> {
     let this = Month::of(now);
     let months: Vec<_> = (-1..=ahead as i32).map(|offset| this.plus(offset)).collect();
-    ensure(client, &months)
+    match ensure(client, &months) {
+        Err(error) if error.is_of_one_month() => {}
+        outcome => return outcome,
+    }
+    let mut made = Vec::new();
+    for month in months {
+        match ensure(client, &[month]) {
+            Ok(names) => made.extend(names),
+            Err(error) if error.is_of_one_month() => {
+                tracing::error!(%month, %error, "cannot make a partition ahead; events of that month would wait");
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(made)
 }
 
 /// Makes the partitions of `months` that are missing, all or none. Returns the names of new ones. When all

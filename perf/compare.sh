@@ -56,11 +56,15 @@ for round in $(seq "$rounds"); do
   load=$(wrk -t1 -c"$connections" -d"${seconds}s" --timeout 30s -s perf/load.lua "$base/v1/ingest/batch" | tail -1)
   metric() { curl -s "$base/v1/metrics" | awk -v name="ingestd_$1" '$1 == name { print $2 }'; }
   during=$(metric events_committed_total) ; wrk_ended=$(date +%s.%N)
+  drained() {
+    curl -s "$base/v1/metrics" | awk '$1 == "ingestd_events_accepted_total" { a = $2 }
+      $1 == "ingestd_events_committed_total" { c = $2 } END { exit !(a == c) }'
+  }
   # Rarely: on two cores a loop of curl and awk would cost PostgreSQL a tenth of its rate.
-  accepted=$(metric events_accepted_total)
-  while [ "$(metric events_committed_total)" != "$accepted" ]; do sleep 0.5; done
+  until drained; do sleep 0.5; done
   ended=$(date +%s.%N) ; cpu_after=$(cpu_ticks "$server")
   committed=$(sql "SELECT count(*) FROM events")
+  accepted=$(metric events_accepted_total)
   [ "$committed" = "$accepted" ] || { echo "compare: accepted $accepted but $committed rows" >&2; exit 1; }
   kill -TERM "$server" ; wait "$server" ; started=()
   rm -rf "$work/journal"

@@ -38,7 +38,8 @@ pub(super) fn command() -> Command {
         .after_help(
             "Example: ingestd journal set-aside --segment 7\n\
              The saved batches can be sent again, a line a request; each lands once:\n\
-             while read -r batch; do curl -H 'Content-Type: application/json' -d \"$batch\" URL/v1/ingest/batch; done < FILE",
+             while IFS= read -r batch; do printf %s \"$batch\" |\n  \
+             curl -H 'Content-Type: application/json' --data-binary @- URL/v1/ingest/batch; done < FILE",
         )
         .args([dir, segment]);
     Command::new("journal")

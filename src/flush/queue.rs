@@ -158,6 +158,11 @@ impl FlushQueue {
         self.budgets.batches.used() <= self.postponed.lock().state().0 as u64
     }
 
+    /// PostgreSQL is back after an outage: what waits now is no sign of overload.
+    pub fn excuse_backlog(&self, metrics: &Metrics) {
+        self.admission.excuse(metrics.queue_events.sum());
+    }
+
     /// Puts a batch aside that cannot land while others can.
     pub(super) fn postpone(&self, mut item: Item<Queued>, reason: &str) {
         let times = item.value.postponed_times;

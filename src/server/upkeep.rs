@@ -89,7 +89,7 @@ impl Chores {
         match outcome {
             Ok(()) => {
                 if self.app.database.works(Witness::Probe) {
-                    self.app.queue.admission.excuse(self.app.metrics.queue_events.sum());
+                    self.app.queue.excuse_backlog(&self.app.metrics);
                 }
             }
             Err(fault) => self.app.database.fails(Witness::Probe, &fault.message),

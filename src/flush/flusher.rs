@@ -36,7 +36,7 @@ use crate::pg::land::{Landed, Timings};
 use crate::pg::pool::{Pool, SessionManager};
 use crate::pg::sqlstate::Fault;
 use crate::status::memory::BatchMap;
-use crate::status::model::{Counts, Phase};
+use crate::status::model::Phase;
 use crate::status::shared::StatusFeed;
 use crate::sys::clock::wall_now;
 
@@ -329,21 +329,20 @@ impl Flusher {
         for (InHand { mut item, block, .. }, landed) in in_hand.into_iter().zip(landed) {
             self.tools.blocks.give_back(block.into_buffer());
             let batch = Arc::clone(&item.value.batch);
-            let counts = match *landed {
-                Landed::Now(counts) => counts,
+            match *landed {
+                Landed::Now(counts) => batch.finish(counts, completed_at),
                 Landed::Before(counts) => {
                     tracing::debug!(batch = %batch.key, "was committed before");
-                    counts
+                    batch.finish(counts, completed_at);
                 }
                 Landed::Conflict => {
                     tracing::warn!(batch = %batch.key, events = batch.events,
                         "batch_id was used with a different body on another node; its events are in dead_letter_events");
-                    Counts { dead_lettered: batch.events, ..Counts::default() }
+                    batch.finish_without_id(completed_at);
                 }
-            };
+            }
             let before = matches!(landed, Landed::Before(_));
-            batch.finish(counts, completed_at);
-            self.metrics.batch(&batch, counts, before, now - item.value.accepted_at.min(now));
+            self.metrics.batch(&batch, before, now - item.value.accepted_at.min(now));
             if let Some(location) = item.value.location {
                 self.tools.releaser.release(location);
             }
@@ -351,8 +350,7 @@ impl Flusher {
                 // The client may have gone; the batch is committed all the same.
                 let _ = on_commit.send(());
             }
-            // After a conflict the id's status is that of the batch which the ledger has.
-            if let Some(feed) = self.tools.feed.as_ref().filter(|_| *landed != Landed::Conflict) {
+            if let Some(feed) = &self.tools.feed {
                 feed.publish(&batch);
             }
             self.queue.leave(&self.tools.metrics, &item);

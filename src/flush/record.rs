@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::metrics::{BatchOutcome, Metrics, Recorder, Recorders, Statement};
 use crate::pg::land::Timings;
-use crate::status::model::{Batch, Counts, Phase};
+use crate::status::model::{Batch, Phase};
 
 /// One flusher's recorders.
 pub struct FlushRecorders {
@@ -42,13 +42,14 @@ impl FlushRecorders {
     }
 
     /// Records a batch that is committed; `before` when another transaction had committed it.
-    pub fn batch(&self, batch: &Batch, counts: Counts, before: bool, latency: Duration) {
+    pub fn batch(&self, batch: &Batch, before: bool, latency: Duration) {
+        let counts = batch.counts();
         if !before {
             self.metrics.events_committed.add(u64::from(counts.inserted));
             self.metrics.events_duplicate.add(u64::from(counts.duplicates));
             self.metrics.events_dead_lettered.add(u64::from(counts.dead_lettered));
         }
-        let outcome = match counts.phase(batch.events) {
+        let outcome = match batch.phase() {
             Phase::Failed => BatchOutcome::Failed,
             Phase::Partial => BatchOutcome::Partial,
             _ => BatchOutcome::Completed,

@@ -12,7 +12,7 @@
 //!   Completed        Partial        Failed     none / some / all events in dead_letter_events
 //! ```
 
-use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU32, Ordering};
 
 use serde::{Deserialize, Serialize};
 
@@ -111,6 +111,7 @@ pub struct Batch {
     duplicates: AtomicU32,
     dead_lettered: AtomicU32,
     completed_at: AtomicI64,
+    lost_its_id: AtomicBool,
 }
 
 impl Batch {
@@ -127,6 +128,7 @@ impl Batch {
             duplicates: AtomicU32::new(0),
             dead_lettered: AtomicU32::new(0),
             completed_at: AtomicI64::new(0),
+            lost_its_id: AtomicBool::new(false),
         }
     }
 
@@ -149,6 +151,18 @@ impl Batch {
         self.dead_lettered.store(counts.dead_lettered, Ordering::Relaxed);
         self.completed_at.store(completed_at.0, Ordering::Relaxed);
         self.set_phase(counts.phase(self.events));
+    }
+
+    /// Records a commit that found the id taken by a different body: every event is dead-lettered, and the id's status
+    /// is that of the batch which has it.
+    pub fn finish_without_id(&self, completed_at: UnixMicros) {
+        self.lost_its_id.store(true, Ordering::Relaxed);
+        self.finish(Counts { dead_lettered: self.events, ..Counts::default() }, completed_at);
+    }
+
+    /// True when another batch has this one's id; known once the batch is finished.
+    pub fn lost_its_id(&self) -> bool {
+        self.phase().is_final() && self.lost_its_id.load(Ordering::Relaxed)
     }
 
     /// The counts so far; zero until the batch is finished.

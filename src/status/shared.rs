@@ -277,7 +277,9 @@ impl Writer {
         };
         let mut pipeline = redis::pipe();
         pipeline.cmd("PING").ignore();
-        for batch in group {
+        // The news of a batch are its status now, not when they were queued: one that has lost its id since then must
+        // not write over the batch which has it.
+        for batch in group.iter().filter(|batch| !batch.lost_its_id()) {
             let stored = Stored { document: batch.document(&self.node), digest: hex(batch.digest) };
             let text = serde_json::to_string(&stored).unwrap_or_default();
             pipeline.cmd("SET").arg(redis_key(&batch.key)).arg(text).arg("EX").arg(self.seconds);

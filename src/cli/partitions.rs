@@ -1,13 +1,13 @@
 //! `ingestd partitions`: monthly partitions of `events`.
 
 use std::io::{Write, stdout};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use super::failure::Failure;
 use super::{database, settings};
-use crate::pg::partitions::{self, Month, Partition};
+use crate::pg::clock;
+use crate::pg::partitions::{self, Month, Partition, PartitionError};
 use crate::types::UnixMicros;
 
 const MONTHS_MAX: u32 = 1200;
@@ -94,7 +94,8 @@ fn cleanup(matches: &ArgMatches) -> Result<(), Failure> {
     let mut client = database::connect_migrated(&settings::config(matches)?)?;
     let months = matches.get_one::<u32>("older-than").copied().expect("clap requires it");
     let dry_run = matches.get_flag("dry-run");
-    let dropped = partitions::cleanup(&mut client, now(), months, dry_run)?;
+    let now = clock::agreed_now(&mut client).map_err(PartitionError::from)?;
+    let dropped = partitions::cleanup(&mut client, now, months, dry_run)?;
     let mut out = stdout().lock();
     let did = if dry_run { "would drop" } else { "dropped" };
     for partition in &dropped {
@@ -102,7 +103,7 @@ fn cleanup(matches: &ArgMatches) -> Result<(), Failure> {
         writeln!(out, "{did} {name} (about {rows} rows, {size})")?;
     }
     if dropped.is_empty() {
-        writeln!(out, "no partition ends before {}", Month::of(now()).plus(-(months as i32)))?;
+        writeln!(out, "no partition ends before {}", Month::of(now).plus(-(months as i32)))?;
     }
     Ok(())
 }
@@ -116,11 +117,6 @@ fn parse_age(text: &str) -> Result<u32, String> {
     let number = text.strip_suffix("months").or_else(|| text.strip_suffix("month")).map(str::trim);
     let months = number.and_then(|number| number.parse().ok()).filter(|months| (1..=MONTHS_MAX).contains(months));
     months.ok_or_else(|| format!("must be a number of months from 1 to {MONTHS_MAX}, such as 3months"))
-}
-
-fn now() -> UnixMicros {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    UnixMicros(i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
 }
 
 fn instant(bound: Option<UnixMicros>) -> String {

@@ -11,7 +11,7 @@ use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue, LOCA
 use hyper::{Request, Response, StatusCode};
 use serde::Serialize;
 use tokio::sync::oneshot;
-use uuid::Uuid;
+use uuid::{Timestamp, Uuid};
 
 use crate::encode::block::{BLOCK_HEADER_BYTES_MAX, Block, BlockBuilder, BlockHeader};
 use crate::encode::tuple::{RowContext, append_tuple};
@@ -150,7 +150,7 @@ fn encode(worker: &Worker, body: &[u8], query: &IngestQuery, id: Option<String>)
     }
     let id_is_clients = id.is_some();
     let header = BlockHeader {
-        key: BatchKey { owner: Arc::from(""), id: id.unwrap_or_else(|| Uuid::now_v7().to_string()).into_boxed_str() },
+        key: BatchKey { owner: Arc::from(""), id: id.unwrap_or_else(|| new_id(worker)).into_boxed_str() },
         priority: scratch.priority().or(query.priority).unwrap_or_default(),
         events: u32::try_from(taken).unwrap_or(u32::MAX),
         received_at,
@@ -158,6 +158,11 @@ fn encode(worker: &Worker, body: &[u8], query: &IngestQuery, id: Option<String>)
     };
     let errors = scratch.rejects().iter().map(|reject| error_item(body, reject)).collect();
     Ok(Encoded { block: build_block(worker, body, scratch, &header), header, id_is_clients, errors })
+}
+
+/// An id for a batch that came without.
+fn new_id(worker: &Worker) -> String {
+    Uuid::new_v7(Timestamp::now(&worker.ids)).to_string()
 }
 
 fn build_block(worker: &Worker, body: &[u8], scratch: &Scratch, header: &BlockHeader) -> Block {

@@ -15,6 +15,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::{JoinSet, LocalSet};
+use uuid::ContextV7;
 
 use crate::http::app::App;
 use crate::http::body::BufferPool;
@@ -33,6 +34,8 @@ pub struct Worker {
     pub app: Arc<App>,
     /// The scanner's memory.
     pub scratch: RefCell<Scratch>,
+    /// For ids of batches that have none: in rising order, whatever the clock does.
+    pub ids: ContextV7,
     /// Body buffers.
     pub buffers: BufferPool,
     /// Ack latencies of this worker.
@@ -64,6 +67,7 @@ pub fn run(start: WorkerStart, app: Arc<App>) -> std::io::Result<()> {
         index: start.index,
         app,
         scratch: RefCell::new(Scratch::new()),
+        ids: ContextV7::new(),
         buffers: BufferPool::default(),
         ack_latency,
     });

@@ -16,7 +16,6 @@
 use std::collections::BTreeMap;
 use std::io::{self, IoSlice};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::absent::Absent;
 use super::frame::FRAME_HEADER_BYTES;
@@ -28,7 +27,8 @@ use super::space::{JournalSpace, SEGMENT_BYTES_FLOOR, small_files_bytes};
 use super::storage::{Access, DirEntry, Storage, StorageFile, is_no_space, write_all_vectored_at};
 use super::writer::{Failure, WriteError};
 use crate::limits::JOURNAL_SPARES_MAX;
-use crate::types::{Sequence, UnixMicros};
+use crate::sys::clock::wall_now;
+use crate::types::Sequence;
 
 /// Room at a segment's end that only marks may use.
 pub(super) const MARKS_RESERVED_BYTES: u64 = 2 * FRAME_HEADER_BYTES as u64;
@@ -117,7 +117,7 @@ impl Segments {
         let header = SegmentHeader {
             segment: id,
             node_id: self.node_id.clone(),
-            created_at: now(),
+            created_at: wall_now(),
             first_sequence: beginning.first_sequence,
             committed_below: beginning.committed_below,
         };
@@ -252,9 +252,4 @@ impl Segments {
         self.space.uncharge(segment.charged_bytes);
         Ok(())
     }
-}
-
-fn now() -> UnixMicros {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    UnixMicros(i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
 }

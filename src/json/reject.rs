@@ -163,8 +163,12 @@ impl fmt::Display for Reason {
             Self::TimestampInvalid => {
                 f.write_str("timestamp is not an RFC 3339 date and time such as 2026-11-01T00:00:00Z")
             }
-            Self::TimestampTooOld => f.write_str("timestamp is further in the past than this server accepts"),
-            Self::TimestampTooFarAhead => f.write_str("timestamp is further in the future than this server accepts"),
+            Self::TimestampTooOld => {
+                f.write_str("timestamp is further in the past than EVENT_MAX_AGE_DAYS before this server's clock")
+            }
+            Self::TimestampTooFarAhead => {
+                f.write_str("timestamp is further in the future than EVENT_MAX_FUTURE_HOURS after this server's clock")
+            }
             Self::Flaw(FlawKind::Depth) => {
                 write!(f, "nested too deep; at most {JSON_DEPTH_MAX} levels are accepted, the outermost object is one")
             }

@@ -7,6 +7,7 @@
 //!
 //! Invariant: everything that lands is written in the transaction that writes its ledger row.
 
+pub mod clock;
 pub mod connect;
 pub mod copy;
 pub mod dead_letter;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use postgres::Client;
 
 use crate::config::{self, Config};
+use crate::pg::clock;
 use crate::pg::connect::{Connector, StartFault, classify_start_error};
 use crate::pg::embedded::{Embedded, EmbeddedOptions};
 use crate::pg::health::{DatabaseHealth, Witness};
@@ -108,8 +109,8 @@ fn ensure_ahead(client: &mut Client, ahead: u32) -> Result<(), PartitionError> {
 
 /// Drops partitions older than `months` (`PARTITION_RETENTION_MONTHS`).
 pub fn drop_old_partitions(client: &mut Client, months: u32) -> Result<(), Fault> {
-    let dropped =
-        partitions::cleanup(client, wall_now(), months, false).map_err(|error| Fault::lost(error.to_string()))?;
+    let now = clock::agreed_now(client)?;
+    let dropped = partitions::cleanup(client, now, months, false).map_err(|error| Fault::lost(error.to_string()))?;
     for partition in dropped {
         tracing::info!(
             partition = partition.name,

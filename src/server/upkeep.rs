@@ -13,11 +13,11 @@ use crate::limits::{
     EXPIRY_INTERVAL, FLUSH_STOP_WAIT_MAX, LEDGER_FORGET_ROWS_MAX, PARTITION_UPKEEP_INTERVAL, PROBE_INTERVAL,
     UPKEEP_INTERVAL,
 };
+use crate::pg::clock;
 use crate::pg::health::Witness;
 use crate::pg::ledger;
 use crate::pg::sqlstate::Fault;
 use crate::server::{ServeError, database, join_within, spawn};
-use crate::sys::clock::wall_now;
 use crate::types::UnixMicros;
 
 /// The running thread.
@@ -131,7 +131,7 @@ impl Chores {
     fn forget(&mut self, client: &mut postgres::Client, now: Instant) -> Result<(), Fault> {
         let Some(retention) = self.ledger_retention else { return Ok(()) };
         let age = i64::try_from(retention.as_micros()).unwrap_or(i64::MAX);
-        let before = UnixMicros(wall_now().0.saturating_sub(age));
+        let before = UnixMicros(clock::agreed_now(client)?.0.saturating_sub(age));
         let forgotten = ledger::forget(client, before, LEDGER_FORGET_ROWS_MAX)?;
         if forgotten < LEDGER_FORGET_ROWS_MAX.unsigned_abs() {
             self.ledger_due = now + PARTITION_UPKEEP_INTERVAL;

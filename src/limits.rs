@@ -173,6 +173,11 @@ pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
 pub const KEEPALIVE_RETRIES: u32 = 2;
 /// How long sent bytes may stay unacknowledged before the peer is dead.
 pub const TCP_USER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often connections are looked at that somebody waits on.
+pub const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+/// How long a wait may take before PostgreSQL is asked about it, and how long its backend must then stand still, waiting
+/// for us, before the connection is dead.
+pub const SILENCE_MIN: Duration = Duration::from_secs(5);
 
 const _: () = assert!(KEEPALIVE_IDLE.as_secs() + KEEPALIVE_INTERVAL.as_secs() * KEEPALIVE_RETRIES as u64 <= 10);
 

@@ -48,7 +48,7 @@ fn let_go(mut holder: Client) {
 fn wait_for_copies(client: &mut Client, copies: i64) {
     let waiting =
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'
-                   AND query LIKE 'INSERT INTO ingest_batches%'";
+                   AND query LIKE '%INSERT INTO ingest_batches%'";
     wait_until("all flushers wait for the lock", WAIT_MAX, || {
         client.query_one(waiting, &[]).expect("a query").get::<_, i64>(0) == copies
     });

@@ -53,6 +53,7 @@ impl Attempt {
 
     /// Lands `in_hand` in one transaction, changing the way as PostgreSQL demands.
     pub fn land(&mut self, session: &mut Session, in_hand: &[InHand]) -> Result<(Vec<Landed>, Timings), Failure> {
+        let _waiting = session.wait();
         let landings: Vec<Landing<'_>> = in_hand.iter().map(InHand::landing).collect();
         let mut way = if self.staged_left > 0 { Way::Staged } else { Way::Plain };
         let mut partition_attempts = 0;

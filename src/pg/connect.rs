@@ -5,19 +5,19 @@
 //! [`TRANSACTION_LIMITS`]; statements must not depend on a session's time zone.
 //!
 //! A dead peer is noticed within about ten seconds (keepalives, `TCP_USER_TIMEOUT`); parameters in the URL
-//! win over these defaults. A PostgreSQL that is alive but silent is noticed only by [`Connector::connect`],
-//! which commands and the start use; the pool connects in threads of its own, and its users wait bounded.
+//! win over these defaults. What is alive but silent is noticed by [`Connector::connect`], which commands and the start
+//! use, and for the connections of the pool by [`super::watch`].
 
 use std::error::Error as _;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use postgres::error::SqlState;
 use postgres::{Client, Config};
-use r2d2_postgres::PostgresConnectionManager;
 
 use super::tls;
 pub use super::tls::Tls;
+use super::watch::Watch;
 use crate::config::{DatabaseUrl, SslMode};
 use crate::limits::{
     CONNECT_TIMEOUT, CONNECT_WAIT_MAX, KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_RETRIES, SERVER_VERSION_MIN,
@@ -122,8 +122,8 @@ impl Connector {
     }
 
     /// What a connection pool opens connections with.
-    pub fn manager(&self) -> PostgresConnectionManager<Tls> {
-        PostgresConnectionManager::new(self.config.clone(), self.tls.clone())
+    pub fn watch(&self) -> Arc<Watch> {
+        Watch::start(self.config.clone(), self.tls.clone())
     }
 
     /// `host:port`s, for messages.

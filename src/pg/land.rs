@@ -85,6 +85,7 @@ pub fn land(
     if way != Way::Plain {
         session.prepare_stage()?;
     }
+    let pulse = session.pulse();
     let (client, statements, stage) = session.parts();
     let mut timings = Timings { staged: way != Way::Plain, ..Timings::default() };
     let started = Instant::now();
@@ -93,7 +94,7 @@ pub fn land(
         // A deferred constraint would refuse at the COMMIT, where no row can be told from another.
         transaction.batch_execute("SET CONSTRAINTS ALL IMMEDIATE")?;
     }
-    let claimed = ledger::claim(&mut transaction, &statements.claim, batches, node)?;
+    let claimed = ledger::claim(&mut transaction, &statements.claim, batches, node, &pulse)?;
     timings.claim = started.elapsed();
 
     let started = Instant::now();

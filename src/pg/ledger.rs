@@ -1,11 +1,13 @@
 //! The ledger `ingest_batches`: one row a batch, written in the transaction of its COPY. It alone makes
 //! "exactly once": whoever inserts a batch's row first copies its events, everybody else finds the row.
 
+use std::collections::HashSet;
 use std::time::{Duration, SystemTime};
 
 use postgres::{GenericClient, Statement, Transaction};
 
 use crate::pg::land::Landing;
+use crate::pg::watch::Pulse;
 use crate::status::model::Counts;
 use crate::types::{BatchKey, BodyDigest, UnixMicros};
 
@@ -30,14 +32,16 @@ pub struct LedgerRow {
     pub node: String,
 }
 
-/// Inserts rows for `$1..$6`, all counted as inserted; gives back the ids that were free.
+/// Inserts rows for `$1..$6`, all counted as inserted; gives back the backend and the ids that were free, in one row at
+/// least.
 pub const CLAIM: &str = "\
-    INSERT INTO ingest_batches (owner, batch_id, body_digest, priority, events, inserted, duplicates, dead_lettered, received_at, node) \
+    WITH free AS (INSERT INTO ingest_batches (owner, batch_id, body_digest, priority, events, inserted, duplicates, dead_lettered, received_at, node) \
     SELECT owner, batch_id, body_digest, priority, events, events, 0, 0, received_at, $7 \
     FROM unnest($1::text[], $2::text[], $3::bytea[], $4::int2[], $5::int4[], $6::timestamptz[]) \
          AS batch (owner, batch_id, body_digest, priority, events, received_at) \
     ORDER BY owner, batch_id \
-    ON CONFLICT DO NOTHING RETURNING owner, batch_id";
+    ON CONFLICT DO NOTHING RETURNING owner, batch_id) \
+    SELECT pg_backend_pid(), owner, batch_id FROM (VALUES (1)) AS one LEFT JOIN free ON true";
 
 const FIND: &str = "\
     SELECT owner, batch_id, body_digest, priority, events, inserted, duplicates, dead_lettered, received_at, committed_at, node \
@@ -46,13 +50,14 @@ const FIND: &str = "\
 const SETTLE: &str = "\
     UPDATE ingest_batches SET inserted = $3, duplicates = $4, dead_lettered = $5 WHERE owner = $1 AND batch_id = $2";
 
-/// Claims `batches`; the result says for each whether it is ours to copy. Waits for another transaction that
-/// holds the same id. Ids are distinct within `batches`.
+/// Claims `batches`; the result says for each whether it is ours to copy, and `pulse` learns by which backend. Waits
+/// for another transaction that holds the same id. Ids are distinct within `batches`.
 pub fn claim(
     transaction: &mut Transaction<'_>,
     statement: &Statement,
     batches: &[Landing<'_>],
     node: &str,
+    pulse: &Pulse,
 ) -> Result<Vec<bool>, postgres::Error> {
     let owners: Vec<&str> = batches.iter().map(|batch| &*batch.key.owner).collect();
     let ids: Vec<&str> = batches.iter().map(|batch| &*batch.key.id).collect();
@@ -61,11 +66,11 @@ pub fn claim(
     let events: Vec<i32> = batches.iter().map(|batch| batch.events.cast_signed()).collect();
     let received: Vec<SystemTime> = batches.iter().map(|batch| system_time(batch.received_at)).collect();
     let rows = transaction.query(statement, &[&owners, &ids, &digests, &priorities, &events, &received, &node])?;
-    if rows.len() == batches.len() {
-        return Ok(vec![true; batches.len()]);
+    if let Some(row) = rows.first() {
+        pulse.served_by(row.get(0));
     }
-    let free: std::collections::HashSet<(&str, &str)> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
-    Ok(batches.iter().map(|batch| free.contains(&(&*batch.key.owner, &*batch.key.id))).collect())
+    let free: HashSet<(Option<&str>, Option<&str>)> = rows.iter().map(|row| (row.get(1), row.get(2))).collect();
+    Ok(batches.iter().map(|batch| free.contains(&(Some(&*batch.key.owner), Some(&*batch.key.id)))).collect())
 }
 
 /// Corrects the counts of a batch claimed in this transaction.

@@ -23,3 +23,4 @@ pub mod quarantine;
 pub mod sqlstate;
 pub mod stage;
 pub mod tls;
+pub mod watch;

@@ -1,17 +1,17 @@
 //! The pool of blocking connections (r2d2), each with its prepared statements.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use postgres::{Client, Statement};
 use r2d2::ManageConnection;
-use r2d2_postgres::PostgresConnectionManager;
 
 use crate::encode::tuple::COPY_COLUMNS;
 use crate::limits::POOL_WAIT_MAX;
-use crate::pg::connect::Tls;
 use crate::pg::ledger;
 use crate::pg::sqlstate::Fault;
 use crate::pg::stage::Stage;
+use crate::pg::watch::{Pulse, Waiting, Watch};
 
 /// Pool of [`Session`]s.
 pub type Pool = r2d2::Pool<SessionManager>;
@@ -27,6 +27,7 @@ pub struct Statements {
 /// A connection and what was prepared on it.
 pub struct Session {
     client: Client,
+    pulse: Arc<Pulse>,
     statements: Option<Statements>,
     stage: Option<Stage>,
     opened_at: Instant,
@@ -34,6 +35,16 @@ pub struct Session {
 }
 
 impl Session {
+    /// Has the connection watched while the value lives: what is done meanwhile is to wait for PostgreSQL.
+    pub fn wait(&self) -> Waiting {
+        self.pulse.wait()
+    }
+
+    /// What the watch knows of this connection.
+    pub fn pulse(&self) -> Arc<Pulse> {
+        Arc::clone(&self.pulse)
+    }
+
     /// The bare connection.
     pub fn client(&mut self) -> &mut Client {
         &mut self.client
@@ -42,6 +53,7 @@ impl Session {
     /// Prepares what a COPY needs, once a connection.
     pub fn prepare(&mut self) -> Result<(), Fault> {
         if self.statements.is_none() {
+            let _waiting = self.wait();
             self.statements = Some(Statements {
                 claim: self.client.prepare(ledger::CLAIM)?,
                 copy: self.client.prepare(&format!("COPY events ({COPY_COLUMNS}) FROM STDIN (FORMAT binary)"))?,
@@ -81,7 +93,7 @@ impl Session {
 
 /// Makes [`Session`]s for r2d2.
 pub struct SessionManager {
-    inner: PostgresConnectionManager<Tls>,
+    watch: Arc<Watch>,
 }
 
 impl ManageConnection for SessionManager {
@@ -89,16 +101,16 @@ impl ManageConnection for SessionManager {
     type Error = postgres::Error;
 
     fn connect(&self) -> Result<Session, postgres::Error> {
-        let client = self.inner.connect()?;
-        Ok(Session { client, statements: None, stage: None, opened_at: Instant::now(), discarded: false })
+        let (client, pulse) = self.watch.connect()?;
+        Ok(Session { client, pulse, statements: None, stage: None, opened_at: Instant::now(), discarded: false })
     }
 
     fn is_valid(&self, session: &mut Session) -> Result<(), postgres::Error> {
-        self.inner.is_valid(&mut session.client)
+        session.client.is_valid(POOL_WAIT_MAX)
     }
 
     fn has_broken(&self, session: &mut Session) -> bool {
-        session.discarded || self.inner.has_broken(&mut session.client)
+        session.discarded || session.client.is_closed()
     }
 }
 
@@ -113,7 +125,7 @@ impl r2d2::HandleError<postgres::Error> for QuietErrors {
 }
 
 /// Opens the pool without waiting for a connection: the server starts while PostgreSQL is away.
-pub fn open(inner: PostgresConnectionManager<Tls>, size_min: u32, size_max: u32) -> Pool {
+pub fn open(watch: Arc<Watch>, size_min: u32, size_max: u32) -> Pool {
     r2d2::Pool::builder()
         .min_idle(Some(size_min))
         .max_size(size_max)
@@ -122,5 +134,5 @@ pub fn open(inner: PostgresConnectionManager<Tls>, size_min: u32, size_max: u32)
         .idle_timeout(Some(Duration::from_secs(600)))
         .max_lifetime(Some(Duration::from_secs(3600)))
         .error_handler(Box::new(QuietErrors))
-        .build_unchecked(SessionManager { inner })
+        .build_unchecked(SessionManager { watch })
 }

@@ -204,7 +204,9 @@ impl Ledger {
         }
         let mut session = self.pool.get().map_err(|error| Fault::lost(error.to_string()))?;
         let started = Instant::now();
+        let waiting = session.wait();
         let found = ledger::find(session.client(), keys);
+        drop(waiting);
         self.queries.record_elapsed(Statement::Lookup, started.elapsed());
         found.map_err(|error| {
             session.discard();

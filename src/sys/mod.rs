@@ -1,8 +1,9 @@
 //! What the server asks of the operating system, thin and behind safe functions.
 //!
-//! Imports nothing above [`crate::types`]. Absent on purpose: sockets (they belong to `http`) and files (to `journal`).
+//! Imports nothing above [`crate::types`]. Absent on purpose: making sockets (that belongs to `http`) and files (to `journal`).
 
 pub mod affinity;
 pub mod child;
 pub mod clock;
 pub mod signals;
+pub mod socket;

@@ -3,6 +3,7 @@
 //! ```text
 //!  forward ◀──▶ stall      bytes wait in the proxy; connections stay open
 //!          ◀──▶ refuse     new connections are closed at once; those that are open go on
+//!  freeze                  on connections that are open now nothing passes any more; they stay open
 //!  cut                     every connection is closed now
 //!  cut_after_reply_to(…)   once: the request is forwarded, its reply awaited and swallowed, then cut
 //!  cut_before(…)           once: the connection is cut in place of forwarding the request
@@ -42,6 +43,9 @@ struct State {
     trap: Option<Trap>,
     sprung: u32,
     open: Vec<(TcpStream, TcpStream)>,
+    connections: u64,
+    /// Connections with lower numbers are frozen.
+    frozen_below: u64,
 }
 
 struct Shared {
@@ -61,7 +65,15 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("it is bound");
         let target = SocketAddr::from(([127, 0, 0, 1], port));
-        let state = State { mode: Mode::Forward, target, trap: None, sprung: 0, open: Vec::new() };
+        let state = State {
+            mode: Mode::Forward,
+            target,
+            trap: None,
+            sprung: 0,
+            open: Vec::new(),
+            connections: 0,
+            frozen_below: 0,
+        };
         let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
         let accepting = Arc::clone(&shared);
         thread::spawn(move || {
@@ -86,6 +98,13 @@ impl Proxy {
     pub fn set_mode(&self, mode: Mode) {
         self.shared.state.lock().mode = mode;
         self.shared.changed.notify_all();
+    }
+
+    /// From now on nothing passes on the connections that are open, in either direction: what a balancer does that
+    /// has lost their other ends. New ones are served.
+    pub fn freeze(&self) {
+        let mut state = self.shared.state.lock();
+        state.frozen_below = state.connections;
     }
 
     /// Closes every connection.
@@ -115,9 +134,10 @@ impl Proxy {
 
 impl Shared {
     fn connect(self: &Arc<Self>, client: TcpStream) {
-        let (mode, target) = {
-            let state = self.state.lock();
-            (state.mode, state.target)
+        let (mode, target, number) = {
+            let mut state = self.state.lock();
+            state.connections += 1;
+            (state.mode, state.target, state.connections - 1)
         };
         let connected = if mode == Mode::Refuse { None } else { TcpStream::connect(target).ok() };
         let Some(server) = connected else { return };
@@ -130,14 +150,14 @@ impl Shared {
         let replies = Arc::new(Mutex::new(()));
         let (up, down) = (Arc::clone(self), Arc::clone(self));
         let (up_client, up_server, up_replies) = (copy(&client), copy(&server), Arc::clone(&replies));
-        thread::spawn(move || up.requests(&up_client, &up_server, &up_replies));
-        thread::spawn(move || down.replies(&server, &client, &replies));
+        thread::spawn(move || up.requests(number, &up_client, &up_server, &up_replies));
+        thread::spawn(move || down.replies(number, &server, &client, &replies));
     }
 
     /// Client to server, looking for the trap.
-    fn requests(&self, client: &TcpStream, server: &TcpStream, replies: &Mutex<()>) {
+    fn requests(&self, number: u64, client: &TcpStream, server: &TcpStream, replies: &Mutex<()>) {
         let mut buffer = vec![0; 64 * 1024];
-        while let Some(bytes) = self.receive(client, &mut buffer) {
+        while let Some(bytes) = self.receive(number, client, &mut buffer) {
             let data = &buffer[..bytes];
             match self.trap_in(data) {
                 None => {
@@ -150,7 +170,7 @@ impl Shared {
                     let _held = replies.lock();
                     if (&*server).write_all(data).is_ok() {
                         // The answer proves that the server has done what was asked; nobody else will see it.
-                        self.receive(server, &mut buffer);
+                        self.receive(number, server, &mut buffer);
                     }
                     close(client, server);
                     break;
@@ -161,7 +181,7 @@ impl Shared {
     }
 
     /// Server to client.
-    fn replies(&self, server: &TcpStream, client: &TcpStream, replies: &Mutex<()>) {
+    fn replies(&self, number: u64, server: &TcpStream, client: &TcpStream, replies: &Mutex<()>) {
         let mut buffer = vec![0; 64 * 1024];
         loop {
             // Waits without taking anything, so that a trap can read the reply in our place.
@@ -172,7 +192,7 @@ impl Shared {
             match (&*server).read(&mut buffer) {
                 Ok(0) => break,
                 Ok(bytes) => {
-                    self.wait_while_stalled();
+                    self.wait_while_stalled(number);
                     if (&*client).write_all(&buffer[..bytes]).is_err() {
                         break;
                     }
@@ -186,12 +206,12 @@ impl Shared {
     }
 
     /// The next bytes of `stream`, not before the mode lets them pass; `None` at its end.
-    fn receive(&self, mut stream: &TcpStream, buffer: &mut [u8]) -> Option<usize> {
+    fn receive(&self, number: u64, mut stream: &TcpStream, buffer: &mut [u8]) -> Option<usize> {
         loop {
             match stream.read(buffer) {
                 Ok(0) => return None,
                 Ok(bytes) => {
-                    self.wait_while_stalled();
+                    self.wait_while_stalled(number);
                     return Some(bytes);
                 }
                 Err(error) if is_timeout(&error) => {}
@@ -211,9 +231,9 @@ impl Shared {
         }
     }
 
-    fn wait_while_stalled(&self) {
+    fn wait_while_stalled(&self, number: u64) {
         let mut state = self.state.lock();
-        while state.mode == Mode::Stall {
+        while state.mode == Mode::Stall || number < state.frozen_below {
             self.changed.wait(&mut state);
         }
     }

@@ -1,0 +1,270 @@
+//! Finds connections that are dead although TCP says otherwise, and closes both of their ends.
+//!
+//! A proxy, a balancer or a firewall between here and PostgreSQL can swallow what either side sends while it keeps the
+//! connections open: then keepalives are answered, and a COPY would wait for ever. How long PostgreSQL may take is
+//! nobody's business here (a lock, a slow trigger, a standby that has to confirm a COMMIT), so no timeout can tell. But
+//! PostgreSQL itself can, asked over another connection: when a backend waits for its client while the client waits for
+//! it, and nothing of that changes for a while, then the way between the two is dead.
+//!
+//! ```text
+//!  somebody waits for SILENCE_MIN ─▶ ask pg_stat_activity ─▶ the backend works ─▶ wait on
+//!                                        │ no answer        it awaits its client, or is gone
+//!                                        ▼                          │ the same again, SILENCE_MIN later
+//!                              PostgreSQL is away: wait on          ▼
+//!                                                     shut the socket down, terminate the backend
+//! ```
+//!
+//! The backend has to go as well: its transaction holds the ledger rows of the batches that will be sent again. So has
+//! any other backend of ingestd (by user and `application_name`) that is in the way of one of ours and stands still,
+//! waiting for its client: what a node leaves behind that lost its power.
+//!
+//! Behind a pooler a session's backend changes with every transaction: whoever learns of it says so
+//! ([`Pulse::served_by`]). Unix sockets need none of this and are left alone.
+
+use std::collections::HashMap;
+use std::net::Shutdown;
+use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use postgres::{Client, Config};
+
+use crate::limits::{CONNECT_WAIT_MAX, SILENCE_MIN, WATCH_INTERVAL};
+use crate::pg::connect::Tls;
+use crate::sys::socket;
+
+/// Marks begin here when `TCP_USER_TIMEOUT` is to be the system's.
+const MARK_BASE_DEFAULT: Duration = Duration::from_secs(24 * 3600);
+/// Marks differ by a millisecond each; then they begin again.
+const MARKS: u32 = 1000;
+
+/// How the backends `$1` are, and those of ingestd that block them. `progress` stands still while nothing arrives there.
+const LOOK: &str = "\
+    WITH asked AS (SELECT unnest($1::int4[]) AS pid), \
+         blocking AS (SELECT DISTINCT unnest(pg_blocking_pids(pid)) AS pid FROM asked) \
+    SELECT a.pid, coalesce(a.wait_event_type = 'Client' OR a.state LIKE 'idle%', false), \
+           concat_ws(' ', a.backend_start, a.query_start, a.state_change, c.bytes_processed) AS progress \
+    FROM pg_stat_activity a LEFT JOIN pg_stat_progress_copy c USING (pid) \
+    WHERE a.pid IN (SELECT pid FROM asked) \
+       OR a.pid IN (SELECT pid FROM blocking) AND a.usename = current_user \
+          AND a.application_name = current_setting('application_name')";
+
+/// Ends the backends `$1`, if they are ingestd's.
+const TERMINATE: &str = "\
+    SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+    WHERE pid = ANY ($1) AND usename = current_user AND application_name = current_setting('application_name')";
+
+/// One connection, as the watch sees it.
+pub struct Pulse {
+    /// Milliseconds of its socket's `TCP_USER_TIMEOUT`: no other socket of this process has it.
+    mark: u32,
+    /// Process number of the backend; 0 before it is known.
+    backend: AtomicI32,
+    watch_began: Instant,
+    /// When waiting began, in milliseconds since the watch began, plus one; 0 while nobody waits.
+    waits_since: AtomicU64,
+}
+
+/// While it lives, somebody waits for PostgreSQL on a connection.
+pub struct Waiting(Arc<Pulse>);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.waits_since.store(0, Ordering::Relaxed);
+    }
+}
+
+impl Pulse {
+    /// From now on somebody waits for PostgreSQL, and does little else. One at a time.
+    pub fn wait(self: &Arc<Self>) -> Waiting {
+        self.waits_since.store(self.watch_began.elapsed().as_millis() as u64 + 1, Ordering::Relaxed);
+        Waiting(Arc::clone(self))
+    }
+
+    /// What is asked now is answered by this backend.
+    pub fn served_by(&self, backend: i32) {
+        self.backend.store(backend, Ordering::Relaxed);
+    }
+
+    fn waits_since(&self) -> Option<Duration> {
+        self.waits_since.load(Ordering::Relaxed).checked_sub(1).map(Duration::from_millis)
+    }
+
+    fn backend(&self) -> Option<i32> {
+        Some(self.backend.load(Ordering::Relaxed)).filter(|backend| *backend != 0)
+    }
+
+    fn shut_down(&self, why: &str) {
+        if let Some(stream) = socket::find_by_user_timeout(self.mark) {
+            tracing::warn!(backend = self.backend(), "closing a dead connection to PostgreSQL: {why}");
+            // It may have ended by itself in the meantime.
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+/// All connections of one pool.
+pub struct Watch {
+    config: Config,
+    tls: Tls,
+    began: Instant,
+    pulses: Mutex<Vec<Weak<Pulse>>>,
+}
+
+impl Watch {
+    /// Watches connections made with `config`, until the last of them and the value are gone.
+    pub fn start(config: Config, tls: Tls) -> Arc<Self> {
+        let watch = Arc::new(Self {
+            config,
+            tls,
+            began: Instant::now(),
+            pulses: Mutex::new(Vec::new()),
+        });
+        let watched = Arc::downgrade(&watch);
+        let started = std::thread::Builder::new().name("pg-watch".to_owned()).spawn(move || {
+            Watcher { watch: watched, asking: None, standing: HashMap::new(), dead: Vec::new() }.run();
+        });
+        if let Err(error) = started {
+            tracing::warn!(%error, "connections to PostgreSQL are not watched: no thread");
+        }
+        watch
+    }
+
+    /// Opens a connection and watches it.
+    pub fn connect(self: &Arc<Self>) -> Result<(Client, Arc<Pulse>), postgres::Error> {
+        let (mut client, pulse, _waiting) = self.open()?;
+        pulse.served_by(client.query_one("SELECT pg_backend_pid()", &[])?.get(0));
+        Ok((client, pulse))
+    }
+
+    /// A connection whose backend is not known yet: it is closed when nothing more is heard for [`CONNECT_WAIT_MAX`].
+    fn open(&self) -> Result<(Client, Arc<Pulse>, Waiting), postgres::Error> {
+        let base = self.config.get_tcp_user_timeout().copied().filter(|timeout| !timeout.is_zero());
+        static NEXT: AtomicU32 = AtomicU32::new(1);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed) % MARKS;
+        let timeout = base.unwrap_or(MARK_BASE_DEFAULT) + Duration::from_millis(u64::from(number));
+        let pulse = Arc::new(Pulse {
+            mark: u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX),
+            backend: AtomicI32::new(0),
+            watch_began: self.began,
+            waits_since: AtomicU64::new(0),
+        });
+        let waiting = pulse.wait();
+        let mut pulses = self.pulses.lock();
+        pulses.retain(|pulse| pulse.strong_count() > 0);
+        pulses.push(Arc::downgrade(&pulse));
+        drop(pulses);
+        let client = self.config.clone().tcp_user_timeout(timeout).connect(self.tls.clone())?;
+        Ok((client, pulse, waiting))
+    }
+
+    /// Terminates `dead` and asks for `backends`, on a connection of its own; the way to PostgreSQL may be dead for that
+    /// one as well.
+    fn look(&self, dead: &[i32], backends: &[i32]) -> Result<HashMap<i32, Look>, postgres::Error> {
+        let (mut client, _pulse, _waiting) = self.open()?;
+        if !dead.is_empty() {
+            client.execute(TERMINATE, &[&dead])?;
+        }
+        let rows = client.query(LOOK, &[&backends])?;
+        Ok(rows.iter().map(|row| (row.get(0), Look { awaits_client: row.get(1), progress: row.get(2) })).collect())
+    }
+
+    /// Closes those on which nobody waits: they went the way that is dead. Returns their backends.
+    fn close_idle(&self) -> Vec<i32> {
+        let pulses: Vec<Arc<Pulse>> = self.pulses.lock().iter().filter_map(Weak::upgrade).collect();
+        let idle = pulses.iter().filter(|pulse| pulse.waits_since().is_none());
+        idle.inspect(|pulse| pulse.shut_down("it is idle, and goes the same way"))
+            .filter_map(|pulse| pulse.backend())
+            .collect()
+    }
+
+    /// Those on which somebody has waited for [`SILENCE_MIN`], with the time since when.
+    fn silent(&self) -> Vec<(Arc<Pulse>, Duration)> {
+        let now = self.began.elapsed();
+        let pulses = self.pulses.lock();
+        let waiting = pulses.iter().filter_map(Weak::upgrade).filter_map(|pulse| Some((pulse.waits_since()?, pulse)));
+        let silent = waiting.filter(|(since, _)| now.saturating_sub(*since) >= SILENCE_MIN);
+        silent.map(|(since, pulse)| (pulse, since)).collect()
+    }
+}
+
+/// What PostgreSQL says of a backend.
+struct Look {
+    awaits_client: bool,
+    progress: String,
+}
+
+struct Watcher {
+    watch: Weak<Watch>,
+    asking: Option<JoinHandle<Result<HashMap<i32, Look>, postgres::Error>>>,
+    /// By backend: where it stands (`None`: it is gone), and since when.
+    standing: HashMap<i32, (Option<String>, Instant)>,
+    /// Backends to terminate.
+    dead: Vec<i32>,
+}
+
+impl Watcher {
+    fn run(mut self) {
+        loop {
+            std::thread::sleep(WATCH_INTERVAL);
+            let Some(watch) = self.watch.upgrade() else { return };
+            self.round(&watch);
+        }
+    }
+
+    fn round(&mut self, watch: &Arc<Watch>) {
+        let silent = watch.silent();
+        for (pulse, since) in &silent {
+            if pulse.backend().is_none() && watch.began.elapsed() >= *since + CONNECT_WAIT_MAX {
+                pulse.shut_down("it was accepted, and then nobody answered");
+            }
+        }
+        let by_backend: HashMap<i32, Arc<Pulse>> =
+            silent.into_iter().filter_map(|(pulse, _)| Some((pulse.backend()?, pulse))).collect();
+        match self.asking.take() {
+            Some(asking) if !asking.is_finished() => self.asking = Some(asking),
+            Some(asking) => match asking.join() {
+                Ok(Ok(found)) => self.judge(watch, &by_backend, found),
+                // PostgreSQL is away: whoever waits for it will be told, or served later.
+                Ok(Err(_)) | Err(_) => self.standing.clear(),
+            },
+            None if by_backend.is_empty() && self.dead.is_empty() => self.standing.clear(),
+            None => {
+                let (watch, dead) = (Arc::clone(watch), std::mem::take(&mut self.dead));
+                let backends: Vec<i32> = by_backend.into_keys().collect();
+                let thread = std::thread::Builder::new().name("pg-watch-look".to_owned());
+                self.asking = thread.spawn(move || watch.look(&dead, &backends)).ok();
+            }
+        }
+    }
+
+    /// Closes what has stood still for [`SILENCE_MIN`], and remembers where the others stand.
+    fn judge(&mut self, watch: &Watch, silent: &HashMap<i32, Arc<Pulse>>, found: HashMap<i32, Look>) {
+        let now = Instant::now();
+        let before = std::mem::take(&mut self.standing);
+        let gone: Vec<i32> = silent.keys().filter(|backend| !found.contains_key(backend)).copied().collect();
+        let standing = found.into_iter().filter(|(_, look)| look.awaits_client);
+        let standing = standing.map(|(backend, look)| (backend, Some(look.progress)));
+        for (backend, progress) in standing.chain(gone.into_iter().map(|backend| (backend, None))) {
+            let since = match before.get(&backend) {
+                Some((earlier, since)) if *earlier == progress => *since,
+                _ => now,
+            };
+            if now - since < SILENCE_MIN {
+                self.standing.insert(backend, (progress, since));
+                continue;
+            }
+            match (silent.get(&backend), &progress) {
+                (Some(pulse), Some(_)) => pulse.shut_down("PostgreSQL waits for us while we wait for it"),
+                (Some(pulse), None) => pulse.shut_down("PostgreSQL does not know it any more"),
+                (None, _) => tracing::warn!(backend, "terminating a session that a dead ingestd left in PostgreSQL"),
+            }
+            self.dead.push(backend);
+        }
+        if self.dead.iter().any(|backend| silent.contains_key(backend)) {
+            self.dead.extend(watch.close_idle());
+        }
+    }
+}

@@ -170,16 +170,51 @@ fn tables_that_are_gone_for_a_while_are_waited_for() {
         client.batch_execute(&format!("ALTER TABLE {table} RENAME TO put_away")).expect("it is there");
         let reply = post(&server.url("/v1/ingest/batch"), &[], body(table, None, 0, 10).as_bytes());
         assert_eq!(reply.status, 202, "{}", reply.text());
-        wait_until("health tells why", WAIT_MAX, || {
-            let check = get(&server.url("/v1/health")).json()["checks"]["database"].clone();
-            check["reason"].as_str().is_some_and(|reason| reason.contains(table))
-        });
-        assert_eq!(get(&server.url("/readyz")).status, 200);
+        wait_for_reason(&server, table);
         client.batch_execute(&format!("ALTER TABLE put_away RENAME TO {table}")).expect("it is there");
         wait_until_committed(&server, WAIT_MAX);
     }
     assert_eq!(count(&mut client, "events"), 30);
     assert!(is_working(&server));
+}
+
+/// Waits until health gives a reason that contains `part`; the node takes traffic all the same.
+fn wait_for_reason(server: &Ingestd, part: &str) {
+    wait_until(&format!("health says {part:?}"), WAIT_MAX, || {
+        let check = get(&server.url("/v1/health")).json()["checks"]["database"].clone();
+        check["reason"].as_str().is_some_and(|reason| reason.contains(part))
+    });
+    assert_eq!(get(&server.url("/v1/health")).json()["status"], "degraded");
+    assert_eq!(get(&server.url("/readyz")).status, 200);
+}
+
+#[test]
+fn a_wrong_schema_is_told_and_batches_land_once_it_is_right() {
+    let database = support::postgres::shared().create_database();
+    let server = Ingestd::builder().database(&database).start();
+    let mut client = database.connect();
+    commit(&server, "before", 10);
+
+    client.batch_execute("ALTER TABLE events RENAME COLUMN metadata TO another").expect("it is there");
+    let reply = post(&server.url("/v1/ingest/batch"), &[], body("without-a-column", None, 0, 10).as_bytes());
+    assert_eq!(reply.status, 202, "{}", reply.text());
+    wait_for_reason(&server, "metadata");
+    client.batch_execute("ALTER TABLE events RENAME COLUMN another TO metadata").expect("it is there");
+    wait_until_committed(&server, WAIT_MAX);
+
+    // A newer ingestd has been here.
+    client.batch_execute("INSERT INTO ingestd_migrations (version, name) VALUES (99, 'later')").expect("a row");
+    wait_for_reason(&server, "version 99");
+    commit(&server, "newer", 10);
+    client.batch_execute("DELETE FROM ingestd_migrations WHERE version = 99").expect("a row");
+
+    // Another database altogether, an empty one.
+    client.batch_execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public").expect("it is ours");
+    let reply = post(&server.url("/v1/ingest/batch"), &[], body("after", None, 0, 10).as_bytes());
+    assert_eq!(reply.status, 202, "{}", reply.text());
+    wait_until_committed(&server, WAIT_MAX);
+    assert_eq!(count(&mut client, "events"), 10, "the schema was made again");
+    wait_until("all is well", WAIT_MAX, || get(&server.url("/v1/health")).json()["status"] == "healthy");
 }
 
 #[test]
@@ -313,10 +348,7 @@ fn a_demoted_primary_is_waited_for() {
     client.execute(terminate, &[]).expect("the server's sessions");
     let reply = post(&server.url("/v1/ingest/batch"), &[], body("read-only", Some("read-only"), 0, 10).as_bytes());
     assert_eq!(reply.status, 202, "{}", reply.text());
-    wait_until("health tells why", WAIT_MAX, || {
-        let health = get(&server.url("/v1/health")).json();
-        health["checks"]["database"]["reason"].as_str().is_some_and(|reason| reason.contains("read-only"))
-    });
+    wait_for_reason(&server, "read-only");
     // Several probes long: a probe that is answered does not make it healthy.
     let deadline = Instant::now() + Duration::from_secs(3);
     while Instant::now() < deadline {

@@ -14,8 +14,8 @@ pub fn get(worker: &Worker) -> Reply {
     let app = &worker.app;
     let unhealthy = app.journal_health.has_failed() || app.journal_is_full();
     let redis_fails = app.redis.as_ref().is_some_and(|redis| !redis.is_working());
-    let stuck = app.queue.stuck().is_some();
-    let degraded = !app.database.is_working() || stuck || redis_fails || !app.journal_health.damage().is_empty();
+    let doubtful = app.queue.stuck().is_some() || app.database.doubtful().is_some();
+    let degraded = !app.database.is_working() || doubtful || redis_fails || !app.journal_health.damage().is_empty();
     let (code, status) = match (unhealthy, degraded) {
         (true, _) => (StatusCode::SERVICE_UNAVAILABLE, "unhealthy"),
         (false, true) => (StatusCode::OK, "degraded"),
@@ -53,6 +53,9 @@ fn database(app: &App) -> Value {
         check["status"] = Value::String("failing".to_owned());
         check["stuck_batches"] = Value::from(batches);
         check["reason"] = Value::String(format!("{batches} batches cannot land while others can: {reason}"));
+    } else if let Some(reason) = app.database.doubtful() {
+        check["status"] = Value::String("failing".to_owned());
+        check["reason"] = Value::String(reason);
     }
     check
 }

@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 pub struct DatabaseHealth {
     working: AtomicBool,
     detail: Mutex<Detail>,
+    doubt: Mutex<Option<String>>,
 }
 
 /// The fault before anybody has tried.
@@ -39,7 +40,7 @@ impl DatabaseHealth {
     /// Not working until somebody has seen it work.
     pub fn new() -> Self {
         let detail = Detail { since: Instant::now(), faults: [Some(NOT_YET.to_owned()), None] };
-        Self { working: AtomicBool::new(false), detail: Mutex::new(detail) }
+        Self { working: AtomicBool::new(false), detail: Mutex::new(detail), doubt: Mutex::new(None) }
     }
 
     /// True when the last word was success.
@@ -82,6 +83,20 @@ impl DatabaseHealth {
             detail.since = Instant::now();
         }
         detail.faults[witness as usize] = Some(reason.to_owned());
+    }
+
+    /// Notes what is not as it should be although PostgreSQL takes batches, or that there is no such thing.
+    pub fn doubt(&self, doubt: Option<String>) {
+        let mut noted = self.doubt.lock();
+        if let Some(reason) = doubt.as_ref().filter(|_| *noted != doubt) {
+            tracing::warn!(reason, "PostgreSQL takes batches, but is not as it should be");
+        }
+        *noted = doubt;
+    }
+
+    /// What [`Self::doubt`] noted.
+    pub fn doubtful(&self) -> Option<String> {
+        self.doubt.lock().clone()
     }
 
     /// Since when it works, or fails.

@@ -9,7 +9,7 @@ use crate::pg::clock;
 use crate::pg::connect::{Connector, StartFault, classify_start_error};
 use crate::pg::embedded::{Embedded, EmbeddedOptions};
 use crate::pg::health::{DatabaseHealth, Witness};
-use crate::pg::migrate::{MigrateError, migrate};
+use crate::pg::migrate::{self, MigrateError, migrate};
 use crate::pg::partitions::{self, PartitionError};
 use crate::pg::pool::{self, Pool};
 use crate::pg::sqlstate::Fault;
@@ -51,7 +51,7 @@ impl Database {
             }
             Err(fault) => return Err(refuse(fault)),
         };
-        let pool = pool::open(connector.manager(), config.pool_connections_min, config.pool_connections_max);
+        let pool = pool::open(connector.watch(), config.pool_connections_min, config.pool_connections_max);
         Ok(Self { pool, prepared, embedded })
     }
 
@@ -93,10 +93,25 @@ fn refuse(fault: StartFault) -> ServeError {
     }
 }
 
-/// Migrates, and makes partitions ahead: after an outage at start, and now and then.
-pub fn prepare(client: &mut Client, ahead: u32) -> Result<(), Fault> {
-    migrate(client).map_err(|error| Fault::lost(error.to_string()))?;
-    ensure_ahead(client, ahead).map_err(|error| Fault::lost(error.to_string()))
+/// Migrates, and makes partitions ahead: after an outage, and now and then. Gives what [`check_schema`] would.
+pub fn prepare(client: &mut Client, ahead: u32) -> Result<Option<String>, Fault> {
+    let newer = newer_only(migrate(client).map(drop))?;
+    ensure_ahead(client, ahead).map_err(|error| Fault::lost(error.to_string()))?;
+    Ok(newer)
+}
+
+/// What to tell of a schema that a newer ingestd has migrated. A start refuses it; a node that runs goes on while its
+/// COPYs fit, so that nodes can be replaced one by one.
+pub fn check_schema(client: &mut Client) -> Result<Option<String>, Fault> {
+    newer_only(migrate::version(client).map(drop))
+}
+
+fn newer_only(outcome: Result<(), MigrateError>) -> Result<Option<String>, Fault> {
+    match outcome {
+        Ok(()) => Ok(None),
+        Err(error @ MigrateError::Newer { .. }) => Ok(Some(error.to_string())),
+        Err(error) => Err(Fault::lost(error.to_string())),
+    }
 }
 
 fn ensure_ahead(client: &mut Client, ahead: u32) -> Result<(), PartitionError> {

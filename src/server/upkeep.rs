@@ -98,7 +98,9 @@ impl Chores {
 
     fn with_database(&mut self, now: Instant) -> Result<(), Fault> {
         let mut session = self.app.pool.get().map_err(|error| Fault::lost(error.to_string()))?;
+        let waiting = session.wait();
         let done = self.chores(session.client(), now);
+        drop(waiting);
         if done.is_err() {
             session.discard();
         }
@@ -106,8 +108,9 @@ impl Chores {
     }
 
     fn chores(&mut self, client: &mut postgres::Client, now: Instant) -> Result<(), Fault> {
-        if !self.prepared || now >= self.partitions_due {
-            database::prepare(client, self.partitions_ahead)?;
+        if !self.prepared || now >= self.partitions_due || !self.app.database.is_working() {
+            // After an outage it may be another database: restored, or failed over to.
+            self.app.database.doubt(database::prepare(client, self.partitions_ahead)?);
             self.prepared = true;
             if let Some(months) = self.retention_months {
                 database::drop_old_partitions(client, months)?;
@@ -118,7 +121,9 @@ impl Chores {
         if self.forgets(now) {
             return self.forget(client, now);
         }
-        client.is_valid(Duration::from_secs(5)).map_err(Fault::from)
+        client.is_valid(Duration::from_secs(5))?;
+        self.app.database.doubt(database::check_schema(client)?);
+        Ok(())
     }
 
     /// True when old rows of the ledger are to go. Not while what an earlier process left in the journal may still be

@@ -116,12 +116,7 @@ pub struct Watch {
 impl Watch {
     /// Watches connections made with `config`, until the last of them and the value are gone.
     pub fn start(config: Config, tls: Tls) -> Arc<Self> {
-        let watch = Arc::new(Self {
-            config,
-            tls,
-            began: Instant::now(),
-            pulses: Mutex::new(Vec::new()),
-        });
+        let watch = Arc::new(Self { config, tls, began: Instant::now(), pulses: Mutex::new(Vec::new()) });
         let watched = Arc::downgrade(&watch);
         let started = std::thread::Builder::new().name("pg-watch".to_owned()).spawn(move || {
             Watcher { watch: watched, asking: None, standing: HashMap::new(), dead: Vec::new() }.run();

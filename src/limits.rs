@@ -81,8 +81,17 @@ pub const BLOCK_BUFFERS_KEPT_BYTES_MAX: usize = 128 * MIB;
 pub const RING_BATCHES_MAX: usize = 1024;
 /// Bytes in one core's ring at most.
 pub const RING_BYTES_MAX: usize = 64 * MIB;
-/// Batches queued over all lanes at most (each costs ~300 bytes of bookkeeping, also when its rows are on disk).
-pub const QUEUE_BATCHES_MAX: usize = 1 << 20;
+/// What a queued batch costs besides its rows, wherever those are: handle, status, the map's entry. Measured with ids of
+/// 36 bytes; part of `MEMORY_LIMIT_MB`.
+pub const QUEUED_BATCH_BYTES: u64 = 400;
+/// What queued batches may take beyond `MEMORY_LIMIT_MB` once none of their rows is in memory any more.
+pub const QUEUE_OVER_LIMIT_BYTES: u64 = 64 * MIB as u64;
+/// Batches queued over all lanes at most, with `memory_bytes_max` as the limit.
+pub const fn queue_batches_max(memory_bytes_max: u64) -> u64 {
+    (memory_bytes_max + QUEUE_OVER_LIMIT_BYTES) / QUEUED_BATCH_BYTES
+}
+/// When queued batches hold more than `MEMORY_LIMIT_MB`, rows leave memory until this share of it is free again.
+pub const MEMORY_SHED_SHARE: u64 = 8;
 
 // --- Journal -------------------------------------------------------------------------------------
 

@@ -13,8 +13,7 @@ use std::sync::Arc;
 
 use crate::encode::block::Block;
 use crate::encode::tuple::tuples;
-use crate::flush::merge::Item;
-use crate::flush::queue::Queued;
+use crate::flush::queue::Waiting;
 use crate::limits::{PARTITION_ATTEMPTS_MAX, STAGED_COPIES_AFTER_DUPLICATE};
 use crate::metrics::{Metrics, SqlstateClass};
 use crate::pg::land::{Landed, Landing, Timings, Way, land};
@@ -24,7 +23,7 @@ use crate::pg::sqlstate::{Fault, Verdict};
 
 /// A batch in hand: its bytes are in memory.
 pub(super) struct InHand {
-    pub item: Item<Queued>,
+    pub item: Waiting,
     pub block: Block,
     /// False when the bytes were read back for this attempt only.
     pub resident: bool,
@@ -116,7 +115,7 @@ fn months_of(landings: &[Landing<'_>]) -> Vec<Month> {
 
 impl InHand {
     /// The item as it was queued, with its bytes if memory held them.
-    pub fn into_item(self) -> Item<Queued> {
+    pub fn into_item(self) -> Waiting {
         let mut item = self.item;
         if self.resident {
             item.value.block = Some(self.block);

@@ -25,7 +25,7 @@ use crate::encode::pool::BlockPool;
 use crate::flush::attempt::{Attempt, Failure, InHand};
 use crate::flush::cut::RowsTarget;
 use crate::flush::merge::{Cut, Item, Moment, Next};
-use crate::flush::queue::{FlushQueue, Queued};
+use crate::flush::queue::{FlushQueue, Queued, Waiting};
 use crate::flush::record::FlushRecorders;
 use crate::flush::sleepers::Seat;
 use crate::journal::{JournalHealth, JournalReader, ReadError, Releaser};
@@ -269,7 +269,7 @@ impl Flusher {
 
     /// Brings the bytes of `items` into memory. A second batch of an id that is in the cut already goes back:
     /// the two need transactions of their own.
-    fn take_in_hand(&mut self, items: Vec<Item<Queued>>) -> Vec<InHand> {
+    fn take_in_hand(&mut self, items: Vec<Waiting>) -> Vec<InHand> {
         let mut ids = HashSet::with_capacity(items.len());
         let (mut in_hand, mut back) = (Vec::with_capacity(items.len()), Vec::new());
         for mut item in items {

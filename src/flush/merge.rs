@@ -66,14 +66,15 @@ pub enum Next<T> {
 #[derive(Debug)]
 pub struct Cut<T> {
     /// In the order in which they are copied; never empty.
-    pub items: Vec<Item<T>>,
+    pub items: Vec<Box<Item<T>>>,
     /// It ended because the next batch would have passed the target, not because nothing was left.
     pub is_full: bool,
 }
 
 /// All waiting batches of the node, by priority.
 pub struct Merge<T> {
-    lanes: [VecDeque<Item<T>>; PRIORITY_COUNT],
+    /// Boxed: a long lane that grows moves pointers.
+    lanes: [VecDeque<Box<Item<T>>>; PRIORITY_COUNT],
     settings: CutSettings,
     /// The last General cut went by priority although something was overdue.
     overdue_turn: bool,
@@ -86,15 +87,20 @@ impl<T> Merge<T> {
     }
 
     /// Adds a batch behind the others of its priority.
-    pub fn push(&mut self, item: Item<T>) {
+    pub fn push(&mut self, item: Box<Item<T>>) {
         self.lanes[item.priority.lane()].push_back(item);
     }
 
     /// Puts batches back in front, in the order in which [`Self::next`] gave them.
-    pub fn put_back(&mut self, items: Vec<Item<T>>) {
+    pub fn put_back(&mut self, items: Vec<Box<Item<T>>>) {
         for item in items.into_iter().rev() {
             self.lanes[item.priority.lane()].push_front(item);
         }
+    }
+
+    /// What waits, lowest priority first and oldest first within one.
+    pub fn values_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.lanes.iter_mut().flatten().map(|item| &mut item.value)
     }
 
     /// Batches waiting.
@@ -213,7 +219,7 @@ fn waited<T>(item: &Item<T>, moment: &Moment) -> Duration {
 
 /// A COPY being filled: at least one batch, then as many as fit.
 struct Taken<T> {
-    items: Vec<Item<T>>,
+    items: Vec<Box<Item<T>>>,
     rows: u64,
     bytes: u64,
     rows_target: u64,
@@ -261,7 +267,7 @@ mod tests {
         fn push(&mut self, priority: u8, at_seconds: u64, value: &'static str) {
             let priority = Priority::new(priority).expect("valid");
             let queued_at = self.start + Duration::from_secs(at_seconds);
-            self.merge.push(Item { priority, rows: 10, bytes: 100, queued_at, value });
+            self.merge.push(Box::new(Item { priority, rows: 10, bytes: 100, queued_at, value }));
         }
 
         fn moment(&self, at_seconds: u64, rows_target: u32) -> Moment {
@@ -367,7 +373,7 @@ mod tests {
     fn few_rows_wait_while_another_copy_runs() {
         let mut world = World::new();
         let priority = Priority::default();
-        world.merge.push(Item { priority, rows: 1, bytes: 1, queued_at: world.start, value: "a" });
+        world.merge.push(Box::new(Item { priority, rows: 1, bytes: 1, queued_at: world.start, value: "a" }));
         let moment = Moment { others_busy: true, ..world.moment(0, 100) };
         assert!(matches!(world.merge.next(Role::General, &moment), Next::WaitUntil(at) if at > world.start));
         assert!(matches!(world.merge.next(Role::General, &Moment { hurry: true, ..moment }), Next::Copy(_)));

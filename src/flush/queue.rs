@@ -17,6 +17,7 @@ use crate::flush::merge::{Item, Merge, Moment, Next, Role};
 use crate::flush::postponed::Postponed;
 use crate::flush::sleepers::{Seat, Sleepers};
 use crate::journal::Location;
+use crate::limits::{MEMORY_SHED_SHARE, QUEUED_BATCH_BYTES};
 use crate::metrics::Metrics;
 use crate::ring::budget::Budget;
 use crate::ring::lanes::Lanes;
@@ -32,8 +33,8 @@ pub struct Queued {
     pub block: Option<Block>,
     /// Where the journal has it; `None` when the journal failed under an `ack=memory` batch.
     pub location: Option<Location>,
-    /// Bytes that this batch holds of the resident budget; 0 when its bytes are in the journal only.
-    pub resident_bytes: u64,
+    /// Bytes that this batch holds of [`QueueBudgets::memory_bytes`].
+    pub memory_bytes: u64,
     /// When the request was read.
     pub accepted_at: Instant,
     /// Told after the commit (`ack=commit`).
@@ -42,19 +43,34 @@ pub struct Queued {
     pub postponed_times: u32,
 }
 
+/// A queued batch as lanes and flushers pass it on; boxed, so that a long lane that grows moves pointers.
+pub(super) type Waiting = Box<Item<Queued>>;
+
 /// What the queue may hold; taken by the worker or the journal thread, given back by the flusher.
 pub struct QueueBudgets {
     /// Batches queued anywhere between worker and commit.
     pub batches: Budget,
-    /// Bytes of blocks in memory (`MEMORY_LIMIT_MB`).
-    pub resident_bytes: Budget,
+    /// Bytes of memory that queued batches take, with their blocks where those are in memory (`MEMORY_LIMIT_MB`).
+    pub memory_bytes: Budget,
+}
+
+impl Queued {
+    /// Leaves the rows to the journal, which has them; gives the bytes of memory that are free then.
+    fn leave_to_journal(&mut self) -> u64 {
+        if self.location.is_none() || self.block.take().is_none() {
+            return 0;
+        }
+        let freed = self.memory_bytes - QUEUED_BATCH_BYTES;
+        self.memory_bytes = QUEUED_BATCH_BYTES;
+        freed
+    }
 }
 
 /// Everything that the flushers share with each other and with those who feed them.
 pub struct FlushQueue {
-    lanes: Lanes<Item<Queued>>,
+    lanes: Lanes<Waiting>,
     merge: Mutex<Merge<Queued>>,
-    postponed: Mutex<Postponed<Item<Queued>>>,
+    postponed: Mutex<Postponed<Waiting>>,
     sleepers: Sleepers,
     busy: AtomicUsize,
     draining: AtomicBool,
@@ -99,7 +115,7 @@ impl FlushQueue {
         metrics.queue_bytes.of(priority).add(tuple_bytes);
         let item =
             Item { priority, rows: queued.batch.events, bytes: tuple_bytes, queued_at: Instant::now(), value: queued };
-        self.lanes.push(core, priority, item);
+        self.lanes.push(core, priority, Box::new(item));
     }
 
     /// Counts a batch out that [`Self::push`] counted in, and gives its budgets back.
@@ -107,7 +123,7 @@ impl FlushQueue {
         metrics.queue_batches.of(item.priority).sub(1);
         metrics.queue_events.of(item.priority).sub(u64::from(item.rows));
         metrics.queue_bytes.of(item.priority).sub(item.bytes);
-        self.budgets.resident_bytes.give_back(item.value.resident_bytes);
+        self.budgets.memory_bytes.give_back(item.value.memory_bytes);
         self.budgets.batches.give_back(1);
         self.admission.left(item.rows);
     }
@@ -137,8 +153,8 @@ impl FlushQueue {
 
     /// True when flushers should not wait for more rows.
     pub(super) fn in_hurry(&self) -> bool {
-        let resident = &self.budgets.resident_bytes;
-        resident.used() > resident.limit() / 2 || self.draining.load(Ordering::SeqCst)
+        let memory = &self.budgets.memory_bytes;
+        memory.used() > memory.limit() / 2 || self.draining.load(Ordering::SeqCst)
     }
 
     /// From now on nobody waits for more rows.
@@ -164,7 +180,7 @@ impl FlushQueue {
     }
 
     /// Puts a batch aside that cannot land while others can.
-    pub(super) fn postpone(&self, mut item: Item<Queued>, reason: &str) {
+    pub(super) fn postpone(&self, mut item: Waiting, reason: &str) {
         let times = item.value.postponed_times;
         item.value.postponed_times += 1;
         self.postponed.lock().put(item, times, reason, Instant::now());
@@ -208,15 +224,89 @@ impl FlushQueue {
     /// The merge, with everything in it that the lanes held.
     fn gathered(&self) -> MutexGuard<'_, Merge<Queued>> {
         let mut merge = self.merge.lock();
-        for priority in Priority::ALL {
-            self.lanes.drain(priority, |item| merge.push(item));
-        }
+        self.gather(&mut merge);
         self.postponed.lock().take_due(Instant::now(), |item| merge.put_back(vec![item]));
         merge
     }
 
+    fn gather(&self, merge: &mut Merge<Queued>) {
+        for priority in Priority::ALL {
+            self.lanes.drain(priority, |item| merge.push(item));
+        }
+    }
+
+    /// Leaves rows to the journal when queued batches take more memory than they may: in a long outage the batches
+    /// themselves, wherever their rows are, need the room. For the journal thread: waits for nobody.
+    pub fn relieve_memory(&self) {
+        let memory = &self.budgets.memory_bytes;
+        if memory.used() <= memory.limit() {
+            return;
+        }
+        let Some(mut merge) = self.merge.try_lock() else { return };
+        self.gather(&mut merge);
+        let goal = memory.limit() - memory.limit() / MEMORY_SHED_SHARE;
+        for queued in merge.values_mut() {
+            if memory.used() <= goal {
+                return;
+            }
+            memory.give_back(queued.leave_to_journal());
+        }
+    }
+
     /// Returns what a flusher took but could not land.
-    pub(super) fn put_back(&self, items: Vec<Item<Queued>>) {
+    pub(super) fn put_back(&self, items: Vec<Waiting>) {
         self.merge.lock().put_back(items);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::encode::block::{BlockBuilder, BlockHeader};
+    use crate::flush::cut::Linger;
+    use crate::types::{BatchKey, BodyDigest, Sequence, UnixMicros};
+
+    const BLOCK_BYTES: u64 = 1000;
+
+    fn queued(number: u64, priority: Priority) -> Queued {
+        let key = BatchKey { owner: Arc::from(""), id: format!("batch-{number}").into() };
+        let digest = BodyDigest::of(b"body");
+        let header = BlockHeader { key: key.clone(), priority, events: 1, received_at: UnixMicros(0), digest };
+        Queued {
+            batch: Arc::new(Batch::new(key, digest, priority, 1, UnixMicros(0))),
+            block: Some(BlockBuilder::new(Vec::new(), &header).finish(1)),
+            location: Some(Location { segment: 1, offset: 0, payload_bytes: 48, sequence: Sequence(number) }),
+            memory_bytes: QUEUED_BATCH_BYTES + BLOCK_BYTES,
+            accepted_at: Instant::now(),
+            on_commit: None,
+            postponed_times: 0,
+        }
+    }
+
+    #[test]
+    fn rows_leave_memory_when_the_batches_themselves_need_the_room() {
+        let metrics = Metrics::new("n", &[]);
+        let settings =
+            CutSettings { rows_min: 1, bytes_max: 1 << 20, timeout: Duration::from_secs(30), linger: Linger::Adaptive };
+        let limit = 10 * (QUEUED_BATCH_BYTES + BLOCK_BYTES);
+        let budgets = QueueBudgets { batches: Budget::new(100), memory_bytes: Budget::new(limit) };
+        let (queue, _seats) = FlushQueue::new(1, settings, budgets, 1, false);
+        let memory = &queue.budgets.memory_bytes;
+        for number in 0..10 {
+            assert!(memory.try_take(QUEUED_BATCH_BYTES + BLOCK_BYTES));
+            let priority = if number == 0 { Priority::ALL[0] } else { Priority::default() };
+            queue.push(&metrics, 0, queued(number, priority), 48);
+        }
+        queue.relieve_memory();
+        assert_eq!(memory.used(), limit, "nothing presses");
+        memory.take_over_limit(QUEUED_BATCH_BYTES);
+        queue.relieve_memory();
+        assert!(memory.used() <= limit - limit / MEMORY_SHED_SHARE);
+        let mut merge = queue.gathered();
+        let resident: Vec<bool> = merge.values_mut().map(|queued| queued.block.is_some()).collect();
+        assert_eq!(resident.iter().filter(|resident| !**resident).count(), 3, "no more than needed: {resident:?}");
+        assert!(resident[9], "the urgent batch keeps its rows");
     }
 }

@@ -91,8 +91,8 @@ fn journal(app: &App) -> Value {
 }
 
 fn memory(app: &App) -> Value {
-    let resident = &app.queue.budgets.resident_bytes;
-    json!({ "status": "ok", "queued_bytes": resident.used(), "bytes_max": resident.limit() })
+    let memory = &app.queue.budgets.memory_bytes;
+    json!({ "status": "ok", "queued_bytes": memory.used(), "bytes_max": memory.limit() })
 }
 
 /// Whether this node may take traffic.

@@ -150,7 +150,7 @@ fn encode(worker: &Worker, body: &[u8], query: &IngestQuery, id: Option<String>)
     }
     let id_is_clients = id.is_some();
     let header = BlockHeader {
-        key: BatchKey { owner: Arc::from(""), id: id.unwrap_or_else(|| new_id(worker)).into_boxed_str() },
+        key: BatchKey { owner: Arc::clone(&worker.owner), id: id.unwrap_or_else(|| new_id(worker)).into_boxed_str() },
         priority: scratch.priority().or(query.priority).unwrap_or_default(),
         events: u32::try_from(taken).unwrap_or(u32::MAX),
         received_at,
@@ -330,7 +330,8 @@ fn submit(
     let app = &worker.app;
     let block_bytes = block.bytes().len();
     if !app.queue.budgets.batches.try_take(1) {
-        let detail = "too many batches wait for PostgreSQL; nothing of the batch was taken";
+        let detail = "too many batches wait for PostgreSQL (MEMORY_LIMIT_MB); nothing of the batch was taken, larger batches \
+                      take less room";
         return Err(Problem::unavailable("queue_full", detail, RETRY_AFTER_JOURNAL_SECONDS));
     }
     if let Err(refusal) = app.space.try_reserve(block_bytes) {

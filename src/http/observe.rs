@@ -25,7 +25,7 @@ pub fn get(worker: &Worker, request: &Request<Incoming>) -> Reply {
     let state = app.pool.state();
     app.metrics.db_pool_connections.of(PoolState::Idle).set(u64::from(state.idle_connections));
     app.metrics.db_pool_connections.of(PoolState::Busy).set(u64::from(state.connections - state.idle_connections));
-    app.metrics.memory_bytes.set(app.queue.budgets.resident_bytes.used());
+    app.metrics.memory_bytes.set(app.queue.budgets.memory_bytes.used());
     app.metrics.journal_bytes.set(app.space.stats().files_bytes);
     Ok(with_type(StatusCode::OK, format.content_type(), Bytes::from(format.render(&app.metrics))))
 }

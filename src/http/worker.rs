@@ -34,6 +34,8 @@ pub struct Worker {
     pub app: Arc<App>,
     /// The scanner's memory.
     pub scratch: RefCell<Scratch>,
+    /// Who sends, as long as there are no keys.
+    pub owner: Arc<str>,
     /// For ids of batches that have none: in rising order, whatever the clock does.
     pub ids: ContextV7,
     /// Body buffers.
@@ -67,6 +69,7 @@ pub fn run(start: WorkerStart, app: Arc<App>) -> std::io::Result<()> {
         index: start.index,
         app,
         scratch: RefCell::new(Scratch::new()),
+        owner: Arc::from(""),
         ids: ContextV7::new(),
         buffers: BufferPool::default(),
         ack_latency,

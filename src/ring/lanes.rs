@@ -1,7 +1,7 @@
 //! The lanes of all cores: per core one lock-free queue a priority, from the journal thread to the flushers.
 //!
 //! Bounded by the budget that admission took before the batch was offered to the journal
-//! ([`crate::limits::QUEUE_BATCHES_MAX`]), so a push never fails: what was acknowledged must have room.
+//! ([`crate::limits::queue_batches_max`]), so a push never fails: what was acknowledged must have room.
 
 use crossbeam::queue::SegQueue;
 

@@ -14,7 +14,7 @@ use crate::flush::queue::{FlushQueue, Queued};
 use crate::http::app::App;
 use crate::http::submission::{Refused, Submission};
 use crate::journal::{FrameToWrite, Journal, JournalHealth, Location};
-use crate::limits::{JOURNAL_GROUP_BYTES_MAX, JOURNAL_GROUP_FRAMES_MAX, JOURNAL_IDLE_BEFORE_MARK};
+use crate::limits::{JOURNAL_GROUP_BYTES_MAX, JOURNAL_GROUP_FRAMES_MAX, JOURNAL_IDLE_BEFORE_MARK, QUEUED_BATCH_BYTES};
 use crate::metrics::{BatchOutcome, Recorder};
 use crate::ring::ring::Ring;
 use crate::status::model::Phase;
@@ -143,6 +143,7 @@ impl GroupCommit {
                     self.accept(gathered, Some(*location));
                 }
                 self.queue.wake(urgent);
+                self.queue.relieve_memory();
             }
             Err(error) => {
                 self.fail(&error.to_string());
@@ -167,16 +168,22 @@ impl GroupCommit {
             let _ = on_durable.send(Ok(()));
         }
         let (tuple_bytes, block_bytes) = (block.tuples().len() as u64, block.memory_bytes() as u64);
-        // Over MEMORY_LIMIT_MB the journal alone keeps the bytes; the flusher reads them back.
-        let resident = location.is_none() || self.queue.budgets.resident_bytes.try_take(block_bytes);
-        let resident_bytes = if location.is_some() && resident { block_bytes } else { 0 };
-        let block = if resident {
-            Some(block)
+        let memory = &self.queue.budgets.memory_bytes;
+        // Over MEMORY_LIMIT_MB the journal alone keeps the rows, and the flusher reads them back; what the journal does
+        // not have stays in memory.
+        let (block, memory_bytes) = if memory.try_take(QUEUED_BATCH_BYTES + block_bytes) {
+            (Some(block), QUEUED_BATCH_BYTES + block_bytes)
         } else {
-            self.app.blocks.give_back(block.into_buffer());
-            None
+            memory.take_over_limit(QUEUED_BATCH_BYTES);
+            let block = if location.is_none() {
+                Some(block)
+            } else {
+                self.app.blocks.give_back(block.into_buffer());
+                None
+            };
+            (block, QUEUED_BATCH_BYTES)
         };
-        let queued = Queued { batch, block, location, resident_bytes, accepted_at, on_commit, postponed_times: 0 };
+        let queued = Queued { batch, block, location, memory_bytes, accepted_at, on_commit, postponed_times: 0 };
         self.queue.push(&self.app.metrics, core, queued, tuple_bytes);
     }
 

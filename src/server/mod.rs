@@ -36,7 +36,7 @@ use crate::flush::queue::{FlushQueue, QueueBudgets};
 use crate::http::app::{App, IngestSettings};
 use crate::http::worker::{self, WorkerStart};
 use crate::journal::{Journal, JournalHealth};
-use crate::limits::{FLUSH_DRAIN_WAIT_MAX, FLUSH_STOP_WAIT_MAX, QUEUE_BATCHES_MAX, REQUEST_BYTES_MAX, STOP_POLL};
+use crate::limits::{FLUSH_DRAIN_WAIT_MAX, FLUSH_STOP_WAIT_MAX, REQUEST_BYTES_MAX, STOP_POLL, queue_batches_max};
 use crate::metrics::Metrics;
 use crate::pg::health::DatabaseHealth;
 use crate::ring::budget::Budget;
@@ -231,8 +231,8 @@ fn flush_queue(config: &Config, worker_count: usize) -> (Arc<FlushQueue>, Vec<cr
         },
     };
     let budgets = QueueBudgets {
-        batches: Budget::new(QUEUE_BATCHES_MAX as u64),
-        resident_bytes: Budget::new(config.memory_bytes_max as u64),
+        batches: Budget::new(queue_batches_max(config.memory_bytes_max as u64)),
+        memory_bytes: Budget::new(config.memory_bytes_max as u64),
     };
     let (general, reserved) = flusher_counts(config.pool_connections_max, worker_count);
     FlushQueue::new(worker_count, settings, budgets, general, reserved)

@@ -8,6 +8,7 @@ use crate::config::Config;
 use crate::encode::block::BlockHeader;
 use crate::flush::queue::{FlushQueue, Queued};
 use crate::journal::{DiskStorage, Journal, JournalHealth, JournalOptions};
+use crate::limits::QUEUED_BATCH_BYTES;
 use crate::metrics::Metrics;
 use crate::server::ServeError;
 use crate::status::memory::BatchMap;
@@ -42,12 +43,13 @@ pub fn open(
         batches.admit(&batch);
         recovered_events += u64::from(header.events);
         queue.budgets.batches.take_over_limit(1);
+        queue.budgets.memory_bytes.take_over_limit(QUEUED_BATCH_BYTES);
         let tuple_bytes = (payload.len() - tuples_at) as u64;
         let queued = Queued {
             batch,
             block: None,
             location: Some(location),
-            resident_bytes: 0,
+            memory_bytes: QUEUED_BATCH_BYTES,
             accepted_at: Instant::now(),
             on_commit: None,
             postponed_times: 0,

@@ -4,11 +4,12 @@
 //! expires. A finished batch that was evicted early is still answered by the ledger.
 
 use std::collections::VecDeque;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam::queue::ArrayQueue;
-use papaya::HashMap;
+use papaya::{Equivalent, HashMap};
 use parking_lot::Mutex;
 
 use crate::limits::STATUS_BATCHES_MAX;
@@ -24,9 +25,32 @@ pub enum Admission {
     Known(Arc<Batch>),
 }
 
-/// Map of batches by owner and id.
+/// A batch that is found by its key, which it holds itself: no second copy of the id.
+struct ByKey(Arc<Batch>);
+
+impl Hash for ByKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.key.hash(state);
+    }
+}
+
+impl PartialEq for ByKey {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.key == other.0.key
+    }
+}
+
+impl Eq for ByKey {}
+
+impl Equivalent<ByKey> for BatchKey {
+    fn equivalent(&self, batch: &ByKey) -> bool {
+        *self == batch.0.key
+    }
+}
+
+/// Batches by owner and id.
 pub struct BatchMap {
-    batches: HashMap<BatchKey, Arc<Batch>>,
+    batches: HashMap<ByKey, ()>,
     /// Finished batches on their way to the expiry queue; when it is full they are dropped from the map at once.
     finished: ArrayQueue<(Instant, Arc<Batch>)>,
     /// Finished batches in order of their end. Only the housekeeping thread takes this lock.
@@ -48,29 +72,28 @@ impl BatchMap {
     /// Takes the id for `batch` unless another batch has it. Atomic: of two requests at once one is `New`.
     pub fn admit(&self, batch: &Arc<Batch>) -> Admission {
         let batches = self.batches.pin();
-        loop {
-            match batches.try_insert(batch.key.clone(), Arc::clone(batch)) {
-                Ok(_) => return Admission::New,
-                Err(occupied) => {
-                    let current = Arc::clone(occupied.current);
-                    if current.phase() != Phase::Refused {
-                        return Admission::Known(current);
-                    }
-                    self.remove(&current);
-                }
+        while batches.try_insert(ByKey(Arc::clone(batch)), ()).is_err() {
+            // Gone already: its id is free.
+            let Some((ByKey(current), ())) = batches.get_key_value(&batch.key) else { continue };
+            if current.phase() != Phase::Refused {
+                return Admission::Known(Arc::clone(current));
             }
+            self.remove(current);
         }
+        Admission::New
     }
 
     /// The batch of this id, if this process knows it.
     pub fn get(&self, key: &BatchKey) -> Option<Arc<Batch>> {
-        self.batches.pin().get(key).filter(|batch| batch.phase() != Phase::Refused).cloned()
+        let batches = self.batches.pin();
+        let (ByKey(batch), ()) = batches.get_key_value(key)?;
+        (batch.phase() != Phase::Refused).then(|| Arc::clone(batch))
     }
 
     /// Frees the id of a batch that was refused; does nothing when the id has another batch by now.
     pub fn remove(&self, batch: &Arc<Batch>) {
         // An error means that another batch has the id by now: it stays.
-        let _ = self.batches.pin().remove_if(&batch.key, |_, current| Arc::ptr_eq(current, batch));
+        let _ = self.batches.pin().remove_if(&batch.key, |ByKey(current), ()| Arc::ptr_eq(current, batch));
     }
 
     /// Starts the clock of a batch that has been finished.

@@ -95,6 +95,24 @@ fn what_a_node_that_lost_its_power_left_in_the_way_is_terminated() {
 }
 
 #[test]
+fn a_locked_table_is_told_with_who_locks_it_and_waited_for() {
+    let database = support::postgres::shared().create_database();
+    let server = Ingestd::builder().database(&database).start();
+    let mut admin = database.connect();
+    admin.batch_execute("SET application_name = 'psql'; BEGIN; LOCK TABLE events").expect("a lock");
+    accept(&server, "", &batch("locked", 2));
+    let check = || get(&server.url("/v1/health")).json()["checks"]["database"].clone();
+    wait_until("health tells who", WAIT_MAX, || {
+        check()["reason"].as_str().is_some_and(|reason| reason.contains("lock") && reason.contains("psql"))
+    });
+    assert_eq!(get(&server.url("/v1/health")).json()["status"], "degraded");
+    assert_eq!(get(&server.url("/readyz")).status, 200);
+    admin.batch_execute("COMMIT").expect("nobody has terminated it");
+    assert_eq!(wait_until_completed(&server, "locked")["inserted"], 2);
+    wait_until("all is well", WAIT_MAX, || check()["status"] == "ok");
+}
+
+#[test]
 fn a_session_of_somebody_else_in_the_way_is_waited_for() {
     let database = support::postgres::shared().create_database();
     let server = Ingestd::builder().database(&database).start();

@@ -119,6 +119,18 @@ fn a_row_too_large_for_an_index_is_refused_alone() {
 }
 
 #[test]
+fn a_value_too_long_for_its_column_is_refused_alone() {
+    let database = support::postgres::shared().create_database();
+    let (server, mut client) = (server_on(&database), database.connect());
+    client.batch_execute("ALTER TABLE events ALTER COLUMN event_id TYPE varchar(5)").expect("a narrower column");
+    let events = ["short", "longer", "e"]
+        .map(|id| json!({"event_id": id, "service_name": "s", "event_type": "t", "payload": {}}));
+    assert_eq!(counts(&commit(&server, &json!({ "batch_id": "narrow", "events": events }))), [2, 0, 1]);
+    let row = client.query_one("SELECT event_id, sqlstate FROM dead_letter_events", &[]).expect("one");
+    assert_eq!((row.get(0), row.get(1)), ("longer", "22001"));
+}
+
+#[test]
 fn bad_rows_do_not_hold_up_the_rest_of_the_load() {
     let database = support::postgres::shared().create_database();
     let (server, mut client) = (server_on(&database), database.connect());

@@ -15,6 +15,7 @@ use std::time::Duration;
 use postgres::error::SqlState;
 use postgres::{Client, Config};
 
+use super::health::DatabaseHealth;
 use super::tls;
 pub use super::tls::Tls;
 use super::watch::Watch;
@@ -121,9 +122,9 @@ impl Connector {
         answered.map_err(|fault| fault.at(&format!("PostgreSQL at {}", self.address)))
     }
 
-    /// What a connection pool opens connections with.
-    pub fn watch(&self) -> Arc<Watch> {
-        Watch::start(self.config.clone(), self.tls.clone())
+    /// What a connection pool opens connections with; tells `health` of locks.
+    pub fn watch(&self, health: Arc<DatabaseHealth>) -> Arc<Watch> {
+        Watch::start(self.config.clone(), self.tls.clone(), health)
     }
 
     /// `host:port`s, for messages.

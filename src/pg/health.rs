@@ -14,11 +14,20 @@ use parking_lot::Mutex;
 pub struct DatabaseHealth {
     working: AtomicBool,
     detail: Mutex<Detail>,
-    doubt: Mutex<Option<String>>,
+    doubts: Mutex<[Option<String>; 2]>,
 }
 
 /// The fault before anybody has tried.
 const NOT_YET: &str = "not connected yet";
+
+/// What may not be as it should be although PostgreSQL takes batches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Doubt {
+    /// A lock keeps COPYs waiting.
+    Lock,
+    /// The schema is a newer ingestd's.
+    Schema,
+}
 
 /// Who has found a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +49,7 @@ impl DatabaseHealth {
     /// Not working until somebody has seen it work.
     pub fn new() -> Self {
         let detail = Detail { since: Instant::now(), faults: [Some(NOT_YET.to_owned()), None] };
-        Self { working: AtomicBool::new(false), detail: Mutex::new(detail), doubt: Mutex::new(None) }
+        Self { working: AtomicBool::new(false), detail: Mutex::new(detail), doubts: Mutex::default() }
     }
 
     /// True when the last word was success.
@@ -85,18 +94,18 @@ impl DatabaseHealth {
         detail.faults[witness as usize] = Some(reason.to_owned());
     }
 
-    /// Notes what is not as it should be although PostgreSQL takes batches, or that there is no such thing.
-    pub fn doubt(&self, doubt: Option<String>) {
-        let mut noted = self.doubt.lock();
-        if let Some(reason) = doubt.as_ref().filter(|_| *noted != doubt) {
-            tracing::warn!(reason, "PostgreSQL takes batches, but is not as it should be");
+    /// Notes the reason for `doubt`, or that there is none. Logs what is new.
+    pub fn doubt(&self, doubt: Doubt, reason: Option<String>) {
+        let noted = &mut self.doubts.lock()[doubt as usize];
+        if let Some(reason) = reason.as_ref().filter(|_| *noted != reason) {
+            tracing::warn!(reason, "PostgreSQL answers, but is not as it should be");
         }
-        *noted = doubt;
+        *noted = reason;
     }
 
-    /// What [`Self::doubt`] noted.
+    /// The reason for the first [`Doubt`] that there is.
     pub fn doubtful(&self) -> Option<String> {
-        self.doubt.lock().clone()
+        self.doubts.lock().iter().flatten().next().cloned()
     }
 
     /// Since when it works, or fails.

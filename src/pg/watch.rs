@@ -33,6 +33,7 @@ use postgres::{Client, Config};
 
 use crate::limits::{CONNECT_WAIT_MAX, SILENCE_MIN, WATCH_INTERVAL};
 use crate::pg::connect::Tls;
+use crate::pg::health::{DatabaseHealth, Doubt};
 use crate::sys::socket;
 
 /// Marks begin here when `TCP_USER_TIMEOUT` is to be the system's.
@@ -40,12 +41,16 @@ const MARK_BASE_DEFAULT: Duration = Duration::from_secs(24 * 3600);
 /// Marks differ by a millisecond each; then they begin again.
 const MARKS: u32 = 1000;
 
-/// How the backends `$1` are, and those of ingestd that block them. `progress` stands still while nothing arrives there.
+/// How the backends `$1` are, and those of ingestd that block them. The third column
+/// stands still while nothing arrives there; the fourth names who holds the lock that one waits for.
 const LOOK: &str = "\
     WITH asked AS (SELECT unnest($1::int4[]) AS pid), \
          blocking AS (SELECT DISTINCT unnest(pg_blocking_pids(pid)) AS pid FROM asked) \
     SELECT a.pid, coalesce(a.wait_event_type = 'Client' OR a.state LIKE 'idle%', false), \
-           concat_ws(' ', a.backend_start, a.query_start, a.state_change, c.bytes_processed) AS progress \
+           concat_ws(' ', a.backend_start, a.query_start, a.state_change, c.bytes_processed), \
+           CASE WHEN a.wait_event_type = 'Lock' THEN ( \
+             SELECT string_agg(concat(b.pid, ' ', nullif(b.application_name, '')), ', ') \
+             FROM pg_stat_activity b WHERE b.pid = ANY (pg_blocking_pids(a.pid))) END \
     FROM pg_stat_activity a LEFT JOIN pg_stat_progress_copy c USING (pid) \
     WHERE a.pid IN (SELECT pid FROM asked) \
        OR a.pid IN (SELECT pid FROM blocking) AND a.usename = current_user \
@@ -96,9 +101,8 @@ impl Pulse {
         Some(self.backend.load(Ordering::Relaxed)).filter(|backend| *backend != 0)
     }
 
-    fn shut_down(&self, why: &str) {
+    fn shut_down(&self) {
         if let Some(stream) = socket::find_by_user_timeout(self.mark) {
-            tracing::warn!(backend = self.backend(), "closing a dead connection to PostgreSQL: {why}");
             // It may have ended by itself in the meantime.
             let _ = stream.shutdown(Shutdown::Both);
         }
@@ -110,13 +114,14 @@ pub struct Watch {
     config: Config,
     tls: Tls,
     began: Instant,
+    health: Arc<DatabaseHealth>,
     pulses: Mutex<Vec<Weak<Pulse>>>,
 }
 
 impl Watch {
     /// Watches connections made with `config`, until the last of them and the value are gone.
-    pub fn start(config: Config, tls: Tls) -> Arc<Self> {
-        let watch = Arc::new(Self { config, tls, began: Instant::now(), pulses: Mutex::new(Vec::new()) });
+    pub fn start(config: Config, tls: Tls, health: Arc<DatabaseHealth>) -> Arc<Self> {
+        let watch = Arc::new(Self { config, tls, began: Instant::now(), health, pulses: Mutex::new(Vec::new()) });
         let watched = Arc::downgrade(&watch);
         let started = std::thread::Builder::new().name("pg-watch".to_owned()).spawn(move || {
             Watcher { watch: watched, asking: None, standing: HashMap::new(), dead: Vec::new() }.run();
@@ -163,16 +168,19 @@ impl Watch {
             client.execute(TERMINATE, &[&dead])?;
         }
         let rows = client.query(LOOK, &[&backends])?;
-        Ok(rows.iter().map(|row| (row.get(0), Look { awaits_client: row.get(1), progress: row.get(2) })).collect())
+        Ok(rows
+            .iter()
+            .map(|row| (row.get(0), Look { awaits_client: row.get(1), progress: row.get(2), blocked_by: row.get(3) }))
+            .collect())
     }
 
     /// Closes those on which nobody waits: they went the way that is dead. Returns their backends.
     fn close_idle(&self) -> Vec<i32> {
         let pulses: Vec<Arc<Pulse>> = self.pulses.lock().iter().filter_map(Weak::upgrade).collect();
         let idle = pulses.iter().filter(|pulse| pulse.waits_since().is_none());
-        idle.inspect(|pulse| pulse.shut_down("it is idle, and goes the same way"))
-            .filter_map(|pulse| pulse.backend())
-            .collect()
+        let closed: Vec<i32> = idle.inspect(|pulse| pulse.shut_down()).filter_map(|pulse| pulse.backend()).collect();
+        tracing::warn!(connections = closed.len(), "closing the idle connections to PostgreSQL as well");
+        closed
     }
 
     /// Those on which somebody has waited for [`SILENCE_MIN`], with the time since when.
@@ -189,6 +197,8 @@ impl Watch {
 struct Look {
     awaits_client: bool,
     progress: String,
+    /// Sessions that hold the lock which it waits for.
+    blocked_by: Option<String>,
 }
 
 struct Watcher {
@@ -213,7 +223,8 @@ impl Watcher {
         let silent = watch.silent();
         for (pulse, since) in &silent {
             if pulse.backend().is_none() && watch.began.elapsed() >= *since + CONNECT_WAIT_MAX {
-                pulse.shut_down("it was accepted, and then nobody answered");
+                tracing::warn!("closing a dead connection to PostgreSQL: it was accepted, and then nobody answered");
+                pulse.shut_down();
             }
         }
         let by_backend: HashMap<i32, Arc<Pulse>> =
@@ -225,7 +236,10 @@ impl Watcher {
                 // PostgreSQL is away: whoever waits for it will be told, or served later.
                 Ok(Err(_)) | Err(_) => self.standing.clear(),
             },
-            None if by_backend.is_empty() && self.dead.is_empty() => self.standing.clear(),
+            None if by_backend.is_empty() && self.dead.is_empty() => {
+                self.standing.clear();
+                watch.health.doubt(Doubt::Lock, None);
+            }
             None => {
                 let (watch, dead) = (Arc::clone(watch), std::mem::take(&mut self.dead));
                 let backends: Vec<i32> = by_backend.into_keys().collect();
@@ -238,6 +252,10 @@ impl Watcher {
     /// Closes what has stood still for [`SILENCE_MIN`], and remembers where the others stand.
     fn judge(&mut self, watch: &Watch, silent: &HashMap<i32, Arc<Pulse>>, found: HashMap<i32, Look>) {
         let now = Instant::now();
+        let blocked_by = silent.keys().find_map(|backend| found.get(backend)?.blocked_by.as_ref());
+        let told =
+            blocked_by.map(|holders| format!("batches wait for a lock that process {holders} holds in PostgreSQL"));
+        watch.health.doubt(Doubt::Lock, told);
         let before = std::mem::take(&mut self.standing);
         let gone: Vec<i32> = silent.keys().filter(|backend| !found.contains_key(backend)).copied().collect();
         let standing = found.into_iter().filter(|(_, look)| look.awaits_client);
@@ -251,10 +269,13 @@ impl Watcher {
                 self.standing.insert(backend, (progress, since));
                 continue;
             }
-            match (silent.get(&backend), &progress) {
-                (Some(pulse), Some(_)) => pulse.shut_down("PostgreSQL waits for us while we wait for it"),
-                (Some(pulse), None) => pulse.shut_down("PostgreSQL does not know it any more"),
-                (None, _) => tracing::warn!(backend, "terminating a session that a dead ingestd left in PostgreSQL"),
+            if let Some(pulse) = silent.get(&backend) {
+                let why =
+                    if progress.is_some() { "it waits for us while we wait for it" } else { "it knows it no more" };
+                tracing::warn!(backend, "closing a dead connection to PostgreSQL: {why}");
+                pulse.shut_down();
+            } else {
+                tracing::warn!(backend, "terminating a session that a dead ingestd left in PostgreSQL");
             }
             self.dead.push(backend);
         }

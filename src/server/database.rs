@@ -51,7 +51,8 @@ impl Database {
             }
             Err(fault) => return Err(refuse(fault)),
         };
-        let pool = pool::open(connector.watch(), config.pool_connections_min, config.pool_connections_max);
+        let pool =
+            pool::open(connector.watch(Arc::clone(health)), config.pool_connections_min, config.pool_connections_max);
         Ok(Self { pool, prepared, embedded })
     }
 

@@ -14,7 +14,7 @@ use crate::limits::{
     UPKEEP_INTERVAL,
 };
 use crate::pg::clock;
-use crate::pg::health::Witness;
+use crate::pg::health::{Doubt, Witness};
 use crate::pg::ledger;
 use crate::pg::sqlstate::Fault;
 use crate::server::{ServeError, database, join_within, spawn};
@@ -110,7 +110,7 @@ impl Chores {
     fn chores(&mut self, client: &mut postgres::Client, now: Instant) -> Result<(), Fault> {
         if !self.prepared || now >= self.partitions_due || !self.app.database.is_working() {
             // After an outage it may be another database: restored, or failed over to.
-            self.app.database.doubt(database::prepare(client, self.partitions_ahead)?);
+            self.app.database.doubt(Doubt::Schema, database::prepare(client, self.partitions_ahead)?);
             self.prepared = true;
             if let Some(months) = self.retention_months {
                 database::drop_old_partitions(client, months)?;
@@ -122,7 +122,7 @@ impl Chores {
             return self.forget(client, now);
         }
         client.is_valid(Duration::from_secs(5))?;
-        self.app.database.doubt(database::check_schema(client)?);
+        self.app.database.doubt(Doubt::Schema, database::check_schema(client)?);
         Ok(())
     }
 

@@ -12,6 +12,7 @@ mod dead_letter;
 mod failure;
 mod healthcheck;
 mod journal;
+mod load;
 mod migrate;
 mod partitions;
 mod print_config;
@@ -55,6 +56,7 @@ fn command() -> Command {
             partitions::command(),
             dead_letter::command(),
             journal::command(),
+            load::command(),
             check_config::command(),
             print_config::command(),
             healthcheck::command(),
@@ -68,6 +70,7 @@ fn dispatch(matches: &ArgMatches) -> Result<(), Failure> {
         Some(("partitions", matches)) => partitions::run(matches),
         Some(("dead-letter", matches)) => dead_letter::run(matches),
         Some(("journal", matches)) => journal::run(matches),
+        Some(("load", matches)) => load::run(matches),
         Some(("check-config", matches)) => check_config::run(matches),
         Some(("print-config", matches)) => print_config::run(matches),
         Some(("healthcheck", matches)) => healthcheck::run(matches),

@@ -40,8 +40,9 @@ pub const HEADER_READ_WAIT_MAX: Duration = Duration::from_secs(10);
 /// Headers of a request at most.
 pub const HEADERS_MAX: usize = 128;
 /// Read buffer of a connection at most, and so the header section: hyper answers 431 beyond. Larger ones bring
-/// no fewer system calls that would matter, but pages that the kernel clears for every body.
-pub const CONNECTION_BUFFER_BYTES_MAX: usize = 128 * KIB;
+/// no fewer system calls that would matter, but pages that the kernel clears for every body; and each connection keeps
+/// its own, which no budget counts.
+pub const CONNECTION_BUFFER_BYTES_MAX: usize = 32 * KIB;
 /// Request bytes held by all workers at once: bodies being received and scanned.
 pub const REQUEST_BYTES_MAX: u64 = 256 * MIB as u64;
 /// A body's memory is taken from [`REQUEST_BYTES_MAX`] in steps of this size.

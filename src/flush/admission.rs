@@ -6,8 +6,9 @@
 //!                   rows a second that full COPYs land
 //! ```
 //!
-//! Half, because the other half is what ageing needs ([`crate::flush::merge`]), and because batches that were admitted
-//! are still on their way through the journal. Without this an overload fills the journal to its cap, and by then every
+//! Half, because the other half is what ageing needs ([`crate::flush::merge`]). A batch waits from the moment it was
+//! admitted, on its way through the journal too: else all who are held back would be let in at once whenever there is
+//! room for one. Without this an overload fills the journal to its cap, and by then every
 //! batch waits for the length of it; so overload is held back early, and what is accepted is committed in time.
 //!
 //! An outage is no overload: what piled up while PostgreSQL was away does not count until it is drained, so a fault
@@ -16,8 +17,10 @@
 //!
 //! All atomics here are figures that publish no other data: `Relaxed` is enough.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
+
+use crate::types::{PRIORITY_COUNT, Priority};
 
 /// How much a new measurement weighs: the last handful of COPYs decide.
 const WEIGHT: f64 = 0.25;
@@ -27,6 +30,9 @@ pub struct Admission {
     wait_max: Duration,
     /// Rows a second that each flusher landed with its last full COPYs; 0 before the first.
     rates: Box<[AtomicU64]>,
+    /// Rows admitted and not yet committed, by priority. Signed: who counts them in may be overtaken by who counts them
+    /// out.
+    waiting_rows: [AtomicI64; PRIORITY_COUNT],
     /// Rows of the backlog that an outage left.
     excused_rows: AtomicU64,
 }
@@ -35,7 +41,8 @@ impl Admission {
     /// For `flushers` flushers and `BATCH_TIMEOUT_SECONDS`.
     pub fn new(flushers: usize, timeout: Duration) -> Self {
         let rates = (0..flushers).map(|_| AtomicU64::new(0)).collect();
-        Self { wait_max: timeout / 2, rates, excused_rows: AtomicU64::new(0) }
+        let waiting_rows = std::array::from_fn(|_| AtomicI64::new(0));
+        Self { wait_max: timeout / 2, rates, waiting_rows, excused_rows: AtomicU64::new(0) }
     }
 
     /// Flusher `number` has landed `rows` in a full COPY that took `took`, from taking the rows to the commit.
@@ -46,13 +53,19 @@ impl Admission {
         self.rates[number].store((rate as u64).max(1), Relaxed);
     }
 
-    /// PostgreSQL is back (or the server has just started) with `rows` waiting: they are no sign of overload.
-    pub fn excuse(&self, rows: u64) {
-        self.excused_rows.store(rows, Relaxed);
+    /// PostgreSQL is back (or the server has just started): what waits is no sign of overload.
+    pub fn excuse_all(&self) {
+        self.excused_rows.store(self.waiting_rows_from(Priority::default()), Relaxed);
     }
 
-    /// `rows` have left the queue, the oldest first as far as this is concerned.
-    pub fn left(&self, rows: u32) {
+    /// `rows` were admitted.
+    pub fn joined(&self, priority: Priority, rows: u32) {
+        self.waiting_rows[priority.lane()].fetch_add(i64::from(rows), Relaxed);
+    }
+
+    /// `rows` wait no more, the oldest first as far as this is concerned.
+    pub fn left(&self, priority: Priority, rows: u32) {
+        self.waiting_rows[priority.lane()].fetch_sub(i64::from(rows), Relaxed);
         // Fails only at zero, where there is nothing to do.
         let _ = self
             .excused_rows
@@ -64,8 +77,8 @@ impl Admission {
         self.excused_rows.load(Relaxed) > 0
     }
 
-    /// For how long a batch should stay away that would find `waiting_rows` before it; `None`: it may join.
-    pub fn refusal(&self, waiting_rows: u64) -> Option<Duration> {
+    /// For how long a batch of `priority` should stay away, behind what waits at it and above; `None`: it may join.
+    pub fn refusal(&self, priority: Priority) -> Option<Duration> {
         if self.is_excusing() {
             return None;
         }
@@ -73,8 +86,13 @@ impl Admission {
         if rate == 0 {
             return None;
         }
-        let wait = Duration::from_secs_f64(waiting_rows as f64 / rate as f64);
+        let wait = Duration::from_secs_f64(self.waiting_rows_from(priority) as f64 / rate as f64);
         wait.checked_sub(self.wait_max).filter(|over| !over.is_zero())
+    }
+
+    fn waiting_rows_from(&self, priority: Priority) -> u64 {
+        let rows = self.waiting_rows[priority.lane()..].iter().map(|rows| rows.load(Relaxed)).sum::<i64>();
+        rows.max(0).unsigned_abs()
     }
 }
 
@@ -84,45 +102,73 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// Two flushers that land 1000 rows a second together; nobody may wait for more than 15 s.
-    fn steady() -> Admission {
+    const LOW: Priority = Priority::ALL[PRIORITY_COUNT - 1];
+    const HIGH: Priority = Priority::ALL[0];
+
+    /// Two flushers that land 1000 rows a second together, with `rows` of low priority waiting; nobody may wait for more
+    /// than 15 s.
+    fn steady(rows: u32) -> Admission {
         let admission = Admission::new(3, Duration::from_secs(30));
         admission.landed_full(0, 500, SECOND);
         admission.landed_full(1, 500, SECOND);
+        admission.joined(LOW, rows);
         admission
     }
 
     #[test]
     fn who_would_wait_too_long_is_told_for_how_long_to_stay_away() {
-        let admission = steady();
-        assert_eq!(admission.refusal(15_000), None);
-        assert_eq!(admission.refusal(17_000), Some(2 * SECOND));
+        assert_eq!(steady(15_000).refusal(LOW), None);
+        assert_eq!(steady(17_000).refusal(LOW), Some(2 * SECOND));
+    }
+
+    #[test]
+    fn what_waits_below_a_priority_does_not_count() {
+        let admission = steady(17_000);
+        assert_eq!(admission.refusal(HIGH), None);
+        admission.joined(HIGH, 17_000);
+        assert_eq!(admission.refusal(HIGH), Some(2 * SECOND));
+        admission.left(HIGH, 2_000);
+        assert_eq!(admission.refusal(HIGH), None);
     }
 
     #[test]
     fn nothing_is_refused_before_postgresql_has_shown_what_it_can() {
-        assert_eq!(Admission::new(2, SECOND).refusal(u64::MAX), None);
+        let admission = Admission::new(2, SECOND);
+        admission.joined(LOW, u32::MAX);
+        assert_eq!(admission.refusal(LOW), None);
     }
 
     #[test]
     fn a_backlog_from_an_outage_excuses_until_it_has_drained() {
-        let admission = steady();
-        admission.excuse(100_000);
-        assert_eq!(admission.refusal(200_000), None);
-        admission.left(99_999);
-        assert_eq!(admission.refusal(200_000), None);
-        admission.left(5_000);
-        assert!(admission.refusal(200_000).is_some());
-        admission.left(1);
-        assert!(admission.refusal(200_000).is_some(), "it does not wrap around");
+        let admission = steady(100_000);
+        admission.excuse_all();
+        admission.joined(LOW, 100_000);
+        assert_eq!(admission.refusal(LOW), None);
+        admission.left(LOW, 99_999);
+        assert_eq!(admission.refusal(LOW), None);
+        admission.left(LOW, 5_000);
+        assert!(admission.refusal(LOW).is_some());
+        admission.left(LOW, 1);
+        assert!(admission.refusal(LOW).is_some(), "it does not wrap around");
+    }
+
+    #[test]
+    fn who_leaves_before_he_was_counted_in_makes_no_overload() {
+        let admission = steady(0);
+        admission.left(LOW, 1_000);
+        assert_eq!(admission.refusal(LOW), None);
+        admission.joined(LOW, 16_000);
+        assert_eq!(admission.refusal(LOW), None);
     }
 
     #[test]
     fn the_rate_follows_what_is_measured() {
-        let admission = steady();
+        let admission = steady(11_200);
         for _ in 0..40 {
             admission.landed_full(0, 250, SECOND);
         }
-        assert!(admission.refusal(11_200).is_none() && admission.refusal(11_400).is_some());
+        assert!(admission.refusal(LOW).is_none());
+        admission.joined(LOW, 200);
+        assert!(admission.refusal(LOW).is_some());
     }
 }

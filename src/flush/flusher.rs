@@ -239,7 +239,7 @@ impl Flusher {
     /// It has landed a batch, or said what is wrong with one.
     fn postgres_works(&mut self) {
         if self.tools.health.works(Witness::Copy) {
-            self.queue.excuse_backlog(&self.tools.metrics);
+            self.queue.admission.excuse_all();
         }
         (self.retry_wait, self.failed_at) = (RETRY_WAIT_MIN, None);
     }

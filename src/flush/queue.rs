@@ -125,7 +125,7 @@ impl FlushQueue {
         metrics.queue_bytes.of(item.priority).sub(item.bytes);
         self.budgets.memory_bytes.give_back(item.value.memory_bytes);
         self.budgets.batches.give_back(1);
-        self.admission.left(item.rows);
+        self.admission.left(item.priority, item.rows);
     }
 
     /// Wakes a sleeping general flusher, and the reserved one if something urgent was pushed.
@@ -172,11 +172,6 @@ impl FlushQueue {
     /// True when nothing is queued or in a COPY, but for what cannot land at present.
     pub fn is_drained(&self) -> bool {
         self.budgets.batches.used() <= self.postponed.lock().state().0 as u64
-    }
-
-    /// PostgreSQL is back after an outage: what waits now is no sign of overload.
-    pub fn excuse_backlog(&self, metrics: &Metrics) {
-        self.admission.excuse(metrics.queue_events.sum());
     }
 
     /// Puts a batch aside that cannot land while others can.

@@ -104,8 +104,7 @@ impl App {
         if !self.database.is_working() {
             return None;
         }
-        let before = Priority::ALL.into_iter().take_while(|above| *above >= priority);
-        self.queue.admission.refusal(before.map(|above| self.metrics.queue_events.of(above).get()).sum())
+        self.queue.admission.refusal(priority)
     }
 
     /// Why this node should get no traffic now; `None` when it is ready. PostgreSQL away alone is no reason.

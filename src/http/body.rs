@@ -26,7 +26,7 @@ impl BufferPool {
 
     fn give_back(&self, mut buffer: Vec<u8>) {
         let mut buffers = self.buffers.borrow_mut();
-        if buffer.capacity() <= BODY_BUFFER_KEPT_BYTES_MAX && buffers.len() < BODY_BUFFERS_KEPT_MAX {
+        if (1..=BODY_BUFFER_KEPT_BYTES_MAX).contains(&buffer.capacity()) && buffers.len() < BODY_BUFFERS_KEPT_MAX {
             buffer.clear();
             buffers.push(buffer);
         }
@@ -45,6 +45,11 @@ impl BodyBytes<'_> {
     /// The bytes.
     pub fn as_slice(&self) -> &[u8] {
         &self.bytes
+    }
+
+    /// Gives the buffer back early; its bytes stay counted until this is dropped.
+    pub fn release_buffer(&mut self) {
+        self.pool.give_back(std::mem::take(&mut self.bytes));
     }
 }
 
@@ -67,6 +72,10 @@ pub async fn read<'a>(
     if declared.lower() > bytes_max as u64 {
         return Err(too_large(bytes_max));
     }
+    // What does not fit as it is promised is not begun: under overload most of what arrives would be read for nothing.
+    if declared.lower() > budget.limit().saturating_sub(budget.used()) {
+        return Err(busy());
+    }
     let mut body = BodyBytes { bytes: pool.take(), reserved_bytes: 0, pool, budget: Arc::clone(budget) };
     let expected = declared.exact().and_then(|bytes| usize::try_from(bytes).ok());
     while let Some(frame) = incoming.frame().await {
@@ -85,8 +94,7 @@ pub async fn read<'a>(
         }
         while body.reserved_bytes < bytes as u64 {
             if !budget.try_take(BODY_RESERVE_STEP_BYTES) {
-                let detail = "too many request bytes are in flight; send again later";
-                return Err(Problem::unavailable("busy", detail, RETRY_AFTER_BUSY_SECONDS).and_close());
+                return Err(busy());
             }
             body.reserved_bytes += BODY_RESERVE_STEP_BYTES;
         }
@@ -96,6 +104,11 @@ pub async fn read<'a>(
         body.bytes.extend_from_slice(&data);
     }
     Ok(body)
+}
+
+fn busy() -> Problem {
+    let detail = "too many request bytes are in flight; send again later";
+    Problem::unavailable("busy", detail, RETRY_AFTER_BUSY_SECONDS).and_close()
 }
 
 fn too_large(bytes_max: usize) -> Problem {

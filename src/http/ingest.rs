@@ -65,8 +65,9 @@ pub async fn post(worker: &Worker, request: Request<Incoming>) -> Reply {
     let query = IngestQuery::parse(head.uri.query()).map_err(Problem::and_close)?;
     let id = chosen_id(&head.headers, &query).map_err(Problem::and_close)?;
     let settings = &worker.app.settings;
-    let body = body::read(incoming, settings.body_bytes_max, &worker.buffers, &worker.app.request_bytes).await?;
+    let mut body = body::read(incoming, settings.body_bytes_max, &worker.buffers, &worker.app.request_bytes).await?;
     let encoded = encode(worker, body.as_slice(), &query, id)?;
+    body.release_buffer();
     let level = query.ack.unwrap_or(settings.ack);
     let reply = take(worker, encoded, body, level, accepted_at).await;
     if reply.is_ok() {
@@ -243,8 +244,8 @@ impl Drop for Admitted<'_> {
     }
 }
 
-/// Takes the batch's id, hands its block to the journal thread and waits as `level` demands. `held` is the body that
-/// the block was made of: as long as its bytes are counted, so is what waits here.
+/// Takes the batch's id, hands its block to the journal thread and waits as `level` demands. `held` counts
+/// the body that the block was made of: as long as it does, what waits here is counted.
 async fn take(worker: &Worker, encoded: Encoded, held: BodyBytes<'_>, level: AckLevel, accepted_at: Instant) -> Reply {
     let Encoded { block, header, id_is_clients, errors } = encoded;
     let batch = Arc::new(Batch::new(header.key, header.digest, header.priority, header.events, header.received_at));
@@ -354,6 +355,7 @@ fn submit(
         let detail = "this node's queue is full; nothing of the batch was taken";
         return Err(Problem::unavailable("queue_full", detail, RETRY_AFTER_BUSY_SECONDS));
     }
+    app.queue.admission.joined(batch.priority, batch.events);
     app.journal.unpark();
     Ok((durable, committed))
 }

@@ -200,6 +200,7 @@ impl GroupCommit {
         batch.set_phase(Phase::Refused);
         self.app.batches.remove(&batch);
         self.queue.budgets.batches.give_back(1);
+        self.queue.admission.left(batch.priority, batch.events);
         if let Some(on_durable) = submission.on_durable {
             let _ = on_durable.send(Err(Refused));
         }

@@ -44,6 +44,7 @@ pub fn open(
         recovered_events += u64::from(header.events);
         queue.budgets.batches.take_over_limit(1);
         queue.budgets.memory_bytes.take_over_limit(QUEUED_BATCH_BYTES);
+        queue.admission.joined(batch.priority, batch.events);
         let tuple_bytes = (payload.len() - tuples_at) as u64;
         let queued = Queued {
             batch,
@@ -59,7 +60,7 @@ pub fn open(
         Ok(())
     });
     let (journal, recovery) = opened.map_err(|error| ServeError::Failed(error.to_string()))?;
-    queue.admission.excuse(recovered_events);
+    queue.admission.excuse_all();
     if recovered_batches > 0 {
         tracing::info!(
             batches = recovered_batches,

@@ -89,7 +89,7 @@ impl Chores {
         match outcome {
             Ok(()) => {
                 if self.app.database.works(Witness::Probe) {
-                    self.app.queue.excuse_backlog(&self.app.metrics);
+                    self.app.queue.admission.excuse_all();
                 }
             }
             Err(fault) => self.app.database.fails(Witness::Probe, &fault.message),

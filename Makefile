@@ -10,7 +10,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 
 # Arguments for the server: make run ARGS='--help'
 ARGS ?=
-# How long `make soak` runs.
+# How long the random faults of `make soak` last.
 SOAK_MINUTES ?= 5
 
 .PHONY: help setup build run test soak loom bench clean
@@ -34,9 +34,9 @@ test: ## formatting, lints, and every test against a real PostgreSQL and Redis
 	cargo clippy --all-targets --locked -- -D warnings
 	cargo test --locked
 
-soak: ## random faults under load for SOAK_MINUTES (5), then lost=0 duplicated=0 or a failure
+soak: ## random faults for SOAK_MINUTES (5), then an overload, an outage, duplicates (8); lost=0 duplicated=0 or a failure
 	@deploy/setup.sh test
-	SOAK_MINUTES=$(SOAK_MINUTES) cargo test --locked --release --test soak -- --ignored --nocapture
+	SOAK_MINUTES=$(SOAK_MINUTES) cargo test --locked --release --test 'soak*' -- --ignored --nocapture --test-threads=1
 
 loom: ## every interleaving of the small lock-free parts
 	@deploy/setup.sh run

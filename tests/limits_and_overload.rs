@@ -6,20 +6,13 @@ use std::fs;
 use std::time::Duration;
 
 use support::load::{Load, LoadOptions, body, seed, wait_until_committed};
+use support::measure::resident_bytes;
 use support::postgres::{TestPostgres, connect};
 use support::server::{Ingestd, get, post};
 use support::wait_until;
 
 const WAIT_MAX: Duration = Duration::from_secs(90);
 const MIB: u64 = 1024 * 1024;
-
-/// Bytes of memory that the server has in use now.
-fn resident_bytes(server: &Ingestd) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", server.pid())).expect("the server runs");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a figure");
-    let kib: u64 = line.trim().trim_end_matches("kB").trim().parse().expect("a number");
-    kib * 1024
-}
 
 fn folder_bytes(server: &Ingestd) -> u64 {
     let entries = fs::read_dir(server.folder().join("journal")).expect("the journal");

@@ -245,7 +245,7 @@ impl Shared {
 }
 
 /// Everything that the clients know in the end.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Outcome {
     /// All batches, in no order.
     pub batches: Vec<Sent>,
@@ -253,7 +253,8 @@ pub struct Outcome {
     pub retries: u64,
     /// Times that a batch was turned away.
     pub refused: u64,
-    seed: u64,
+    /// Reproduces sizes, priorities and ids.
+    pub seed: u64,
 }
 
 /// A comparison of what was promised with what the table has.

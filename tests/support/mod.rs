@@ -8,7 +8,9 @@
 pub mod clock;
 pub mod contract;
 pub mod disk;
+pub mod flood;
 pub mod load;
+pub mod measure;
 pub mod postgres;
 pub mod proxy;
 pub mod raw;

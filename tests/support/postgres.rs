@@ -10,6 +10,8 @@ use postgres::{Client, NoTls};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
+use super::measure;
+
 /// How often a start is tried again because another program took the port that was free.
 const PORT_TRIES: usize = 5;
 /// What the loopback port asks for.
@@ -17,6 +19,9 @@ pub const PASSWORD: &str = "test-only";
 /// Settings of every test server: parallel tests open many connections, and no test cuts the power (a killed
 /// PostgreSQL loses nothing without fsync, because the system keeps its writes).
 const SETTINGS: [(&str, &str); 3] = [("max_connections", "300"), ("fsync", "off"), ("shared_buffers", "64MB")];
+
+/// Settings of a test server whose speed is measured: those of the embedded mode again.
+pub const AS_EMBEDDED: [(&str, &str); 2] = [("fsync", "on"), ("shared_buffers", "256MB")];
 
 /// The one PostgreSQL that the tests of this process share; started on first use.
 pub fn shared() -> &'static TestPostgres {
@@ -108,6 +113,11 @@ impl TestPostgres {
         Paused { postgres: self }
     }
 
+    /// CPU seconds that it has used since it was started, all of its processes together.
+    pub fn cpu_seconds(&self) -> f64 {
+        self.processes().into_iter().map(measure::cpu_seconds).sum()
+    }
+
     /// The running server.
     pub fn embedded(&self) -> &Embedded {
         self.running.as_ref().expect("PostgreSQL was stopped by this test")
@@ -134,18 +144,20 @@ impl TestPostgres {
         TestDatabase { url: self.url(&name), socket_url, name, server_url }
     }
 
-    /// Postmaster first, so that it starts no session between.
     fn signal_all(&self, signal: Signal) {
+        for pid in self.processes() {
+            let pid = Pid::from_raw(pid.cast_signed()).expect("a process number");
+            // A session may just have ended.
+            let _ = kill_process(pid, signal);
+        }
+    }
+
+    /// Postmaster first.
+    fn processes(&self) -> Vec<u32> {
         let postmaster = self.embedded().pid().expect("PostgreSQL runs");
         let children = std::fs::read_to_string(format!("/proc/{postmaster}/task/{postmaster}/children"));
-        let own = Pid::from_raw(postmaster.cast_signed()).expect("a process number");
-        kill_process(own, signal).expect("PostgreSQL runs");
-        for child in children.unwrap_or_default().split_whitespace() {
-            if let Some(pid) = child.parse().ok().and_then(Pid::from_raw) {
-                // A session may just have ended.
-                let _ = kill_process(pid, signal);
-            }
-        }
+        let children = children.unwrap_or_default();
+        std::iter::once(postmaster).chain(children.split_whitespace().filter_map(|pid| pid.parse().ok())).collect()
     }
 }
 
@@ -196,6 +208,12 @@ impl Drop for TestDatabase {
             let _ = client.batch_execute(&format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", self.name));
         }
     }
+}
+
+/// Empties ingestd's tables, with nothing of it left for a checkpoint to come.
+pub fn empty_tables(client: &mut Client) {
+    client.batch_execute("TRUNCATE events, ingest_batches, dead_letter_events").expect("the tables are there");
+    client.batch_execute("CHECKPOINT").expect("the user may");
 }
 
 /// A connection to `url`; panics when there is none.

@@ -65,19 +65,24 @@ impl Raw {
             self.0.read_exact(&mut byte).expect("an answer comes");
             bytes.push(byte[0]);
         }
-        let head = String::from_utf8(bytes).expect("headers are ASCII");
-        let mut lines = head.lines();
-        let status = lines.next().and_then(|line| line.split(' ').nth(1)).and_then(|code| code.parse().ok());
-        let mut headers = ureq::http::HeaderMap::new();
-        for (name, value) in lines.filter_map(|line| line.split_once(": ")) {
-            let name = ureq::http::HeaderName::try_from(name).expect("a header's name");
-            headers.append(name, value.parse().expect("a header's value"));
-        }
-        Reply { status: status.expect("a status line"), headers, body: Vec::new() }
+        head_of(&bytes)
     }
 
     /// True when the server has closed the connection; waits for that or for a byte.
     pub fn is_closed(&mut self) -> bool {
         matches!(self.0.read(&mut [0]), Ok(0))
     }
+}
+
+/// The answer that begins with `head`, still without its body.
+pub fn head_of(head: &[u8]) -> Reply {
+    let head = str::from_utf8(head).expect("headers are ASCII");
+    let mut lines = head.lines();
+    let status = lines.next().and_then(|line| line.split(' ').nth(1)).and_then(|code| code.parse().ok());
+    let mut headers = ureq::http::HeaderMap::new();
+    for (name, value) in lines.filter_map(|line| line.split_once(": ")) {
+        let name = ureq::http::HeaderName::try_from(name).expect("a header's name");
+        headers.append(name, value.parse().expect("a header's value"));
+    }
+    Reply { status: status.expect("a status line"), headers, body: Vec::new() }
 }

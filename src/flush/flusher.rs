@@ -346,14 +346,15 @@ impl Flusher {
             if let Some(location) = item.value.location {
                 self.tools.releaser.release(location);
             }
-            if let Some(on_commit) = item.value.on_commit.take() {
-                // The client may have gone; the batch is committed all the same.
-                let _ = on_commit.send(());
-            }
             if let Some(feed) = &self.tools.feed {
                 feed.publish(&batch);
             }
             self.queue.leave(&self.tools.metrics, &item);
+            // Told last: who knows of the commit finds it in status and metrics, too.
+            if let Some(on_commit) = item.value.on_commit.take() {
+                // The client may have gone; the batch is committed all the same.
+                let _ = on_commit.send(());
+            }
             self.tools.batches.finished(batch, now);
         }
         self.tools.journal.unpark();

@@ -1,8 +1,9 @@
 //! PostgreSQL: the only station that speaks SQL.
 //!
-//! [`connect`] and [`tls`] turn a URL into connections, [`pool`] keeps them with their statements, [`land`] lands
+//! [`connect`] and [`tls`] turn a URL into connections, [`pool`] keeps them with their statements, [`watch`] closes those
+//! that are dead and do not look it; [`health`] is the verdict on PostgreSQL as a whole. [`land`] lands
 //! batches exactly once ([`ledger`], [`copy`], [`stage`], [`quarantine`] are its parts) and [`sqlstate`] decides
-//! what an error means. [`migrate`], [`partitions`] and [`dead_letter`] look after the tables; [`embedded`] is a
+//! what an error means. [`migrate`], [`partitions`] and [`dead_letter`] look after the tables, [`clock`] says what is old; [`embedded`] is a
 //! PostgreSQL of ingestd's own.
 //!
 //! Invariant: everything that lands is written in the transaction that writes its ledger row.

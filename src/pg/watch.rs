@@ -41,8 +41,8 @@ const MARK_BASE_DEFAULT: Duration = Duration::from_secs(24 * 3600);
 /// Marks differ by a millisecond each; then they begin again.
 const MARKS: u32 = 1000;
 
-/// How the backends `$1` are, and those of ingestd that block them. The third column
-/// stands still while nothing arrives there; the fourth names who holds the lock that one waits for.
+/// How the backends `$1` are, and those of ingestd that block them. The third column stands still while nothing arrives
+/// there; the fourth names who holds the lock that one waits for.
 const LOOK: &str = "\
     WITH asked AS (SELECT unnest($1::int4[]) AS pid), \
          blocking AS (SELECT DISTINCT unnest(pg_blocking_pids(pid)) AS pid FROM asked) \

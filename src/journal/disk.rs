@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use super::aligned::is_aligned;
 use super::append::Appender;
 use super::storage::{Access, DirEntry, LOCK_NAME, Storage, StorageFile};
+use crate::sys::lock::FileLock;
 
 /// A directory of the real file system. Files are readable by their owner only: they hold what clients sent.
 #[derive(Clone, Debug)]
@@ -49,20 +50,20 @@ impl Storage for DiskStorage {
 
     fn lock(&self) -> io::Result<Box<dyn Send + Sync>> {
         let path = self.dir.join(LOCK_NAME);
-        let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::Error(error)) => return Err(error),
-            Err(TryLockError::WouldBlock) => {
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
+        let mut lock = match FileLock::try_new(file) {
+            Ok(lock) => lock,
+            Err((_, TryLockError::Error(error))) => return Err(error),
+            Err((mut file, TryLockError::WouldBlock)) => {
                 let mut holder = String::new();
                 let _ = file.read_to_string(&mut holder); // only words for the message
                 let message = format!("held by process {}", holder.trim());
                 return Err(io::Error::new(io::ErrorKind::WouldBlock, message));
             }
-        }
-        file.set_len(0)?;
-        writeln!(file, "{}", std::process::id())?;
-        Ok(Box::new(file))
+        };
+        lock.file().set_len(0)?;
+        writeln!(lock.file(), "{}", std::process::id())?;
+        Ok(Box::new(lock))
     }
 
     fn list(&self) -> io::Result<Vec<DirEntry>> {

@@ -5,5 +5,6 @@
 pub mod affinity;
 pub mod child;
 pub mod clock;
+pub mod lock;
 pub mod signals;
 pub mod socket;

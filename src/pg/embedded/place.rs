@@ -12,16 +12,15 @@
 //! without links, because PostgreSQL writes them down and its processes are recognised by them.
 
 use std::ffi::OsString;
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::FlockOperation;
-
 use super::EmbeddedError;
 use super::account::Account;
 use crate::limits::POSTGRES_LOG_BYTES_MAX;
+use crate::sys::lock::FileLock;
 
 /// Where root puts what an unprivileged PostgreSQL cannot reach in the checkout.
 pub(super) const SHARED_HOME: &str = "/var/lib/ingestd";
@@ -39,7 +38,7 @@ pub(super) struct Place {
     pub(super) data_dir: PathBuf,
     /// PostgreSQL's log.
     pub(super) log_path: PathBuf,
-    _lock: File,
+    _lock: FileLock,
 }
 
 impl Place {
@@ -157,15 +156,14 @@ fn settle(configured: &Path) -> Result<PathBuf, EmbeddedError> {
     Ok(parent.join(name))
 }
 
-fn lock(named: &Path) -> Result<File, EmbeddedError> {
+fn lock(named: &Path) -> Result<FileLock, EmbeddedError> {
     let path = beside(named, ".lock");
     let opened = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
     let file = opened.map_err(|source| EmbeddedError::io("write", &path, source))?;
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(EmbeddedError::InUse { data_dir: named.to_path_buf() }),
-        Err(error) => Err(EmbeddedError::io("lock", &path, error.into())),
-    }
+    FileLock::try_new(file).map_err(|(_, error)| match error {
+        TryLockError::WouldBlock => EmbeddedError::InUse { data_dir: named.to_path_buf() },
+        TryLockError::Error(error) => EmbeddedError::io("lock", &path, error),
+    })
 }
 
 /// Where the data named `named` really lie.

@@ -43,7 +43,7 @@ pub const HEADERS_MAX: usize = 128;
 /// no fewer system calls that would matter, but pages that the kernel clears for every body; and each connection keeps
 /// its own, which no budget counts.
 pub const CONNECTION_BUFFER_BYTES_MAX: usize = 32 * KIB;
-/// Request bytes held by all workers at once: bodies being received and scanned.
+/// Request bytes held by all workers at once: bodies being received and scanned, blocks that wait for room.
 pub const REQUEST_BYTES_MAX: u64 = 256 * MIB as u64;
 /// A body's memory is taken from [`REQUEST_BYTES_MAX`] in steps of this size.
 pub const BODY_RESERVE_STEP_BYTES: u64 = 64 * KIB as u64;

@@ -47,9 +47,12 @@ impl BodyBytes<'_> {
         &self.bytes
     }
 
-    /// Gives the buffer back early; its bytes stay counted until this is dropped.
-    pub fn release_buffer(&mut self) {
+    /// Gives the buffer back early. `bytes` stay counted until this is dropped: what the request holds instead. They may
+    /// pass the limit, as that work is done; then no other body is begun.
+    pub fn exchange_for(&mut self, bytes: u64) {
         self.pool.give_back(std::mem::take(&mut self.bytes));
+        self.budget.take_over_limit(bytes);
+        self.budget.give_back(std::mem::replace(&mut self.reserved_bytes, bytes));
     }
 }
 

@@ -67,7 +67,7 @@ pub async fn post(worker: &Worker, request: Request<Incoming>) -> Reply {
     let settings = &worker.app.settings;
     let mut body = body::read(incoming, settings.body_bytes_max, &worker.buffers, &worker.app.request_bytes).await?;
     let encoded = encode(worker, body.as_slice(), &query, id)?;
-    body.release_buffer();
+    body.exchange_for(encoded.block.memory_bytes() as u64);
     let level = query.ack.unwrap_or(settings.ack);
     let reply = take(worker, encoded, body, level, accepted_at).await;
     if reply.is_ok() {
@@ -245,7 +245,7 @@ impl Drop for Admitted<'_> {
 }
 
 /// Takes the batch's id, hands its block to the journal thread and waits as `level` demands. `held` counts
-/// the body that the block was made of: as long as it does, what waits here is counted.
+/// the block as long as it waits here.
 async fn take(worker: &Worker, encoded: Encoded, held: BodyBytes<'_>, level: AckLevel, accepted_at: Instant) -> Reply {
     let Encoded { block, header, id_is_clients, errors } = encoded;
     let batch = Arc::new(Batch::new(header.key, header.digest, header.priority, header.events, header.received_at));

@@ -84,7 +84,7 @@ pub struct Flooded {
     pub answers: BTreeMap<String, u64>,
     /// How long accepted batches took to be answered.
     pub latencies: Vec<Duration>,
-    /// What no client should see, each kind once: other answers, refusals without `Retry-After`, broken connections.
+    /// What no client should see, by kind: other answers, refusals without `Retry-After`, broken connections.
     pub faults: BTreeMap<String, u64>,
 }
 

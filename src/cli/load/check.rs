@@ -143,7 +143,7 @@ pub(super) fn by_table(
     }
 }
 
-/// Rows by batch. Ids of events are compared as bytes: `/` follows `.`, which follows the `-` behind the run.
+/// Rows by batch. Ids of events are compared as bytes, where `.` follows the `-` that stands behind the run.
 fn count(client: &mut Client, table: &str, run: &str) -> Result<HashMap<String, u64>, postgres::Error> {
     let query = format!(
         "SELECT batch_id, count(*) FROM {table} \

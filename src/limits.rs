@@ -51,16 +51,24 @@ pub const BODY_RESERVE_STEP_BYTES: u64 = 64 * KIB as u64;
 pub const BODY_BUFFERS_KEPT_MAX: usize = 32;
 /// Largest body buffer that is kept.
 pub const BODY_BUFFER_KEPT_BYTES_MAX: usize = 2 * MIB;
+/// Longest rest of a body that is read to its end although its request is refused. Beyond, the connection is closed.
+pub const BODY_DISCARDED_BYTES_MAX: u64 = MIB as u64;
 /// How long a client that was answered early may go on sending before its connection is cut.
 pub const LINGER_WAIT_MAX: Duration = Duration::from_secs(5);
 /// Bytes thrown away at once meanwhile.
 pub const LINGER_READ_BYTES: usize = 16 * KIB;
 /// `Retry-After` of a 503 for a full ring or too many bytes in flight.
 pub const RETRY_AFTER_BUSY_SECONDS: u32 = 1;
-/// How long a request waits for room behind what PostgreSQL has to commit, before it is refused.
-pub const OVERLOAD_WAIT_MAX: Duration = Duration::from_secs(2);
-/// How often it looks. Those that wait hold their bodies of [`REQUEST_BYTES_MAX`], which bounds their number.
-pub const OVERLOAD_POLL: Duration = Duration::from_millis(50);
+/// How long a request waits for room behind what PostgreSQL has to commit, before it is refused. It keeps clients that
+/// come again at once from spinning; those that are accepted in the end have waited as long.
+pub const OVERLOAD_WAIT_MAX: Duration = Duration::from_millis(100);
+/// How often it looks.
+pub const OVERLOAD_POLL: Duration = Duration::from_millis(20);
+/// How long batches may wait for PostgreSQL while an overload goes on; bursts may wait for longer. Enough work for
+/// COPYs of full size on all connections.
+pub const STANDING_WAIT_MAX: Duration = Duration::from_secs(2);
+/// An overload is over when nobody was turned away for as long.
+pub const OVERLOAD_OVER_AFTER: Duration = Duration::from_secs(5);
 /// Longest `Retry-After` of a 503 because PostgreSQL cannot keep up.
 pub const RETRY_AFTER_OVERLOAD_SECONDS_MAX: u64 = 30;
 /// `Retry-After` of a 503 for a full or failed journal, and while draining.

@@ -10,6 +10,7 @@ mod awkward;
 mod json_text;
 
 use ingestd::encode::tuple::{RowContext, append_tuple, decode_tuple};
+use ingestd::json::peek::{PeekedPriority, peek_body, peek_head};
 use ingestd::json::scan::oracle;
 use ingestd::json::{BodyError, ScanLimits, Scratch, scan_body};
 use ingestd::types::{Priority, UnixMicros};
@@ -35,6 +36,7 @@ fn compare(scratch: &mut Scratch, body: &[u8]) -> Result<(), BodyError> {
             assert_eq!(scratch.rejects(), outcome.rejects, "{}", shown());
             assert_eq!(scratch.batch_id(), outcome.batch_id.as_deref(), "{}", shown());
             assert_eq!(scratch.priority(), outcome.priority, "{}", shown());
+            compare_peeked(body, outcome.priority);
         }
     }
     let well_formed = !matches!(fast, Err(BodyError::Syntax { .. }));
@@ -49,6 +51,18 @@ fn compare(scratch: &mut Scratch, body: &[u8]) -> Result<(), BodyError> {
         assert!(pointer.starts_with('/') && !detail.is_empty());
     }
     fast
+}
+
+/// A look at the envelope of a batch tells its priority, or nothing.
+fn compare_peeked(body: &[u8], priority: Option<Priority>) {
+    let scanned = priority.map_or(PeekedPriority::Absent, PeekedPriority::Given);
+    let heads = [body.len() / 4, body.len() / 2, body.len()].map(|length| peek_head(&body[..length]));
+    // A name that is spelled with escapes is not seen behind the events.
+    let whole = (!body.contains(&b'\\')).then(|| peek_body(body));
+    for peeked in heads.into_iter().chain(whole) {
+        let shown = String::from_utf8_lossy(body);
+        assert!(peeked == scanned || peeked == PeekedPriority::Unknown, "{peeked:?} of {shown}");
+    }
 }
 
 /// A body of one event with this payload.

@@ -153,6 +153,12 @@ fn an_overload_is_held_back_before_batches_wait_too_long_and_urgent_ones_are_not
     client.batch_execute(slow).expect("a trigger");
     let load = Load::start(&server, LoadOptions { clients: 24, events: 60_000, seed, pause: Duration::ZERO });
     wait_until("somebody is turned away", WAIT_MAX, || load.refused() > 0);
+    let bulk = body("bulk", None, 0, 1);
+    wait_until("bulk is turned away, and may stay connected", WAIT_MAX, || {
+        let reply = post(&server.url("/v1/ingest/batch"), &[], bulk.as_bytes());
+        let (code, connection) = (reply.json()["code"].clone(), reply.header("connection"));
+        reply.status == 503 && code == "overloaded" && connection != "close" && !reply.header("retry-after").is_empty()
+    });
     let payment = body("payment", Some("payment"), 10, 1);
     let reply = post(&server.url("/v1/ingest/batch?ack=commit"), &[], payment.as_bytes());
     assert_eq!((reply.status, &reply.json()["inserted"]), (200, &1.into()), "{}", reply.text());
@@ -162,8 +168,8 @@ fn an_overload_is_held_back_before_batches_wait_too_long_and_urgent_ones_are_not
     wait_until_committed(&server, WAIT_MAX);
     let latency = get(&server.url("/v1/metrics?format=json")).json()["latency_ms"]["queue"]["max"].clone();
     assert!(latency.as_f64().is_some_and(|waited| waited < 6_000.0), "nobody waited for longer than 6 s: {latency} ms");
-    let payment =
-        "DELETE FROM events WHERE event_id LIKE 'payment/%'; DELETE FROM ingest_batches WHERE batch_id = 'payment'";
-    client.batch_execute(payment).expect("it is not the load's");
+    let others = "DELETE FROM events WHERE event_id LIKE 'payment/%' OR event_id LIKE 'bulk/%';
+                  DELETE FROM ingest_batches WHERE batch_id = 'payment'";
+    client.batch_execute(others).expect("they are not the load's");
     outcome.assert_exactly_once(&mut client);
 }

@@ -3,15 +3,15 @@
 
 mod support;
 
-use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use support::announce;
 use support::flood::{BATCH_EVENTS, Flood, FloodOptions, Pace};
-use support::load::{Sent, body, seed, wait_until_committed};
+use support::load::{seed, wait_until_committed};
 use support::measure::{quantiles_ms, resident_bytes_peak};
 use support::postgres::{AS_EMBEDDED, TestPostgres, connect};
-use support::server::{Ingestd, get, post};
+use support::server::{Ingestd, get};
+use support::urgent::Urgent;
 use support::wait_until;
 
 const MIB: u64 = 1024 * 1024;
@@ -23,8 +23,6 @@ const EVENTS: u64 = 12_000_000;
 const RESIDENT_BYTES_MAX: u64 = (512 + 150) * MIB;
 /// Makes events of about 400 bytes.
 const FILLER_BYTES: usize = 240;
-const URGENT_EVENTS: u64 = 10;
-const URGENT_INTERVAL: Duration = Duration::from_millis(500);
 const URGENT_WAIT_MAX: Duration = Duration::from_secs(5);
 /// A journal that is soon full, and how often clients are turned away before PostgreSQL comes back.
 const SMALL_JOURNAL_MB: u64 = 256;
@@ -35,20 +33,14 @@ fn options(batches: u64, seed: u64) -> FloodOptions {
     FloodOptions { pace, batches, target: "/v1/ingest/batch", filler_bytes: FILLER_BYTES, seed }
 }
 
-/// Commits an urgent batch each [`URGENT_INTERVAL`] until nothing else waits; the batches and how long each took.
-fn commit_urgent_batches(server: &Ingestd) -> (Vec<Sent>, Vec<Duration>) {
-    let (mut batches, mut latencies) = (Vec::new(), Vec::new());
+/// Commits urgent batches until nothing else waits.
+fn commit_urgent_batches(server: &Ingestd) -> Urgent {
+    let mut urgent = Urgent::default();
     wait_until("the backlog drains", DRAIN_WAIT_MAX, || {
-        let (tag, begun) = (format!("urgent-{}", batches.len()), Instant::now());
-        let body = body(&tag, None, 9, URGENT_EVENTS);
-        let reply = post(&server.url("/v1/ingest/batch?ack=commit"), &[], body.as_bytes());
-        latencies.push(begun.elapsed());
-        assert_eq!(reply.status, 200, "{}", reply.text());
-        batches.push(Sent { tag, batch_id: None, events: URGENT_EVENTS, acked: true });
-        sleep(URGENT_INTERVAL.saturating_sub(begun.elapsed()));
+        urgent.commit_one(server);
         get(&server.url("/v1/health")).json()["checks"]["database"]["queued_batches"] == 0
     });
-    (batches, latencies)
+    urgent
 }
 
 #[test]
@@ -66,10 +58,10 @@ fn ten_minutes_without_postgresql_stay_out_of_memory_and_do_not_hold_up_what_is_
 
     postgres.start();
     let begun = Instant::now();
-    let (urgent, latencies) = commit_urgent_batches(&server);
+    let Urgent { batches, latencies } = commit_urgent_batches(&server);
     let drained = begun.elapsed();
     let peak_after = resident_bytes_peak(&server);
-    flooded.outcome.batches.extend(urgent);
+    flooded.outcome.batches.extend(batches);
     flooded.outcome.assert_exactly_once(&mut connect(&database.url));
     announce(&format!(
         "soak_outage: events={EVENTS} acked={:.0}/s journal={} MiB resident_peak={} MiB, while draining {} MiB of {} \

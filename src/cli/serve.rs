@@ -8,6 +8,7 @@ use super::failure::Failure;
 use super::settings;
 use crate::config::{Config, LogFormat};
 use crate::server::ServeError;
+use crate::sys::open_files;
 
 pub(super) fn command() -> Command {
     settings::with_all_settings(
@@ -25,6 +26,7 @@ pub(super) fn command() -> Command {
 pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
     let config = settings::config(matches)?;
     start_log(&config);
+    open_files::raise_limit();
     crate::server::run(&config).map_err(|error| match error {
         ServeError::Configuration(message) => Failure::usage(message),
         ServeError::Failed(message) => Failure::runtime(message),

@@ -11,6 +11,11 @@
 //! room for one. Without this an overload fills the journal to its cap, and by then every
 //! batch waits for the length of it; so overload is held back early, and what is accepted is committed in time.
 //!
+//! That much waiting is for bursts. An overload that goes on would keep the queue filled to its limit, and everybody
+//! would wait that long for no gain; so from its first refusal on the limit of a priority sinks, half as fast as time
+//! passes (half of what PostgreSQL lands is accepted meanwhile), down to [`STANDING_WAIT_MAX`]. When nobody had to be
+//! refused for [`OVERLOAD_OVER_AFTER`], it is back.
+//!
 //! An outage is no overload: what piled up while PostgreSQL was away does not count until it is drained, so a fault
 //! refuses nobody while the journal has room. Small COPYs say nothing about what PostgreSQL can do; until a full one
 //! has landed everybody is admitted.
@@ -18,15 +23,25 @@
 //! All atomics here are figures that publish no other data: `Relaxed` is enough.
 
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use crate::limits::{OVERLOAD_OVER_AFTER, STANDING_WAIT_MAX};
 use crate::types::{PRIORITY_COUNT, Priority};
 
 /// How much a new measurement weighs: the last handful of COPYs decide.
 const WEIGHT: f64 = 0.25;
 
+/// An overload of one priority, in milliseconds since the server's start.
+#[derive(Default)]
+struct Overload {
+    begun: AtomicU64,
+    /// When somebody was last in its way; 0: never.
+    last: AtomicU64,
+}
+
 /// What the decision rests on; shared by flushers, who measure, and workers, who ask.
 pub struct Admission {
+    started: Instant,
     wait_max: Duration,
     /// Rows a second that each flusher landed with its last full COPYs; 0 before the first.
     rates: Box<[AtomicU64]>,
@@ -35,14 +50,21 @@ pub struct Admission {
     waiting_rows: [AtomicI64; PRIORITY_COUNT],
     /// Rows of the backlog that an outage left.
     excused_rows: AtomicU64,
+    overloads: [Overload; PRIORITY_COUNT],
 }
 
 impl Admission {
     /// For `flushers` flushers and `BATCH_TIMEOUT_SECONDS`.
     pub fn new(flushers: usize, timeout: Duration) -> Self {
         let rates = (0..flushers).map(|_| AtomicU64::new(0)).collect();
-        let waiting_rows = std::array::from_fn(|_| AtomicI64::new(0));
-        Self { wait_max: timeout / 2, rates, waiting_rows, excused_rows: AtomicU64::new(0) }
+        Self {
+            started: Instant::now(),
+            wait_max: timeout / 2,
+            rates,
+            waiting_rows: Default::default(),
+            excused_rows: AtomicU64::new(0),
+            overloads: Default::default(),
+        }
     }
 
     /// Flusher `number` has landed `rows` in a full COPY that took `took`, from taking the rows to the commit.
@@ -78,7 +100,7 @@ impl Admission {
     }
 
     /// For how long a batch of `priority` should stay away, behind what waits at it and above; `None`: it may join.
-    pub fn refusal(&self, priority: Priority) -> Option<Duration> {
+    pub fn refusal(&self, priority: Priority, now: Instant) -> Option<Duration> {
         if self.is_excusing() {
             return None;
         }
@@ -87,7 +109,35 @@ impl Admission {
             return None;
         }
         let wait = Duration::from_secs_f64(self.waiting_rows_from(priority) as f64 / rate as f64);
-        wait.checked_sub(self.wait_max).filter(|over| !over.is_zero())
+        wait.checked_sub(self.wait_limit(priority, now)).filter(|over| !over.is_zero())
+    }
+
+    /// A batch of `priority` came that may not join.
+    pub fn turned_away(&self, priority: Priority, now: Instant) {
+        let (overload, now) = (&self.overloads[priority.lane()], self.milliseconds(now));
+        if !Self::goes_on(overload.last.swap(now, Relaxed), now) {
+            overload.begun.store(now, Relaxed);
+        }
+    }
+
+    /// How long a batch of `priority` may have to wait.
+    fn wait_limit(&self, priority: Priority, now: Instant) -> Duration {
+        let (overload, now) = (&self.overloads[priority.lane()], self.milliseconds(now));
+        if !Self::goes_on(overload.last.load(Relaxed), now) {
+            return self.wait_max;
+        }
+        let lasted = Duration::from_millis(now.saturating_sub(overload.begun.load(Relaxed)));
+        self.wait_max.saturating_sub(lasted / 2).max(STANDING_WAIT_MAX.min(self.wait_max))
+    }
+
+    /// True when somebody was turned away at `last`, and that was not long ago.
+    fn goes_on(last: u64, now: u64) -> bool {
+        last > 0 && now.saturating_sub(last) < OVERLOAD_OVER_AFTER.as_millis() as u64
+    }
+
+    /// At least 1.
+    fn milliseconds(&self, now: Instant) -> u64 {
+        now.saturating_duration_since(self.started).as_millis() as u64 + 1
     }
 
     fn waiting_rows_from(&self, priority: Priority) -> u64 {
@@ -117,25 +167,25 @@ mod tests {
 
     #[test]
     fn who_would_wait_too_long_is_told_for_how_long_to_stay_away() {
-        assert_eq!(steady(15_000).refusal(LOW), None);
-        assert_eq!(steady(17_000).refusal(LOW), Some(2 * SECOND));
+        assert_eq!(steady(15_000).refusal(LOW, Instant::now()), None);
+        assert_eq!(steady(17_000).refusal(LOW, Instant::now()), Some(2 * SECOND));
     }
 
     #[test]
     fn what_waits_below_a_priority_does_not_count() {
         let admission = steady(17_000);
-        assert_eq!(admission.refusal(HIGH), None);
+        assert_eq!(admission.refusal(HIGH, Instant::now()), None);
         admission.joined(HIGH, 17_000);
-        assert_eq!(admission.refusal(HIGH), Some(2 * SECOND));
+        assert_eq!(admission.refusal(HIGH, Instant::now()), Some(2 * SECOND));
         admission.left(HIGH, 2_000);
-        assert_eq!(admission.refusal(HIGH), None);
+        assert_eq!(admission.refusal(HIGH, Instant::now()), None);
     }
 
     #[test]
     fn nothing_is_refused_before_postgresql_has_shown_what_it_can() {
         let admission = Admission::new(2, SECOND);
         admission.joined(LOW, u32::MAX);
-        assert_eq!(admission.refusal(LOW), None);
+        assert_eq!(admission.refusal(LOW, Instant::now()), None);
     }
 
     #[test]
@@ -143,22 +193,22 @@ mod tests {
         let admission = steady(100_000);
         admission.excuse_all();
         admission.joined(LOW, 100_000);
-        assert_eq!(admission.refusal(LOW), None);
+        assert_eq!(admission.refusal(LOW, Instant::now()), None);
         admission.left(LOW, 99_999);
-        assert_eq!(admission.refusal(LOW), None);
+        assert_eq!(admission.refusal(LOW, Instant::now()), None);
         admission.left(LOW, 5_000);
-        assert!(admission.refusal(LOW).is_some());
+        assert!(admission.refusal(LOW, Instant::now()).is_some());
         admission.left(LOW, 1);
-        assert!(admission.refusal(LOW).is_some(), "it does not wrap around");
+        assert!(admission.refusal(LOW, Instant::now()).is_some(), "it does not wrap around");
     }
 
     #[test]
     fn who_leaves_before_he_was_counted_in_makes_no_overload() {
         let admission = steady(0);
         admission.left(LOW, 1_000);
-        assert_eq!(admission.refusal(LOW), None);
+        assert_eq!(admission.refusal(LOW, Instant::now()), None);
         admission.joined(LOW, 16_000);
-        assert_eq!(admission.refusal(LOW), None);
+        assert_eq!(admission.refusal(LOW, Instant::now()), None);
     }
 
     #[test]
@@ -167,8 +217,47 @@ mod tests {
         for _ in 0..40 {
             admission.landed_full(0, 250, SECOND);
         }
-        assert!(admission.refusal(LOW).is_none());
+        assert!(admission.refusal(LOW, Instant::now()).is_none());
         admission.joined(LOW, 200);
-        assert!(admission.refusal(LOW).is_some());
+        assert!(admission.refusal(LOW, Instant::now()).is_some());
+    }
+
+    #[test]
+    fn an_overload_that_goes_on_shortens_the_queue_until_it_is_over() {
+        let admission = steady(16_000);
+        let at = |seconds| admission.started + seconds * SECOND;
+        assert_eq!(admission.wait_limit(LOW, at(0)), 15 * SECOND);
+        for seconds in 0..60 {
+            admission.turned_away(LOW, at(seconds));
+        }
+        assert_eq!(admission.wait_limit(LOW, at(59)), STANDING_WAIT_MAX);
+        assert_eq!(admission.wait_limit(HIGH, at(59)), 15 * SECOND, "each priority has its own");
+        assert_eq!(admission.refusal(LOW, at(59)), Some(16 * SECOND - STANDING_WAIT_MAX));
+        assert_eq!(admission.wait_limit(LOW, at(59) + OVERLOAD_OVER_AFTER), 15 * SECOND, "it is over");
+    }
+
+    #[test]
+    fn the_queue_is_shortened_half_as_fast_as_time_passes() {
+        let admission = steady(0);
+        let at = |seconds| admission.started + seconds * SECOND;
+        for seconds in 10..=20 {
+            admission.turned_away(LOW, at(seconds));
+        }
+        assert_eq!(admission.wait_limit(LOW, at(20)), 10 * SECOND);
+        admission.turned_away(LOW, at(20) + OVERLOAD_OVER_AFTER);
+        assert_eq!(
+            admission.wait_limit(LOW, at(20) + OVERLOAD_OVER_AFTER),
+            15 * SECOND,
+            "another overload begins anew"
+        );
+    }
+
+    #[test]
+    fn a_short_timeout_leaves_a_short_queue() {
+        let admission = Admission::new(1, 2 * SECOND);
+        let now = admission.started;
+        assert_eq!(admission.wait_limit(LOW, now), SECOND);
+        admission.turned_away(LOW, now);
+        assert_eq!(admission.wait_limit(LOW, now + SECOND), SECOND);
     }
 }

@@ -104,7 +104,7 @@ impl App {
         if !self.database.is_working() {
             return None;
         }
-        self.queue.admission.refusal(priority)
+        self.queue.admission.refusal(priority, Instant::now())
     }
 
     /// Why this node should get no traffic now; `None` when it is ready. PostgreSQL away alone is no reason.

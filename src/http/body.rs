@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use http_body_util::BodyExt;
 use hyper::StatusCode;
-use hyper::body::{Body, Incoming};
+use hyper::body::{Body, Bytes, Incoming};
 
 use crate::http::problem::Problem;
 use crate::limits::{
-    BODY_BUFFER_KEPT_BYTES_MAX, BODY_BUFFERS_KEPT_MAX, BODY_RESERVE_STEP_BYTES, RETRY_AFTER_BUSY_SECONDS,
+    BODY_BUFFER_KEPT_BYTES_MAX, BODY_BUFFERS_KEPT_MAX, BODY_DISCARDED_BYTES_MAX, BODY_RESERVE_STEP_BYTES,
+    LINGER_WAIT_MAX, RETRY_AFTER_BUSY_SECONDS,
 };
 use crate::ring::budget::Budget;
 
@@ -63,55 +64,111 @@ impl Drop for BodyBytes<'_> {
     }
 }
 
-/// Reads `incoming`, at most `bytes_max` bytes. A declared length over the limit is refused before anything
-/// is read; memory is taken from `budget` as bytes arrive, not as they are promised.
-pub async fn read<'a>(
-    mut incoming: Incoming,
+/// A body that arrives.
+pub struct Reader<'a> {
+    incoming: Incoming,
     bytes_max: usize,
-    pool: &'a BufferPool,
-    budget: &Arc<Budget>,
-) -> Result<BodyBytes<'a>, Problem> {
-    let declared = incoming.size_hint();
-    if declared.lower() > bytes_max as u64 {
-        return Err(too_large(bytes_max));
-    }
-    // What does not fit as it is promised is not begun: under overload most of what arrives would be read for nothing.
-    if declared.lower() > budget.limit().saturating_sub(budget.used()) {
-        return Err(busy());
-    }
-    let mut body = BodyBytes { bytes: pool.take(), reserved_bytes: 0, pool, budget: Arc::clone(budget) };
-    let expected = declared.exact().and_then(|bytes| usize::try_from(bytes).ok());
-    while let Some(frame) = incoming.frame().await {
-        let frame = frame.map_err(|error| {
-            let detail = if error.is_incomplete_message() {
-                "the request body ended early"
-            } else {
-                "the request body could not be read"
-            };
-            Problem::new(StatusCode::BAD_REQUEST, "body_incomplete", detail).and_close()
-        })?;
-        let Ok(data) = frame.into_data() else { continue };
-        let bytes = body.bytes.len() + data.len();
-        if bytes > bytes_max {
+    /// What came first: kept as it is, so that a request which is refused after a look at it costs no buffer.
+    head: Bytes,
+    body: BodyBytes<'a>,
+}
+
+impl<'a> Reader<'a> {
+    /// Receives the first bytes of `incoming`, which may be `bytes_max` bytes long. A declared length over that is
+    /// refused before anything is read; memory is taken from `budget` as bytes arrive, not as they are promised.
+    pub async fn begin(
+        incoming: Incoming,
+        bytes_max: usize,
+        pool: &'a BufferPool,
+        budget: &Arc<Budget>,
+    ) -> Result<Self, Problem> {
+        let declared = incoming.size_hint().lower();
+        if declared > bytes_max as u64 {
             return Err(too_large(bytes_max));
         }
-        while body.reserved_bytes < bytes as u64 {
-            if !budget.try_take(BODY_RESERVE_STEP_BYTES) {
+        let body = BodyBytes { bytes: Vec::new(), reserved_bytes: 0, pool, budget: Arc::clone(budget) };
+        let mut reader = Self { incoming, bytes_max, head: Bytes::new(), body };
+        // What does not fit as it is promised is not begun: under overload most of what arrives would be read for nothing.
+        if declared > budget.limit().saturating_sub(budget.used()) {
+            return Err(reader.refuse(busy()).await);
+        }
+        if let Some(data) = reader.receive().await? {
+            if let Err(problem) = reader.reserve(data.len()) {
+                return Err(reader.refuse(problem).await);
+            }
+            reader.head = data;
+        }
+        Ok(reader)
+    }
+
+    /// What has been received so far: anything from nothing to the whole body.
+    pub fn head(&self) -> &[u8] {
+        &self.head
+    }
+
+    /// Receives the rest.
+    pub async fn finish(mut self) -> Result<BodyBytes<'a>, Problem> {
+        let expected = self.incoming.size_hint().exact().and_then(|bytes| usize::try_from(bytes).ok());
+        self.body.bytes = self.body.pool.take();
+        self.body.bytes.reserve(self.head.len() + expected.unwrap_or(0));
+        self.body.bytes.extend_from_slice(&std::mem::take(&mut self.head));
+        while let Some(data) = self.receive().await? {
+            if let Err(problem) = self.reserve(self.body.bytes.len() + data.len()) {
+                return Err(self.refuse(problem).await);
+            }
+            self.body.bytes.extend_from_slice(&data);
+        }
+        Ok(self.body)
+    }
+
+    /// Refuses the request because of `problem`. A body of usual size is received to its end and thrown away, so that
+    /// the connection can be kept: that costs both sides less than a new connection for each refusal.
+    pub async fn refuse(mut self, problem: Problem) -> Problem {
+        if self.incoming.size_hint().upper().is_none_or(|bytes| bytes > BODY_DISCARDED_BYTES_MAX) {
+            return problem.and_close();
+        }
+        let discarded = async { while let Ok(Some(_)) = self.receive().await {} };
+        match tokio::time::timeout(LINGER_WAIT_MAX, discarded).await {
+            Ok(()) if self.incoming.is_end_stream() => problem,
+            _ => problem.and_close(),
+        }
+    }
+
+    async fn receive(&mut self) -> Result<Option<Bytes>, Problem> {
+        while let Some(frame) = self.incoming.frame().await {
+            let frame = frame.map_err(|error| {
+                let detail = if error.is_incomplete_message() {
+                    "the request body ended early"
+                } else {
+                    "the request body could not be read"
+                };
+                Problem::new(StatusCode::BAD_REQUEST, "body_incomplete", detail).and_close()
+            })?;
+            if let Ok(data) = frame.into_data() {
+                return Ok(Some(data));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Takes memory for a body of `bytes` so far.
+    fn reserve(&mut self, bytes: usize) -> Result<(), Problem> {
+        if bytes > self.bytes_max {
+            return Err(too_large(self.bytes_max));
+        }
+        while self.body.reserved_bytes < bytes as u64 {
+            if !self.body.budget.try_take(BODY_RESERVE_STEP_BYTES) {
                 return Err(busy());
             }
-            body.reserved_bytes += BODY_RESERVE_STEP_BYTES;
+            self.body.reserved_bytes += BODY_RESERVE_STEP_BYTES;
         }
-        if body.bytes.is_empty() {
-            body.bytes.reserve(expected.unwrap_or(data.len()));
-        }
-        body.bytes.extend_from_slice(&data);
+        Ok(())
     }
-    Ok(body)
 }
 
 fn busy() -> Problem {
     let detail = "too many request bytes are in flight; send again later";
-    Problem::unavailable("busy", detail, RETRY_AFTER_BUSY_SECONDS).and_close()
+    Problem::unavailable("busy", detail, RETRY_AFTER_BUSY_SECONDS)
 }
 
 fn too_large(bytes_max: usize) -> Problem {

@@ -15,13 +15,14 @@ use uuid::{Timestamp, Uuid};
 
 use crate::encode::block::{BLOCK_HEADER_BYTES_MAX, Block, BlockBuilder, BlockHeader};
 use crate::encode::tuple::{RowContext, append_tuple};
-use crate::http::body::{self, BodyBytes};
+use crate::http::body::{BodyBytes, Reader};
 use crate::http::problem::{ErrorItem, Problem};
 use crate::http::query::{IngestQuery, Invalid};
 use crate::http::route::{Reply, json};
 use crate::http::submission::{Refused, Submission};
 use crate::http::worker::Worker;
 use crate::journal::SpaceError;
+use crate::json::peek::{PeekedPriority, peek_body, peek_head};
 use crate::json::{BodyError, Reject, ScanLimits, Scratch, scan_body};
 use crate::limits::{
     ADMITTING_POLL, COMMIT_ACK_WAIT_MAX, ERRORS_LISTED_MAX, LOOKUP_INGEST_WAIT_MAX, OVERLOAD_POLL, OVERLOAD_WAIT_MAX,
@@ -65,7 +66,13 @@ pub async fn post(worker: &Worker, request: Request<Incoming>) -> Reply {
     let query = IngestQuery::parse(head.uri.query()).map_err(Problem::and_close)?;
     let id = chosen_id(&head.headers, &query).map_err(Problem::and_close)?;
     let settings = &worker.app.settings;
-    let mut body = body::read(incoming, settings.body_bytes_max, &worker.buffers, &worker.app.request_bytes).await?;
+    let budget = &worker.app.request_bytes;
+    let reader = Reader::begin(incoming, settings.body_bytes_max, &worker.buffers, budget).await?;
+    if let Err(problem) = wait_for_room_if_known(worker, || peek_head(reader.head()), &query).await {
+        return Err(reader.refuse(problem).await);
+    }
+    let mut body = reader.finish().await?;
+    wait_for_room_if_known(worker, || peek_body(body.as_slice()), &query).await?;
     let encoded = encode(worker, body.as_slice(), &query, id)?;
     body.exchange_for(encoded.block.memory_bytes() as u64);
     let level = query.ack.unwrap_or(settings.ack);
@@ -293,16 +300,34 @@ async fn take(worker: &Worker, encoded: Encoded, held: BodyBytes<'_>, level: Ack
 /// then send as fast as it commits, and neither they nor the server spend anything on refusals. Others are refused
 /// after a while.
 async fn wait_for_room(worker: &Worker, priority: Priority) -> Result<(), Problem> {
-    let deadline = Instant::now() + OVERLOAD_WAIT_MAX;
+    let arrived = Instant::now();
     while let Some(over) = worker.app.overload(priority) {
-        if Instant::now() >= deadline || worker.app.is_draining() {
-            let detail = "PostgreSQL has more to commit than it can in time; nothing of the batch was taken";
+        let now = Instant::now();
+        worker.app.queue.admission.turned_away(priority, now);
+        if now - arrived >= OVERLOAD_WAIT_MAX || worker.app.is_draining() {
+            let detail = "PostgreSQL has more to commit than it can in time; nothing was taken from this request";
             let seconds = over.as_secs().clamp(1, RETRY_AFTER_OVERLOAD_SECONDS_MAX);
             return Err(Problem::unavailable("overloaded", detail, seconds as u32));
         }
         tokio::time::sleep(OVERLOAD_POLL).await;
     }
     Ok(())
+}
+
+/// The same before the body is scanned, or received at all, when an overload makes it worth a look whose turn it is.
+async fn wait_for_room_if_known(
+    worker: &Worker,
+    peek: impl Fn() -> PeekedPriority,
+    query: &IngestQuery,
+) -> Result<(), Problem> {
+    if worker.app.overload(Priority::default()).is_none() {
+        return Ok(());
+    }
+    match peek() {
+        PeekedPriority::Given(priority) => wait_for_room(worker, priority).await,
+        PeekedPriority::Absent => wait_for_room(worker, query.priority.unwrap_or_default()).await,
+        PeekedPriority::Unknown => Ok(()),
+    }
 }
 
 fn no_room(refusal: SpaceError) -> Problem {

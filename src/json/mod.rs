@@ -19,11 +19,14 @@
 //! - [`scan::oracle`] implements the same contract a second time, slowly and obviously; both must agree
 //!   on every input.
 //!
+//! Beside the path is [`peek`]: a hint for a server under overload.
+//!
 //! Absent on purpose: values. Numbers stay text, strings are unescaped only where they become text columns.
 //! NDJSON and CloudEvents will be siblings of [`envelope`] that call [`event::EventScanner::event`] per line or item.
 
 pub mod envelope;
 pub mod event;
+pub mod peek;
 mod pointer;
 pub mod reject;
 pub mod scan;

@@ -6,5 +6,6 @@ pub mod affinity;
 pub mod child;
 pub mod clock;
 pub mod lock;
+pub mod open_files;
 pub mod signals;
 pub mod socket;

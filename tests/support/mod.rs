@@ -17,6 +17,7 @@ pub mod raw;
 pub mod redis;
 pub mod server;
 pub mod tls;
+pub mod urgent;
 
 use std::fs;
 use std::io::{self, Write};

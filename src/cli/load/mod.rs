@@ -40,6 +40,7 @@ use self::tally::Tally;
 use super::failure::Failure;
 use super::{database, settings};
 use crate::config::settings::Key;
+use crate::sys::open_files;
 use crate::types::PRIORITY_MAX;
 
 /// Priorities of `--priority mixed`: mostly bulk, some of everything else.
@@ -133,6 +134,7 @@ fn get<T: Clone + Send + Sync + 'static>(matches: &ArgMatches, name: &str) -> T 
 
 pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
     let plan = Plan::of(matches)?;
+    open_files::raise_limit();
     // Found out before the load, not after it.
     let mut client = match plan.check.as_str() {
         "table" => Some(database::connect(&settings::config(matches)?)?),

@@ -4,6 +4,9 @@ mod support;
 
 use std::time::Duration;
 
+use ingestd::status::model::rfc3339;
+use ingestd::sys::clock::wall_now;
+use ingestd::types::UnixMicros;
 use postgres::Client;
 use serde_json::{Value, json};
 use support::load::{body, wait_until_committed};
@@ -23,6 +26,14 @@ fn batch(id: &str, events: usize, bad: &[usize]) -> Value {
         event(number, json!({"batch": id, "amount": amount}))
     });
     json!({"batch_id": id, "events": all.collect::<Vec<_>>()})
+}
+
+/// The same with a time, so that the events of another batch can be the same ones.
+fn with_timestamps(mut batch: Value, at: UnixMicros) -> Value {
+    for event in batch["events"].as_array_mut().expect("events") {
+        event["timestamp"] = rfc3339(at).into();
+    }
+    batch
 }
 
 /// A server that has made its tables.
@@ -253,4 +264,35 @@ fn a_constraint_that_refuses_everything_is_told_and_does_not_hold_up_other_batch
     assert_eq!((&status["status"], counts(&status)), (&"failed".into(), [0, 0, 2000]));
     assert_eq!(count(&mut client, "dead_letter_events"), 2000);
     assert_eq!(server.log().matches("going row by row").count(), 1, "{}", server.log());
+}
+
+#[test]
+fn a_row_that_a_trigger_leaves_out_is_a_dead_letter_and_no_duplicate() {
+    let database = support::postgres::shared().create_database();
+    let (server, mut client) = (server_on(&database), database.connect());
+    client
+        .batch_execute(
+            "CREATE FUNCTION leave_out() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+               IF NEW.payload ->> 'amount' = '-1' THEN RETURN NULL; END IF; RETURN NEW; END $$;
+             CREATE TRIGGER leave_out BEFORE INSERT ON events FOR EACH ROW EXECUTE FUNCTION leave_out()",
+        )
+        .expect("a trigger");
+    assert_eq!(counts(&commit(&server, &batch("first", 100, &[7, 99]))), [98, 0, 2]);
+    let now = wall_now();
+    assert_eq!(counts(&commit(&server, &with_timestamps(batch("timed", 100, &[8]), now))), [99, 0, 1]);
+    let mixed = counts(&commit(&server, &with_timestamps(batch("duplicates", 101, &[8, 100]), now)));
+    assert_eq!(mixed, [0, 99, 2], "duplicates are told from what is left out");
+    let rows = client.query("SELECT DISTINCT sqlstate, message FROM dead_letter_events", &[]).expect("dead letters");
+    assert_eq!(rows.len(), 1);
+    assert_eq!(rows[0].get::<_, &str>(0), "02000");
+    assert!(rows[0].get::<_, &str>(1).contains("a trigger on events left the row out"));
+
+    let replay = || Ingestd::run_to_exit(&["dead-letter", "replay"], &[("DATABASE_URL", &database.url)]);
+    let left_out_again = replay();
+    assert_eq!(left_out_again.code, Some(1), "{}{}", left_out_again.stdout, left_out_again.stderr);
+    assert_eq!(count(&mut client, "dead_letter_events WHERE replayed_at IS NULL"), 5);
+    client.batch_execute("DROP TRIGGER leave_out ON events").expect("it is there");
+    let replayed = replay();
+    assert_eq!(replayed.code, Some(0), "{}{}", replayed.stdout, replayed.stderr);
+    assert_eq!(count(&mut client, "events"), 98 + 2 + 99 + 1 + 1, "8 was left out twice and is one event");
 }

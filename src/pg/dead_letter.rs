@@ -16,7 +16,7 @@ use postgres::{Client, GenericClient, IsolationLevel, Transaction};
 
 use super::connect::{TRANSACTION_LIMITS, one_line};
 use super::partitions::{self, Month, PartitionError};
-use super::sqlstate::{Verdict, verdict};
+use super::sqlstate::{Fault, Verdict, verdict};
 use crate::types::UnixMicros;
 
 /// A dead letter without its event.
@@ -184,6 +184,11 @@ fn replay_next(client: &mut Client, after: i64, id: Option<i64>) -> Result<Optio
     )?;
     let Some(number) = row.map(|row| row.get::<_, i64>(0)) else { return Ok(None) };
     let outcome = match insert(&mut transaction, number) {
+        Ok(false) if !is_there(&mut transaction, number)? => {
+            let fault = Fault::left_out();
+            refuse(&mut transaction, number, &fault.sqlstate, &fault.message)?;
+            Outcome::Refused(fault.message)
+        }
         Ok(inserted) => {
             let done = "UPDATE dead_letter_events SET replayed_at = clock_timestamp() WHERE id = $1";
             transaction.execute(done, &[&number])?;
@@ -197,8 +202,7 @@ fn replay_next(client: &mut Client, after: i64, id: Option<i64>) -> Result<Optio
         Err(error) if verdict_on(&error) == Verdict::RowFault => {
             let state = error.code().map_or("", SqlState::code);
             let message = error.as_db_error().map_or_else(String::new, |db| db.message().to_owned());
-            let again = "UPDATE dead_letter_events SET sqlstate = $2, message = $3 WHERE id = $1";
-            transaction.execute(again, &[&number, &state, &message])?;
+            refuse(&mut transaction, number, state, &message)?;
             Outcome::Refused(one_line(&error))
         }
         Err(error) => return Err(error.into()),
@@ -231,6 +235,23 @@ fn insert(transaction: &mut Transaction<'_>, number: i64) -> Result<bool, postgr
     )?;
     savepoint.commit()?;
     Ok(inserted > 0)
+}
+
+/// True when the event of row `number` is in the table.
+fn is_there(transaction: &mut Transaction<'_>, number: i64) -> Result<bool, postgres::Error> {
+    let query = concat!(
+        "SELECT EXISTS (SELECT FROM events e, (SELECT coalesce(event_id, event::json ->> 'event_id') AS event_id, ",
+        event_time!(),
+        r#" AS "at" FROM dead_letter_events WHERE id = $1) d WHERE e."timestamp" = d."at" AND e.event_id = d.event_id)"#
+    );
+    Ok(transaction.query_one(query, &[&number])?.get(0))
+}
+
+/// Notes why row `number` was refused this time.
+fn refuse(transaction: &mut Transaction<'_>, number: i64, state: &str, message: &str) -> Result<(), postgres::Error> {
+    let again = "UPDATE dead_letter_events SET sqlstate = $2, message = $3 WHERE id = $1";
+    transaction.execute(again, &[&number, &state, &message])?;
+    Ok(())
 }
 
 /// The month of row `number`'s event.

@@ -15,6 +15,7 @@ use crate::pg::ledger;
 use crate::pg::pool::Session;
 use crate::pg::quarantine::{DEAD_LETTER, Row, bury, land_or_bury};
 use crate::pg::sqlstate::{Fault, Verdict};
+use crate::pg::stage::Stage;
 use crate::status::model::Counts;
 use crate::types::{BatchKey, BodyDigest, Priority, UnixMicros};
 
@@ -42,7 +43,7 @@ pub enum Way {
     Plain,
     /// Through the temporary table, counting duplicates.
     Staged,
-    /// Through the temporary table, bisecting around refused rows.
+    /// Through the temporary table, bisecting around refused rows, telling duplicates from rows that were left out.
     Quarantine,
 }
 
@@ -102,12 +103,20 @@ pub fn land(
     let counts = match (way, stage) {
         (Way::Staged, Some(stage)) => {
             let inserted = stage.land(&mut transaction, ours.iter().map(|batch| batch.tuples))?;
-            ours.iter().map(|batch| staged_counts(batch, inserted.get(&*batch.key.id).copied())).collect()
+            let counts: Vec<_> =
+                ours.iter().map(|batch| staged_counts(batch, inserted.get(&*batch.key.id).copied())).collect();
+            if counts.iter().any(|counts| counts.duplicates > 0) && Stage::may_leave_out(&mut transaction)? {
+                return Err(Fault::left_out());
+            }
+            counts
         }
         (Way::Quarantine, Some(stage)) => land_or_bury(&mut transaction, stage, &ours, &rows_of(&ours)?, node)?,
         _ if ours.is_empty() => Vec::new(),
         _ => {
-            copy_tuples(&mut transaction, &statements.copy, ours.iter().map(|batch| batch.tuples))?;
+            let copied = copy_tuples(&mut transaction, &statements.copy, ours.iter().map(|batch| batch.tuples))?;
+            if copied != ours.iter().map(|batch| u64::from(batch.events)).sum::<u64>() {
+                return Err(Fault::left_out());
+            }
             ours.iter().map(|batch| Counts { inserted: batch.events, ..Counts::default() }).collect()
         }
     };

@@ -2,7 +2,7 @@
 //! transaction that lands the others. O(bad · log n) statements; where one row after the other is refused, one a row, at
 //! a bounded pace.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use postgres::{Statement, Transaction};
 
@@ -54,15 +54,22 @@ pub fn land_or_bury(
         }
         let part = &rows[range.clone()];
         match land_part(transaction, stage, part)? {
-            Ok(inserted) => {
+            Ok(Outcome { inserted, left_out }) => {
                 refused_in_a_row = 0;
                 for row in part {
-                    counts[row.batch].duplicates += 1;
+                    let counts = &mut counts[row.batch];
+                    if left_out.contains(&(row.view.event_id.to_string(), row.view.timestamp.0)) {
+                        bury(transaction, &dead_letter, &batches[row.batch], &row.view, &Fault::left_out(), node)?;
+                        counts.dead_lettered += 1;
+                    } else {
+                        counts.duplicates += 1;
+                    }
                 }
                 for (batch_id, inserted) in inserted {
-                    let counts = &mut counts[index[&*batch_id]];
-                    counts.inserted += inserted;
-                    counts.duplicates -= inserted;
+                    // A trigger may have changed the id.
+                    let Some(at) = index.get(&*batch_id) else { continue };
+                    counts[*at].inserted += inserted;
+                    counts[*at].duplicates = counts[*at].duplicates.saturating_sub(inserted);
                 }
             }
             Err(fault) if part.len() == 1 => {
@@ -88,20 +95,25 @@ pub fn land_or_bury(
     Ok(counts)
 }
 
+/// What became of rows none of which was refused. The others were there already.
+struct Outcome {
+    /// Rows inserted, by batch id.
+    inserted: HashMap<String, u32>,
+    /// Ids and times of those that triggers left out.
+    left_out: HashSet<(String, i64)>,
+}
+
 /// Tries `part` under a savepoint: the outer error ends everything, the inner one is a row's fault.
 fn land_part(
     transaction: &mut Transaction<'_>,
     stage: &Stage,
     part: &[Row<'_>],
-) -> Result<Result<HashMap<String, u32>, Fault>, Fault> {
+) -> Result<Result<Outcome, Fault>, Fault> {
     let mut savepoint = transaction.transaction()?;
-    let landed = stage
-        .land(&mut savepoint, part.iter().map(|row| row.bytes))
-        .and_then(|inserted| Stage::clear(&mut savepoint).map(|()| inserted));
-    match landed.map_err(Fault::from) {
-        Ok(inserted) => {
+    match try_part(&mut savepoint, stage, part).map_err(Fault::from) {
+        Ok(outcome) => {
             savepoint.commit()?;
-            Ok(Ok(inserted))
+            Ok(Ok(outcome))
         }
         Err(fault) if fault.verdict == Verdict::RowFault => {
             savepoint.rollback()?;
@@ -109,6 +121,14 @@ fn land_part(
         }
         Err(fault) => Err(fault),
     }
+}
+
+fn try_part(transaction: &mut Transaction<'_>, stage: &Stage, part: &[Row<'_>]) -> Result<Outcome, postgres::Error> {
+    let inserted = stage.land(transaction, part.iter().map(|row| row.bytes))?;
+    let all_are_in = inserted.values().map(|rows| *rows as usize).sum::<usize>() == part.len();
+    let left_out = if all_are_in { HashSet::new() } else { Stage::left_out(transaction)? };
+    Stage::clear(transaction)?;
+    Ok(Outcome { inserted, left_out })
 }
 
 /// Writes one event to the dead letters, as JSON text with its payload as it was sent.

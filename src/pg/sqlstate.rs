@@ -6,6 +6,7 @@
 //! | 23505 | rows that are there already | [`Verdict::Duplicates`] |
 //! | 23514 without a constraint's name | no partition for the row | [`Verdict::MissingPartition`] |
 //! | 22, 23, 44, 54, P0, and classes that users define | this row cannot be stored | [`Verdict::RowFault`] |
+//! | none, but fewer rows than were sent | a trigger left this row out | [`Verdict::RowFault`] |
 //! | 3F, 42 | the schema is not what it should be | [`Verdict::Schema`] |
 //! | everything else (08, 25, 28, 40, 53, 55, 57, 58, XX …) | the server's state | [`Verdict::Retry`] |
 //!
@@ -62,6 +63,12 @@ impl Fault {
     /// The connection or the pool failed before PostgreSQL could answer.
     pub fn lost(message: impl AsRef<str>) -> Self {
         Self { verdict: Verdict::Retry, sqlstate: "08000".to_owned(), message: one_line(message.as_ref()) }
+    }
+
+    /// A row was neither stored nor refused: a `BEFORE` trigger answered NULL. SQLSTATE 02000 is "no data".
+    pub fn left_out() -> Self {
+        let message = "a trigger on events left the row out: it returned NULL (SQLSTATE 02000)".to_owned();
+        Self { verdict: Verdict::RowFault, sqlstate: "02000".to_owned(), message }
     }
 }
 

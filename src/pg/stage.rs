@@ -1,7 +1,7 @@
 //! The way for rows that may be there already: COPY into a temporary table, then
 //! `INSERT … ON CONFLICT DO NOTHING`. About 1.6 times the cost of a plain COPY, so only on demand.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use postgres::{Client, Statement, Transaction};
 
@@ -41,6 +41,25 @@ impl Stage {
         copy_tuples(transaction, &self.copy, parts)?;
         let rows = transaction.query(&self.insert, &[])?;
         Ok(rows.iter().map(|row| (row.get(0), u32::try_from(row.get::<_, i64>(1)).unwrap_or(u32::MAX))).collect())
+    }
+
+    /// Ids and times (microseconds) of staged rows that [`Self::land`] neither inserted nor found in `events`: triggers
+    /// left them out.
+    pub fn left_out(transaction: &mut Transaction<'_>) -> Result<HashSet<(String, i64)>, postgres::Error> {
+        let rows = transaction.query(
+            "SELECT event_id, (extract(epoch FROM \"timestamp\") * 1000000)::bigint FROM ingest_stage s WHERE NOT EXISTS \
+             (SELECT FROM events e WHERE e.\"timestamp\" = s.\"timestamp\" AND e.event_id = s.event_id)",
+            &[],
+        )?;
+        Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+    }
+
+    /// True when a trigger is there that may leave rows out: before each row, on `events` or one of its partitions.
+    pub fn may_leave_out(transaction: &mut Transaction<'_>) -> Result<bool, postgres::Error> {
+        // Bits of tgtype, from PostgreSQL's catalog/pg_trigger.h: 1 for each row, 2 before, 4 on INSERT.
+        let query = "SELECT EXISTS (SELECT FROM pg_trigger WHERE NOT tgisinternal AND tgenabled <> 'D' AND tgtype & 7 = 7 \
+                     AND tgrelid IN (SELECT relid FROM pg_partition_tree('events')))";
+        Ok(transaction.query_one(query, &[])?.get(0))
     }
 
     /// Empties the stage within a transaction.

@@ -44,8 +44,8 @@ fn rows_that_went_away_are_lost_and_the_exit_code_says_so() {
     let database = support::postgres::shared().create_database();
     let server = Ingestd::builder().database(&database).start();
     let swallow = "CREATE FUNCTION swallow() RETURNS trigger LANGUAGE plpgsql AS
-                   $$ BEGIN IF NEW.event_id LIKE '%7' THEN RETURN NULL; END IF; RETURN NEW; END $$;
-                   CREATE TRIGGER swallow BEFORE INSERT ON events FOR EACH ROW EXECUTE FUNCTION swallow()";
+                   $$ BEGIN DELETE FROM events WHERE event_id LIKE '%7'; RETURN NULL; END $$;
+                   CREATE TRIGGER swallow AFTER INSERT ON events FOR EACH STATEMENT EXECUTE FUNCTION swallow()";
     database.connect().batch_execute(swallow).expect("a trigger");
     let (finished, report) = load(&server, &database, &["--check", "table", "--check-wait", "3s"]);
     assert_eq!(finished.code, Some(1), "{}", finished.stdout);

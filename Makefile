@@ -13,7 +13,10 @@ ARGS ?=
 # How long the random faults of `make soak` last.
 SOAK_MINUTES ?= 5
 
-.PHONY: help setup build run test soak loom bench clean
+# How long each target of `make fuzz` runs.
+FUZZ_SECONDS ?= 60
+
+.PHONY: help setup build run test soak fuzz loom bench clean
 
 help: ## this list
 	@sed -nE 's/^([a-z]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 14
@@ -37,6 +40,10 @@ test: ## formatting, lints, and every test against a real PostgreSQL and Redis
 soak: ## random faults for SOAK_MINUTES (5), then duplicates, outages, an overload (7); lost=0 duplicated=0 or a failure
 	@deploy/setup.sh test
 	SOAK_MINUTES=$(SOAK_MINUTES) cargo test --locked --release --test 'soak*' -- --ignored --nocapture --test-threads=1
+
+fuzz: ## coverage-guided fuzzing of the parsers, FUZZ_SECONDS (60) each; what fails is kept in target/fuzz
+	@deploy/setup.sh run
+	@fuzz/run.sh $(FUZZ_SECONDS)
 
 loom: ## every interleaving of the small lock-free parts
 	@deploy/setup.sh run

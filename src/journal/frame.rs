@@ -34,7 +34,8 @@ pub const FRAME_HEADER_BYTES: usize = 64;
 pub const FRAME_ALIGN: usize = 8;
 /// The version this code writes, and the newest that it reads.
 pub const FRAME_VERSION: u8 = 1;
-const MAGIC: [u8; 4] = [0xF5, b'i', b'J', 0xFF];
+/// What a frame begins with.
+pub const MAGIC: [u8; 4] = [0xF5, b'i', b'J', 0xFF];
 
 /// Bytes that a frame with `payload_bytes` of payload takes in a segment.
 pub const fn framed_bytes(payload_bytes: usize) -> u64 {

@@ -87,8 +87,11 @@ function done(summary, latency)
   local refused = summary.errors.status
   local answered = summary.requests - refused
   local socket_errors = summary.errors.connect + summary.errors.read + summary.errors.write + summary.errors.timeout
+  local percentiles = {}
+  for _, percentile in ipairs({ 0, 10, 20, 30, 40, 50, 60, 70, 75, 80, 85, 90, 92, 94, 95, 96, 97, 98, 99, 99.5, 99.8, 99.9, 99.99 }) do
+    percentiles[#percentiles + 1] = string.format("[%g,%.3f]", percentile, latency:percentile(percentile) / 1e3)
+  end
   io.write(string.format(
-    '{"requests":%d,"refused":%d,"socket_errors":%d,"seconds":%.3f,"events":%d,"p50_ms":%.3f,"p95_ms":%.3f,"p99_ms":%.3f}\n',
-    answered, refused, socket_errors, summary.duration / 1e6, answered * EVENTS,
-    latency:percentile(50) / 1e3, latency:percentile(95) / 1e3, latency:percentile(99) / 1e3))
+    '{"requests":%d,"refused":%d,"socket_errors":%d,"seconds":%.3f,"events":%d,"percentiles_ms":[%s]}\n',
+    answered, refused, socket_errors, summary.duration / 1e6, answered * EVENTS, table.concat(percentiles, ",")))
 end

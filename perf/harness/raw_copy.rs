@@ -1,67 +1,79 @@
-//! Tools of `perf/compare.sh`: a PostgreSQL to measure against, and the limit that it sets.
-//!
-//! `bench postgres DIR`: starts the embedded PostgreSQL in DIR, prints its URL, stops at the end of stdin.
-//! `bench raw-copy URL CONNECTIONS TOTAL ROWS`: binary COPY of TOTAL pre-encoded rows of the same shape as
-//! `perf/load.lua` sends, ROWS a transaction, over CONNECTIONS connections; prints rows a second. The time in which
-//! rows are encoded and ids made unique does not count.
+//! The limit that PostgreSQL sets: binary COPY of pre-encoded rows of the shape that `perf/load.lua` sends. The time in
+//! which rows are encoded and ids made unique does not count.
 
-use std::io::{Read, Write};
+use std::io::Write;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use ingestd::encode::tuple::{COPY_COLUMNS, COPY_HEADER, COPY_TRAILER, RowContext, append_tuple};
 use ingestd::json::{ScanLimits, Scratch, scan_body};
-use ingestd::pg::embedded::{Embedded, EmbeddedOptions};
+use ingestd::pg::month::Month;
 use ingestd::sys::clock::wall_now;
 use ingestd::types::{Priority, UnixMicros};
+use postgres::{Client, NoTls};
 
-type Failure = Box<dyn std::error::Error + Send + Sync>;
+use crate::Failure;
+use crate::compare::SAMPLE_INTERVAL;
 
-fn main() -> Result<(), Failure> {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    match arguments[..] {
-        ["postgres", dir] => postgres(dir),
-        ["raw-copy", url, connections, total, rows] => {
-            raw_copy(url, connections.parse()?, total.parse()?, rows.parse()?)
-        }
-        _ => Err("usage: bench postgres DIR | bench raw-copy URL CONNECTIONS TOTAL ROWS".into()),
-    }
+const CHUNK_BYTES: usize = 256 * 1024;
+
+/// Rows sent and the time that it took.
+pub struct Copied {
+    /// Rows that are in the table.
+    pub rows: u64,
+    /// Time in COPY and COMMIT, averaged over the connections.
+    pub seconds: f64,
 }
 
-fn postgres(dir: &str) -> Result<(), Failure> {
-    let embedded = Embedded::start(&EmbeddedOptions::new(dir))?;
-    println!("{}", embedded.url(None));
-    std::io::stdin().read_to_end(&mut Vec::new())?;
-    embedded.stop()?;
-    Ok(())
-}
-
-/// Sends COPYs until `total` rows are in; every connection has its own rows.
-fn raw_copy(url: &str, connections: usize, total: usize, rows: usize) -> Result<(), Failure> {
-    let started = Instant::now();
-    let totals = std::thread::scope(|scope| {
+/// Copies `total` rows over `connections` connections, `rows` a transaction; the rows so far at times since the start, too.
+pub fn run(url: &str, connections: usize, total: usize, rows: usize) -> Result<(Copied, Vec<(f64, u64)>), Failure> {
+    make_tables(url)?;
+    let (committed, ended) = (AtomicU64::new(0), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        let sampling = scope.spawn(|| sample(&committed, &ended));
         let threads: Vec<_> = (0..connections)
-            .map(|number| scope.spawn(move || copy_rows(url, number, total / connections, rows)))
+            .map(|number| {
+                let committed = &committed;
+                scope.spawn(move || copy_rows(url, number, total / connections, rows, committed))
+            })
             .collect();
-        threads
-            .into_iter()
-            .map(|thread| thread.join().map_err(|_| Failure::from("a connection's thread panicked"))?)
-            .collect::<Result<Vec<_>, Failure>>()
-    })?;
-    let (rows, seconds) = (totals.iter().map(|total| total.0).sum::<usize>(), started.elapsed().as_secs_f64());
-    let sending: f64 = totals.iter().map(|total| total.1.as_secs_f64()).sum::<f64>() / connections as f64;
-    println!(
-        "{{\"rows\":{rows},\"seconds\":{sending:.3},\"wall_seconds\":{seconds:.3},\"rows_per_second\":{:.0}}}",
-        rows as f64 / sending
-    );
+        let joined: Vec<_> = threads.into_iter().map(|thread| thread.join()).collect();
+        ended.store(true, Relaxed);
+        let samples = sampling.join().map_err(|_| "the sampling thread panicked")?;
+        let mut sending = Duration::ZERO;
+        for result in joined {
+            sending += result.map_err(|_| "a connection's thread panicked")??;
+        }
+        let seconds = sending.as_secs_f64() / connections as f64;
+        Ok((Copied { rows: committed.load(Relaxed), seconds }, samples))
+    })
+}
+
+fn sample(committed: &AtomicU64, ended: &AtomicBool) -> Vec<(f64, u64)> {
+    let (begun, mut samples) = (Instant::now(), Vec::new());
+    while !ended.load(Relaxed) {
+        samples.push((begun.elapsed().as_secs_f64(), committed.load(Relaxed)));
+        std::thread::sleep(SAMPLE_INTERVAL);
+    }
+    samples.push((begun.elapsed().as_secs_f64(), committed.load(Relaxed)));
+    samples
+}
+
+/// The tables of ingestd with the months that the rows fall into.
+fn make_tables(url: &str) -> Result<(), Failure> {
+    let mut client = Client::connect(url, NoTls)?;
+    ingestd::pg::migrate::migrate(&mut client)?;
+    let now = wall_now();
+    let months = [now.0 - 20 * 86_400_000_000, now.0].map(|at| Month::of(UnixMicros(at)));
+    ingestd::pg::partitions::ensure(&mut client, &months)?;
     Ok(())
 }
 
-/// Rows sent and the time that COPY and COMMIT took, without the time in which ids were made unique.
-fn copy_rows(url: &str, number: usize, total: usize, rows: usize) -> Result<(usize, Duration), Failure> {
-    let mut client = postgres::Client::connect(url, postgres::NoTls)?;
+/// The time that COPY and COMMIT took.
+fn copy_rows(url: &str, number: usize, total: usize, rows: usize, committed: &AtomicU64) -> Result<Duration, Failure> {
+    let mut client = Client::connect(url, NoTls)?;
     let copy = client.prepare(&format!("COPY events ({COPY_COLUMNS}) FROM STDIN (FORMAT binary)"))?;
-    let (mut tuples, places) = encoded_rows(number, rows)?;
+    let (mut tuples, places) = encoded_rows(number, rows.min(total))?;
     let (mut sent, mut sending, mut counter) = (0, Duration::ZERO, 0u64);
     while sent < total {
         for place in &places {
@@ -72,16 +84,17 @@ fn copy_rows(url: &str, number: usize, total: usize, rows: usize) -> Result<(usi
         let mut transaction = client.transaction()?;
         let mut writer = transaction.copy_in(&copy)?;
         writer.write_all(&COPY_HEADER)?;
-        for chunk in tuples.chunks(256 * 1024) {
+        for chunk in tuples.chunks(CHUNK_BYTES) {
             writer.write_all(chunk)?;
         }
         writer.write_all(&COPY_TRAILER)?;
         writer.finish()?;
         transaction.commit()?;
         sending += begun.elapsed();
-        sent += rows;
+        sent += places.len();
+        committed.fetch_add(places.len() as u64, Relaxed);
     }
-    Ok((sent, sending))
+    Ok(sending)
 }
 
 /// `rows` tuples, and where each has the 12 digits of its id.

@@ -45,6 +45,10 @@ use crate::types::PRIORITY_MAX;
 
 /// Priorities of `--priority mixed`: mostly bulk, some of everything else.
 const PRIORITIES_MIXED: [u8; 8] = [0, 0, 5, 0, 8, 0, 3, 10];
+/// More than any server takes in one request, and bodies that still fit into memory.
+const BATCH_EVENTS_MAX: u64 = 100_000;
+/// Local ports that a client has for one address, about.
+const CONNECTIONS_MAX: u64 = 28_000;
 /// How long requests that are late may still be sent after the end.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(10);
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
@@ -55,8 +59,8 @@ pub(super) fn command() -> Command {
     let option = |name: &'static str, value: &'static str, help: &'static str| {
         Arg::new(name).long(name).value_name(value).help(help)
     };
-    let number = |name, value, fallback, help| {
-        option(name, value, help).default_value(fallback).value_parser(value_parser!(u64).range(1..=1_000_000_000))
+    let number = |name, fallback, max, help| {
+        option(name, "N", help).default_value(fallback).value_parser(value_parser!(u64).range(1..=max))
     };
     let acks = PossibleValuesParser::new(["memory", "journal", "commit"]);
     let checks = PossibleValuesParser::new(["status", "table", "none"]);
@@ -70,10 +74,10 @@ pub(super) fn command() -> Command {
         .after_help("Example: ingestd load --rate 10000 --duration 60s --batch 100 --ack commit")
         .args([
             option("url", "URL", "the server").default_value("http://127.0.0.1:8000"),
-            number("rate", "N", "10000", "events a second"),
+            number("rate", "10000", 1_000_000_000, "events a second"),
             option("duration", "TIME", "how long, such as 300s or 5m").default_value("10s").value_parser(parse_duration),
-            number("batch", "N", "1000", "events a request"),
-            number("connections", "N", "16", "connections"),
+            number("batch", "1000", BATCH_EVENTS_MAX, "events a request"),
+            number("connections", "16", CONNECTIONS_MAX, "connections"),
             option("priority", "0..10|mixed", "priority of the batches").default_value("mixed").value_parser(parse_priority),
             option("ack", "LEVEL", "ack level; unset: the server's default").value_parser(acks),
             option("event-bytes", "N|N..N", "size of an event; between two bounds it is spread, most near the lower one")

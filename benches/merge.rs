@@ -42,7 +42,7 @@ fn merge(count: usize, below: usize, now: Instant, ago: Duration) -> Merge<usize
 
 fn moment(now: Instant) -> Moment {
     let working_since = now - Duration::from_secs(3600);
-    Moment { now, others_busy: true, working_since, hurry: true, rows_target: COPY_ROWS }
+    Moment { now, others_rows: 1, working_since, hurry: true, rows_target: COPY_ROWS }
 }
 
 fn cut(merge: &mut Merge<usize>, moment: &Moment) -> Option<Cut<usize>> {

@@ -7,7 +7,10 @@ use crate::limits::{COPY_DURATION_TARGET, COPY_ROWS_MAX, LINGER_ADAPTIVE_MAX};
 /// How long a free flusher waits for more rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Linger {
-    /// Not at all while no other COPY runs, else up to [`LINGER_ADAPTIVE_MAX`] for `BATCH_SIZE` rows.
+    /// Not at all while no other COPY runs, else up to [`LINGER_ADAPTIVE_MAX`] for `BATCH_SIZE` rows, or for half of
+    /// what other COPYs have under way if that is more: clients that wait for their commits send their next batches
+    /// within moments of each other, and whoever took the first of them alone would pay for a COPY of its own and leave
+    /// the others to a large one.
     Adaptive,
     /// `BATCH_LINGER_MS`.
     Fixed(Duration),
@@ -26,6 +29,14 @@ pub struct CutSettings {
     pub linger: Linger,
 }
 
+impl CutSettings {
+    /// Rows that are worth starting a COPY for while others have `others_rows` under way.
+    pub fn rows_enough(&self, others_rows: u64) -> u64 {
+        let like_the_others = if self.linger == Linger::Adaptive { others_rows / 2 } else { 0 };
+        u64::from(self.rows_min).max(like_the_others)
+    }
+}
+
 /// What waits, as far as the decision to start needs it.
 #[derive(Clone, Copy, Debug)]
 pub struct Waiting {
@@ -39,13 +50,13 @@ pub struct Waiting {
     pub urgent: bool,
 }
 
-/// The moment at which a COPY of what waits should start; in the past means now.
-pub fn start_at(settings: &CutSettings, waiting: &Waiting, others_busy: bool) -> Instant {
-    let enough = waiting.rows >= u64::from(settings.rows_min) || waiting.bytes >= settings.bytes_max;
+/// The moment at which a COPY of what waits should start, beside other COPYs of `others_rows`; in the past means now.
+pub fn start_at(settings: &CutSettings, waiting: &Waiting, others_rows: u64) -> Instant {
+    let enough = waiting.rows >= settings.rows_enough(others_rows) || waiting.bytes >= settings.bytes_max;
     let linger = match settings.linger {
         _ if enough => Duration::ZERO,
         Linger::Fixed(linger) => linger,
-        Linger::Adaptive if waiting.urgent || !others_busy => Duration::ZERO,
+        Linger::Adaptive if waiting.urgent || others_rows == 0 => Duration::ZERO,
         Linger::Adaptive => LINGER_ADAPTIVE_MAX,
     };
     waiting.oldest_queued_at + linger.min(settings.timeout)
@@ -95,21 +106,32 @@ mod tests {
     #[test]
     fn an_idle_server_does_not_linger() {
         let few = waiting(1);
-        assert_eq!(start_at(&SETTINGS, &few, false), few.oldest_queued_at);
-        assert_eq!(start_at(&SETTINGS, &few, true), few.oldest_queued_at + LINGER_ADAPTIVE_MAX);
+        assert_eq!(start_at(&SETTINGS, &few, 0), few.oldest_queued_at);
+        assert_eq!(start_at(&SETTINGS, &few, 1), few.oldest_queued_at + LINGER_ADAPTIVE_MAX);
         let enough = waiting(1000);
-        assert_eq!(start_at(&SETTINGS, &enough, true), enough.oldest_queued_at);
+        assert_eq!(start_at(&SETTINGS, &enough, 1), enough.oldest_queued_at);
         let urgent = Waiting { urgent: true, ..few };
-        assert_eq!(start_at(&SETTINGS, &urgent, true), few.oldest_queued_at);
+        assert_eq!(start_at(&SETTINGS, &urgent, 1), few.oldest_queued_at);
+    }
+
+    #[test]
+    fn beside_a_large_copy_a_few_rows_more_are_worth_a_moment() {
+        let rows = waiting(3000);
+        assert_eq!(start_at(&SETTINGS, &rows, 6000), rows.oldest_queued_at);
+        assert_eq!(start_at(&SETTINGS, &rows, 6002), rows.oldest_queued_at + LINGER_ADAPTIVE_MAX);
+        let urgent = Waiting { urgent: true, ..rows };
+        assert_eq!(start_at(&SETTINGS, &urgent, 6002), rows.oldest_queued_at);
+        let fixed = CutSettings { linger: Linger::Fixed(Duration::from_secs(1)), ..SETTINGS };
+        assert_eq!(start_at(&fixed, &rows, 6002), rows.oldest_queued_at, "a number fixes it");
     }
 
     #[test]
     fn a_fixed_linger_ends_with_rows_bytes_or_the_timeout() {
         let fixed = CutSettings { linger: Linger::Fixed(Duration::from_secs(60)), ..SETTINGS };
         let few = waiting(1);
-        assert_eq!(start_at(&fixed, &few, false), few.oldest_queued_at + fixed.timeout);
+        assert_eq!(start_at(&fixed, &few, 0), few.oldest_queued_at + fixed.timeout);
         let large = Waiting { bytes: 1 << 20, ..few };
-        assert_eq!(start_at(&fixed, &large, false), few.oldest_queued_at);
+        assert_eq!(start_at(&fixed, &large, 0), few.oldest_queued_at);
     }
 
     #[test]

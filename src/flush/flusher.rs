@@ -114,9 +114,10 @@ impl Flusher {
                         // Somebody spent a wake-up on us while we were taking work: pass it on.
                         self.queue.wake_one(self.seat.role);
                     }
-                    self.queue.busy().fetch_add(1, Ordering::SeqCst);
+                    let rows = cut.items.iter().map(|item| u64::from(item.rows)).sum();
+                    self.queue.rows_under_way().fetch_add(rows, Ordering::SeqCst);
                     self.flush(session, cut);
-                    self.queue.busy().fetch_sub(1, Ordering::SeqCst);
+                    self.queue.rows_under_way().fetch_sub(rows, Ordering::SeqCst);
                 }
                 Next::WaitUntil(at) => {
                     drop(session);
@@ -141,7 +142,7 @@ impl Flusher {
     fn moment(&self) -> Moment {
         Moment {
             now: Instant::now(),
-            others_busy: self.queue.busy().load(Ordering::SeqCst) > 0,
+            others_rows: self.queue.rows_under_way().load(Ordering::SeqCst),
             working_since: self.tools.health.since(),
             hurry: self.queue.in_hurry(),
             rows_target: self.target.rows(),

@@ -41,8 +41,8 @@ pub enum Role {
 pub struct Moment {
     /// Now.
     pub now: Instant,
-    /// Another flusher has a COPY under way.
-    pub others_busy: bool,
+    /// Rows that other flushers have under way; 0 when no COPY runs.
+    pub others_rows: u64,
     /// Since when PostgreSQL works without interruption.
     pub working_since: Instant,
     /// Do not wait for more rows: memory is pressed, or the server drains.
@@ -125,11 +125,11 @@ impl<T> Merge<T> {
     /// Decides for a free flusher.
     pub fn next(&mut self, role: Role, moment: &Moment) -> Next<T> {
         let urgent_from = PRIORITY_RESERVED_MIN.lane();
-        let urgent = self.waiting(urgent_from, PRIORITY_COUNT);
+        let urgent = self.waiting(urgent_from, PRIORITY_COUNT, moment);
         if let Some(waiting) = urgent
             && !(role == Role::General && self.overdue(moment) && self.overdue_turn)
         {
-            let at = start_at(&self.settings, &waiting, moment.others_busy);
+            let at = start_at(&self.settings, &waiting, moment.others_rows);
             if moment.hurry || at <= moment.now {
                 self.overdue_turn = true;
                 return Next::Copy(self.take_by_priority(urgent_from, PRIORITY_COUNT, moment.rows_target));
@@ -141,11 +141,11 @@ impl<T> Merge<T> {
         if role == Role::Reserved {
             return Next::Idle;
         }
-        let Some(waiting) = self.waiting(0, urgent_from) else {
+        let Some(waiting) = self.waiting(0, urgent_from, moment) else {
             return urgent
-                .map_or(Next::Idle, |waiting| Next::WaitUntil(start_at(&self.settings, &waiting, moment.others_busy)));
+                .map_or(Next::Idle, |waiting| Next::WaitUntil(start_at(&self.settings, &waiting, moment.others_rows)));
         };
-        let at = start_at(&self.settings, &waiting, moment.others_busy);
+        let at = start_at(&self.settings, &waiting, moment.others_rows);
         if !moment.hurry && at > moment.now {
             return Next::WaitUntil(at);
         }
@@ -162,14 +162,15 @@ impl<T> Merge<T> {
 
     /// Rows, bytes and age of what waits in `lanes[from..to]`; `None` when nothing does. Stops counting once
     /// there is enough to start: the sums are for that decision only.
-    fn waiting(&self, from: usize, to: usize) -> Option<Waiting> {
+    fn waiting(&self, from: usize, to: usize, moment: &Moment) -> Option<Waiting> {
+        let rows_enough = self.settings.rows_enough(moment.others_rows);
         let oldest_queued_at =
             self.lanes[from..to].iter().filter_map(|lane| lane.front()).map(|item| item.queued_at).min()?;
         let (mut rows, mut bytes) = (0, 0);
         for item in self.lanes[from..to].iter().flatten() {
             rows += u64::from(item.rows);
             bytes += item.bytes;
-            if rows >= u64::from(self.settings.rows_min) || bytes >= self.settings.bytes_max {
+            if rows >= rows_enough || bytes >= self.settings.bytes_max {
                 break;
             }
         }
@@ -272,7 +273,7 @@ mod tests {
 
         fn moment(&self, at_seconds: u64, rows_target: u32) -> Moment {
             let now = self.start + Duration::from_secs(at_seconds);
-            Moment { now, others_busy: false, working_since: self.start, hurry: false, rows_target }
+            Moment { now, others_rows: 0, working_since: self.start, hurry: false, rows_target }
         }
 
         fn next(&mut self, role: Role, at_seconds: u64, rows_target: u32) -> Vec<&'static str> {
@@ -374,7 +375,7 @@ mod tests {
         let mut world = World::new();
         let priority = Priority::default();
         world.merge.push(Box::new(Item { priority, rows: 1, bytes: 1, queued_at: world.start, value: "a" }));
-        let moment = Moment { others_busy: true, ..world.moment(0, 100) };
+        let moment = Moment { others_rows: 1, ..world.moment(0, 100) };
         assert!(matches!(world.merge.next(Role::General, &moment), Next::WaitUntil(at) if at > world.start));
         assert!(matches!(world.merge.next(Role::General, &Moment { hurry: true, ..moment }), Next::Copy(_)));
     }

@@ -4,7 +4,7 @@
 //! that only flushers take. How flushers sleep and are woken is in [`crate::flush::sleepers`].
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use parking_lot::{Mutex, MutexGuard};
@@ -72,7 +72,7 @@ pub struct FlushQueue {
     merge: Mutex<Merge<Queued>>,
     postponed: Mutex<Postponed<Waiting>>,
     sleepers: Sleepers,
-    busy: AtomicUsize,
+    rows_under_way: AtomicU64,
     draining: AtomicBool,
     stopping: AtomicBool,
     /// Limits of what is queued.
@@ -98,7 +98,7 @@ impl FlushQueue {
             merge: Mutex::new(Merge::new(settings)),
             postponed: Mutex::default(),
             sleepers,
-            busy: AtomicUsize::new(0),
+            rows_under_way: AtomicU64::new(0),
             draining: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             budgets,
@@ -146,9 +146,9 @@ impl FlushQueue {
         self.sleepers.mark(seat, sleeping)
     }
 
-    /// Counts COPYs under way.
-    pub(super) fn busy(&self) -> &AtomicUsize {
-        &self.busy
+    /// Counts rows of COPYs under way.
+    pub(super) fn rows_under_way(&self) -> &AtomicU64 {
+        &self.rows_under_way
     }
 
     /// True when flushers should not wait for more rows.

@@ -27,7 +27,7 @@ pub fn run(plan: &Plan, work: &Path) -> Result<(), Failure> {
             eprintln!("round {round}: {run}");
             runs.add(run);
         };
-        add(disk::measure(work, &plan.load)?);
+        add(disk::measure(work, &plan.load, Duration::ZERO)?);
         add(measure(&Ingestd::new(&plan.ingestd, work, "memory"), &mut database, plan)?);
         let journal = measure(&Ingestd::new(&plan.ingestd, work, "journal"), &mut database, plan)?;
         let rows = journal.figures.rows as usize;

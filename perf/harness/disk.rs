@@ -15,8 +15,9 @@ const FILE_BYTES: u64 = 64 * 1024 * 1024;
 const EVENT_BYTES: u64 = 412;
 const DURATION: Duration = Duration::from_secs(2);
 
-/// Writes and syncs one batch after the other.
-pub fn measure(folder: &Path, load: &Options) -> Result<Run, Failure> {
+/// Writes and syncs one batch after the other, each after `pause`: a disk and a processor that idle in between take
+/// longer for each.
+pub fn measure(folder: &Path, load: &Options, pause: Duration) -> Result<Run, Failure> {
     let (path, group) = (folder.join("fdatasync"), vec![0x5A; (load.events * EVENT_BYTES) as usize]);
     let file = File::create(&path)?;
     let zeros = vec![0; 1024 * 1024];
@@ -26,6 +27,7 @@ pub fn measure(folder: &Path, load: &Options) -> Result<Run, Failure> {
     file.sync_all()?;
     let (begun, mut at, mut latencies) = (Instant::now(), 0, Vec::new());
     while begun.elapsed() < DURATION {
+        std::thread::sleep(pause);
         let started = Instant::now();
         file.write_all_at(&group, at)?;
         file.sync_data()?;

@@ -32,7 +32,7 @@ pub fn run(plan: &Plan, work: &Path) -> Result<(), Failure> {
     let mut database = Database::start(work)?;
     eprintln!("warm-up: raw COPY of {} rows", plan.warm_rows);
     raw_copy::run(database.url(), plan.raw_connections, plan.warm_rows, plan.raw_rows)?;
-    let mut targets = Vec::new();
+    let (machine, mut targets) = (process::machine(database.version()), Vec::new());
     let mut add = |target: Target| {
         eprintln!("{}: asked {}, measured {}", target.what, target.asked, target.measured);
         targets.push(target);
@@ -44,7 +44,7 @@ pub fn run(plan: &Plan, work: &Path) -> Result<(), Failure> {
     bench.small_requests(&mut database)?.into_iter().for_each(&mut add);
     add(bench.flat_cost(&mut database)?);
     add(bench.burst(database)?);
-    println!("{}\n\n| what | asked | measured | |\n|---|---|---|---|", process::machine(String::new()));
+    println!("{machine}\n\n| what | asked | measured | |\n|---|---|---|---|");
     for Target { what, asked, measured, met } in &targets {
         println!("| {what} | {asked} | {measured} | {} |", if *met { "met" } else { "**missed**" });
     }
@@ -104,11 +104,13 @@ impl Bench<'_> {
         let server = self.start("journal", &mut database.tables_of("ingestd")?)?;
         let report = self.load(&server, "--rate 10000 --batch 100 --ack journal --duration 10s")?;
         server.stop()?;
-        let synced = disk::measure(self.work, &group)?.figures.ack_ms.map_or(f64::NAN, |[p50, ..]| p50);
+        // As often as the load has the journal do it.
+        let pause = Duration::from_millis(10);
+        let synced = disk::measure(self.work, &group, pause)?.figures.ack_ms.map_or(f64::NAN, |[p50, ..]| p50);
         let (p50, most) = (latency(&report, "p50"), 2.0 * synced + 0.3);
         Ok(Target {
             what: "ack P50 at 10,000 events/s in batches of 100",
-            asked: format!("≤ {most:.2} ms: 2 × fdatasync ({synced:.2} ms) + 0.3 ms"),
+            asked: format!("≤ {most:.2} ms: 2 × fdatasync 100 times a second ({synced:.2} ms) + 0.3 ms"),
             measured: format!("{p50:.2} ms"),
             met: p50 <= most,
         })
@@ -199,7 +201,7 @@ impl Bench<'_> {
         let options = Options { seconds: 3, ..self.plan.load };
         let server = self.start("journal", &mut database.tables_of("ingestd")?)?;
         database.stop()?;
-        let synced = disk::measure(self.work, &options)?.figures.rows_per_second.unwrap_or(f64::NAN);
+        let synced = disk::measure(self.work, &options, Duration::ZERO)?.figures.rows_per_second.unwrap_or(f64::NAN);
         let before = process::tree_cpu_seconds(server.pid());
         let answers = load::start(&server.url(), "ack=journal", "mixed", &options)?.finish()?;
         let cpu = process::tree_cpu_seconds(server.pid()) - before;

@@ -30,7 +30,7 @@ fn priority(number: usize, below: usize) -> Priority {
 
 /// `count` waiting batches of priorities below `below`, queued within a second that ended `ago`.
 fn merge(count: usize, below: usize, now: Instant, ago: Duration) -> Merge<usize> {
-    let mut merge = Merge::new(SETTINGS);
+    let mut merge = Merge::new(SETTINGS, 1);
     let first = now - ago - Duration::from_secs(1);
     for number in 0..count {
         let queued_at = first + Duration::from_secs(1) * number as u32 / count as u32;

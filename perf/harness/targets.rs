@@ -172,18 +172,25 @@ impl Bench<'_> {
     fn flat_cost(&self, database: &mut Database) -> Result<Target, Failure> {
         let mut tables = database.tables_of("ingestd")?;
         let server = self.start("journal", &mut tables)?;
-        let first = self.stretch(&server, database)?;
+        let first = self.stretches(&server, database)?;
         raw_copy::run(tables.url(), self.plan.raw_connections, FILL_ROWS, self.plan.raw_rows)?;
-        let later = self.stretch(&server, database)?;
+        let later = self.stretches(&server, database)?;
         server.stop()?;
         let ratio = later[0] / first[0];
         let show = |[server, postgres]: [f64; 2]| format!("{server:.2} + {postgres:.2} µs");
         Ok(Target {
-            what: "CPU an event, first million against after 20 million rows",
+            what: "CPU an event, three million events into empty tables against three after 20 million rows",
             asked: "server's within 15 %".to_owned(),
             measured: format!("{ratio:.2} (server + PostgreSQL: {} then {})", show(first), show(later)),
             met: (0.85..=1.15).contains(&ratio),
         })
+    }
+
+    /// The median of three, by what the server takes: other tenants of a machine come and go.
+    fn stretches(&self, server: &Running, database: &Database) -> Result<[f64; 2], Failure> {
+        let mut costs = (0..3).map(|_| self.stretch(server, database)).collect::<Result<Vec<_>, _>>()?;
+        costs.sort_by(|one, other| one[0].total_cmp(&other[0]));
+        Ok(costs[1])
     }
 
     /// CPU of server and PostgreSQL for each event of a load that both can carry.

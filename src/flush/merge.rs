@@ -71,19 +71,61 @@ pub struct Cut<T> {
     pub is_full: bool,
 }
 
+/// The waiting batches of one priority, oldest first.
+struct Lane<T> {
+    /// Boxed: a long lane that grows moves pointers.
+    items: VecDeque<Box<Item<T>>>,
+    rows: u64,
+    bytes: u64,
+}
+
+impl<T> Lane<T> {
+    fn new() -> Self {
+        Self { items: VecDeque::new(), rows: 0, bytes: 0 }
+    }
+
+    fn count_in(&mut self, item: &Item<T>) {
+        self.rows += u64::from(item.rows);
+        self.bytes += item.bytes;
+    }
+
+    fn push_back(&mut self, item: Box<Item<T>>) {
+        self.count_in(&item);
+        self.items.push_back(item);
+    }
+
+    fn push_front(&mut self, item: Box<Item<T>>) {
+        self.count_in(&item);
+        self.items.push_front(item);
+    }
+
+    fn front(&self) -> Option<&Item<T>> {
+        self.items.front().map(|item| &**item)
+    }
+
+    fn pop_front(&mut self) -> Option<Box<Item<T>>> {
+        let item = self.items.pop_front()?;
+        self.rows -= u64::from(item.rows);
+        self.bytes -= item.bytes;
+        Some(item)
+    }
+}
+
 /// All waiting batches of the node, by priority.
 pub struct Merge<T> {
-    /// Boxed: a long lane that grows moves pointers.
-    lanes: [VecDeque<Box<Item<T>>>; PRIORITY_COUNT],
+    lanes: [Lane<T>; PRIORITY_COUNT],
     settings: CutSettings,
+    /// Flushers that share what waits.
+    flushers: u64,
     /// The last General cut went by priority although something was overdue.
     overdue_turn: bool,
 }
 
 impl<T> Merge<T> {
-    /// Empty.
-    pub fn new(settings: CutSettings) -> Self {
-        Self { lanes: std::array::from_fn(|_| VecDeque::new()), settings, overdue_turn: false }
+    /// Empty, for `flushers` flushers of [`Role::General`].
+    pub fn new(settings: CutSettings, flushers: usize) -> Self {
+        let lanes = std::array::from_fn(|_| Lane::new());
+        Self { lanes, settings, flushers: flushers.max(1) as u64, overdue_turn: false }
     }
 
     /// Adds a batch behind the others of its priority.
@@ -100,17 +142,17 @@ impl<T> Merge<T> {
 
     /// What waits, lowest priority first and oldest first within one.
     pub fn values_mut(&mut self) -> impl Iterator<Item = &mut T> {
-        self.lanes.iter_mut().flatten().map(|item| &mut item.value)
+        self.lanes.iter_mut().flat_map(|lane| &mut lane.items).map(|item| &mut item.value)
     }
 
     /// Batches waiting.
     pub fn len(&self) -> usize {
-        self.lanes.iter().map(VecDeque::len).sum()
+        self.lanes.iter().map(|lane| lane.items.len()).sum()
     }
 
     /// True when no batch waits.
     pub fn is_empty(&self) -> bool {
-        self.lanes.iter().all(VecDeque::is_empty)
+        self.lanes.iter().all(|lane| lane.items.is_empty())
     }
 
     /// True when something waits that `role` may take.
@@ -119,13 +161,13 @@ impl<T> Merge<T> {
             Role::General => 0,
             Role::Reserved => PRIORITY_RESERVED_MIN.lane(),
         };
-        self.lanes[from..].iter().any(|lane| !lane.is_empty())
+        self.lanes[from..].iter().any(|lane| !lane.items.is_empty())
     }
 
     /// Decides for a free flusher.
     pub fn next(&mut self, role: Role, moment: &Moment) -> Next<T> {
         let urgent_from = PRIORITY_RESERVED_MIN.lane();
-        let urgent = self.waiting(urgent_from, PRIORITY_COUNT, moment);
+        let urgent = self.waiting(urgent_from, PRIORITY_COUNT);
         if let Some(waiting) = urgent
             && !(role == Role::General && self.overdue(moment) && self.overdue_turn)
         {
@@ -141,7 +183,7 @@ impl<T> Merge<T> {
         if role == Role::Reserved {
             return Next::Idle;
         }
-        let Some(waiting) = self.waiting(0, urgent_from, moment) else {
+        let Some(waiting) = self.waiting(0, urgent_from) else {
             return urgent
                 .map_or(Next::Idle, |waiting| Next::WaitUntil(start_at(&self.settings, &waiting, moment.others_rows)));
         };
@@ -160,21 +202,20 @@ impl<T> Merge<T> {
         Next::Copy(self.take_by_priority(0, urgent_from, moment.rows_target))
     }
 
-    /// Rows, bytes and age of what waits in `lanes[from..to]`; `None` when nothing does. Stops counting once
-    /// there is enough to start: the sums are for that decision only.
-    fn waiting(&self, from: usize, to: usize, moment: &Moment) -> Option<Waiting> {
-        let rows_enough = self.settings.rows_enough(moment.others_rows);
-        let oldest_queued_at =
-            self.lanes[from..to].iter().filter_map(|lane| lane.front()).map(|item| item.queued_at).min()?;
-        let (mut rows, mut bytes) = (0, 0);
-        for item in self.lanes[from..to].iter().flatten() {
-            rows += u64::from(item.rows);
-            bytes += item.bytes;
-            if rows >= rows_enough || bytes >= self.settings.bytes_max {
-                break;
-            }
-        }
+    /// Rows, bytes and age of what waits in `lanes[from..to]`; `None` when nothing does.
+    fn waiting(&self, from: usize, to: usize) -> Option<Waiting> {
+        let lanes = &self.lanes[from..to];
+        let oldest_queued_at = lanes.iter().filter_map(Lane::front).map(|item| item.queued_at).min()?;
+        let (rows, bytes) = lanes.iter().fold((0, 0), |sums, lane| (sums.0 + lane.rows, sums.1 + lane.bytes));
         Some(Waiting { oldest_queued_at, rows, bytes, urgent: from >= PRIORITY_RESERVED_MIN.lane() })
+    }
+
+    /// Room for what one COPY may take of `lanes[from..to]`: a fair share, so that a batch does not wait for a large
+    /// COPY that it is not in, or is in without need; and no more than the target.
+    fn room(&self, from: usize, to: usize, rows_target: u32) -> Taken<T> {
+        let rows = self.lanes[from..to].iter().map(|lane| lane.rows).sum::<u64>();
+        let share = rows.div_ceil(self.flushers).max(u64::from(self.settings.rows_min));
+        Taken::new(share, u64::from(rows_target), self.settings.bytes_max)
     }
 
     /// True when a batch below priority 8 has waited half of the timeout while PostgreSQL worked.
@@ -186,28 +227,28 @@ impl<T> Merge<T> {
     }
 
     fn take_by_priority(&mut self, from: usize, to: usize, rows_target: u32) -> Cut<T> {
-        let mut taken = Taken::new(rows_target, self.settings.bytes_max);
+        let mut taken = self.room(from, to, rows_target);
         for lane in self.lanes[from..to].iter_mut().rev() {
             while let Some(item) = lane.front() {
                 if !taken.has_room(item) {
-                    return taken.into_cut(true);
+                    return taken.into_cut();
                 }
                 taken.items.extend(lane.pop_front());
             }
         }
-        taken.into_cut(false)
+        taken.into_cut()
     }
 
     fn take_by_age(&mut self, below: usize, rows_target: u32) -> Cut<T> {
-        let mut taken = Taken::new(rows_target, self.settings.bytes_max);
+        let mut taken = self.room(0, below, rows_target);
         loop {
             let fronts =
                 self.lanes[..below].iter().enumerate().filter_map(|(lane, items)| Some((items.front()?, lane)));
             let Some((item, lane)) = fronts.min_by_key(|(item, _)| item.queued_at) else {
-                return taken.into_cut(false);
+                return taken.into_cut();
             };
             if !taken.has_room(item) {
-                return taken.into_cut(true);
+                return taken.into_cut();
             }
             taken.items.extend(self.lanes[lane].pop_front());
         }
@@ -223,23 +264,27 @@ struct Taken<T> {
     items: Vec<Box<Item<T>>>,
     rows: u64,
     bytes: u64,
+    rows_share: u64,
     rows_target: u64,
     bytes_max: u64,
+    is_full: bool,
 }
 
 impl<T> Taken<T> {
-    fn new(rows_target: u32, bytes_max: u64) -> Self {
-        Self { items: Vec::new(), rows: 0, bytes: 0, rows_target: u64::from(rows_target), bytes_max }
+    fn new(rows_share: u64, rows_target: u64, bytes_max: u64) -> Self {
+        Self { items: Vec::new(), rows: 0, bytes: 0, rows_share, rows_target, bytes_max, is_full: false }
     }
 
-    fn into_cut(self, is_full: bool) -> Cut<T> {
-        Cut { items: self.items, is_full }
+    fn into_cut(self) -> Cut<T> {
+        Cut { items: self.items, is_full: self.is_full }
     }
 
     /// Counts `item` in when it fits; the first always does.
     fn has_room(&mut self, item: &Item<T>) -> bool {
         let (rows, bytes) = (self.rows + u64::from(item.rows), self.bytes + item.bytes);
-        if !self.items.is_empty() && (rows > self.rows_target || bytes > self.bytes_max) {
+        let passes_target = rows > self.rows_target || bytes > self.bytes_max;
+        if !self.items.is_empty() && (passes_target || rows > self.rows_share) {
+            self.is_full = passes_target;
             return false;
         }
         (self.rows, self.bytes) = (rows, bytes);
@@ -262,7 +307,7 @@ mod tests {
 
     impl World {
         fn new() -> Self {
-            Self { merge: Merge::new(SETTINGS), start: Instant::now() }
+            Self { merge: Merge::new(SETTINGS, 1), start: Instant::now() }
         }
 
         fn push(&mut self, priority: u8, at_seconds: u64, value: &'static str) {
@@ -378,5 +423,24 @@ mod tests {
         let moment = Moment { others_rows: 1, ..world.moment(0, 100) };
         assert!(matches!(world.merge.next(Role::General, &moment), Next::WaitUntil(at) if at > world.start));
         assert!(matches!(world.merge.next(Role::General, &Moment { hurry: true, ..moment }), Next::Copy(_)));
+    }
+
+    #[test]
+    fn a_copy_takes_its_share_of_a_short_queue_and_the_target_of_a_long_one() {
+        let mut world = World { merge: Merge::new(SETTINGS, 2), start: Instant::now() };
+        let values = ["1", "2", "3", "4", "5", "6", "7", "8"];
+        values.iter().for_each(|value| world.push(0, 0, value));
+        let cut = |world: &mut World, rows_target| match world.merge.next(Role::General, &world.moment(0, rows_target))
+        {
+            Next::Copy(cut) => (cut.items.len(), cut.is_full),
+            Next::WaitUntil(_) | Next::Idle => panic!("work waits"),
+        };
+        assert_eq!(cut(&mut world, 1000), (4, false), "half of eight for each");
+        assert_eq!(cut(&mut world, 1000), (2, false));
+        values.iter().for_each(|value| world.push(0, 0, value));
+        assert_eq!(cut(&mut world, 30), (3, true), "no more than the target");
+        assert_eq!([(); 4].map(|()| cut(&mut world, 1000).0), [3, 2, 1, 1], "at least BATCH_SIZE rows");
+        assert!(world.merge.is_empty());
+        assert!(world.merge.lanes.iter().all(|lane| (lane.rows, lane.bytes) == (0, 0)));
     }
 }

@@ -95,7 +95,7 @@ impl FlushQueue {
         let admission = Admission::new(seats.len(), settings.timeout);
         let queue = Self {
             lanes: Lanes::new(cores),
-            merge: Mutex::new(Merge::new(settings)),
+            merge: Mutex::new(Merge::new(settings, general)),
             postponed: Mutex::default(),
             sleepers,
             rows_under_way: AtomicU64::new(0),

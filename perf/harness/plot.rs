@@ -17,10 +17,12 @@ const COLOURS: [RGBColor; 5] = [
     RGBColor(110, 80, 160),
 ];
 
-/// A line; those of one name share a colour.
+/// A line.
 pub struct Line {
     /// The subject.
     pub name: String,
+    /// The subject's number, which is its colour in every drawing.
+    pub colour: usize,
     /// Rising in x.
     pub points: Vec<(f64, f64)>,
 }
@@ -31,7 +33,7 @@ pub fn latency(path: &Path, lines: &[Line]) -> Result<(), Failure> {
     let lines: Vec<Line> = (lines.iter())
         .map(|line| {
             let points = line.points.iter().map(|(percentile, ms)| (nines(*percentile), ms.max(0.01)));
-            Line { name: line.name.clone(), points: points.collect() }
+            Line { name: line.name.clone(), colour: line.colour, points: points.collect() }
         })
         .collect();
     let (low, high) = bounds(&lines);
@@ -96,10 +98,9 @@ where
         .draw()?;
     let mut names: Vec<&str> = Vec::new();
     for line in lines {
-        let known = names.iter().position(|name| *name == line.name);
-        let colour = COLOURS[known.unwrap_or(names.len()) % COLOURS.len()];
+        let colour = COLOURS[line.colour % COLOURS.len()];
         let series = chart.draw_series(LineSeries::new(line.points.iter().copied(), colour.stroke_width(2)))?;
-        if known.is_none() {
+        if !names.contains(&&*line.name) {
             names.push(&line.name);
             series
                 .label(&*line.name)

@@ -144,8 +144,8 @@ impl Runs {
         std::fs::write(folder.join("compare.md"), self.table())?;
         let subjects = self.subjects();
         let lines = |of: fn(&Run) -> Vec<(f64, f64)>| -> Vec<plot::Line> {
-            let all = subjects.iter().flat_map(|subject| {
-                self.of(subject).map(|run| plot::Line { name: (*subject).to_owned(), points: of(run) })
+            let all = subjects.iter().enumerate().flat_map(|(colour, subject)| {
+                self.of(subject).map(move |run| plot::Line { name: (*subject).to_owned(), colour, points: of(run) })
             });
             all.filter(|line| line.points.len() > 1).collect()
         };

@@ -1,18 +1,14 @@
-//! The fast scanner against the slow one, serde_json, and the rows that it makes.
+//! The fast scanner against the slow one, serde_json and simd-json, and the rows that it makes.
 #![no_main]
 
-use ingestd::encode::tuple::{RowContext, append_tuple, decode_tuple};
-use ingestd::json::peek::{PeekedPriority, peek_body, peek_head};
-use ingestd::json::scan::oracle;
-use ingestd::json::{BodyError, ScanLimits, Scratch, scan_body};
-use ingestd::types::{Priority, UnixMicros};
-use libfuzzer_sys::fuzz_target;
+#[path = "../../tests/support/scanners.rs"]
+mod scanners;
 
-const LIMITS: ScanLimits = ScanLimits {
-    events_max: 5,
-    timestamp_min: UnixMicros(1_761_955_200_000_000),
-    timestamp_max: UnixMicros(1_793_577_600_000_000),
-};
+use ingestd::encode::tuple::{RowContext, append_tuple, decode_tuple};
+use ingestd::json::Scratch;
+use ingestd::types::Priority;
+use libfuzzer_sys::fuzz_target;
+use scanners::LIMITS;
 
 fuzz_target!(|data: &[u8]| {
     compare(data);
@@ -23,29 +19,8 @@ fuzz_target!(|data: &[u8]| {
 
 fn compare(body: &[u8]) {
     let mut scratch = Scratch::new();
-    let fast = scan_body(body, &LIMITS, &mut scratch);
-    let well_formed = !matches!(fast, Err(BodyError::Syntax { .. }));
-    let serde = std::str::from_utf8(body).is_ok_and(|text| serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok());
-    assert_eq!(well_formed, serde, "serde_json");
-    match oracle::scan_body(body, &LIMITS) {
-        Err(error) => assert_eq!(fast, Err(error)),
-        Ok(outcome) => {
-            assert_eq!(fast, Ok(()));
-            assert_eq!(scratch.events(), outcome.events);
-            assert_eq!(scratch.rejects(), outcome.rejects);
-            assert_eq!(scratch.batch_id(), outcome.batch_id.as_deref());
-            assert_eq!(scratch.priority(), outcome.priority);
-            compare_peeked(body, outcome.priority);
-            compare_rows(body, &scratch);
-        }
-    }
-}
-
-fn compare_peeked(body: &[u8], priority: Option<Priority>) {
-    let scanned = priority.map_or(PeekedPriority::Absent, PeekedPriority::Given);
-    let whole = (!body.contains(&b'\\')).then(|| peek_body(body));
-    for peeked in [peek_head(body), peek_head(&body[..body.len() / 2])].into_iter().chain(whole) {
-        assert!(peeked == scanned || peeked == PeekedPriority::Unknown, "{peeked:?}");
+    if scanners::compare(&mut scratch, body).is_ok() {
+        compare_rows(body, &scratch);
     }
 }
 

@@ -17,9 +17,7 @@ pub const SAMPLE_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Measures all of it and writes it down.
 pub fn run(plan: &Plan, work: &Path) -> Result<(), Failure> {
-    let mut database = Database::start(work)?;
-    eprintln!("warm-up: raw COPY of {} rows", plan.warm_rows);
-    raw_copy::run(database.url(), plan.raw_connections, plan.warm_rows, plan.raw_rows)?;
+    let mut database = Database::start_warm(plan, work)?;
 
     let mut runs = Runs::new(process::machine(database.version()), plan.load);
     for round in 1..=plan.rounds {
@@ -52,7 +50,7 @@ fn measure(subject: &dyn Subject, database: &mut Database, plan: &Plan) -> Resul
     let running = subject.start(tables.url())?;
     let cpu = || (process::tree_cpu_seconds(running.pid()), process::tree_cpu_seconds(database.pid()));
     let (begun, (server_before, postgres_before), wal_before) = (Instant::now(), cpu(), tables.wal_bytes()?);
-    let load = load::start(&running.url(), &subject.query(), "mixed", &plan.load)?;
+    let load = load::start(running.url(), &subject.query(), "mixed", &plan.load)?;
     let mut samples = vec![(0.0, 0)];
     let mut add_sample = |counts: Counts| samples.push((begun.elapsed().as_secs_f64(), counts.committed));
     let mut during = running.counts()?;

@@ -5,7 +5,7 @@ use std::path::Path;
 use ingestd::pg::embedded::{Embedded, EmbeddedOptions};
 use postgres::{Client, Config, NoTls, config::Host};
 
-use crate::Failure;
+use crate::{Failure, Plan, raw_copy};
 
 /// A PostgreSQL of the built-in kind, with its settings.
 pub struct Database {
@@ -21,10 +21,14 @@ impl Database {
         let embedded = Embedded::start(&EmbeddedOptions::new(&data))?;
         let pid_file = std::fs::read_to_string(embedded.data_dir().join("postmaster.pid"))?;
         let pid = pid_file.lines().next().unwrap_or_default().trim().parse()?;
-        let url = embedded.url(None);
-        let mut database = Self { embedded, url, pid };
-        let url = database.tables_of("ingestd")?.url().to_owned();
-        database.url = url;
+        Ok(Self { url: embedded.url(None), embedded, pid })
+    }
+
+    /// The same with [`Plan::warm_rows`] rows behind it.
+    pub fn start_warm(plan: &Plan, folder: &Path) -> Result<Self, Failure> {
+        let database = Self::start(folder)?;
+        eprintln!("warm-up: raw COPY of {} rows", plan.warm_rows);
+        raw_copy::run(database.url(), plan.raw_connections, plan.warm_rows, plan.raw_rows)?;
         Ok(database)
     }
 
@@ -74,14 +78,10 @@ impl Tables {
 
     /// Empties them, if they are there, and writes everything to disk, so that nobody pays for what was before.
     pub fn empty(&mut self) -> Result<(), Failure> {
-        let there = "SELECT coalesce(string_agg(relid::regclass::text, ', '), '') FROM pg_stat_user_tables
-                     WHERE relname IN ('events', 'ingest_batches', 'dead_letter_events')";
-        let mut names: String = self.client.query_one(there, &[])?.get(0);
-        // Partitioned tables have no statistics of their own.
-        if self.client.query_one("SELECT to_regclass('events') IS NOT NULL", &[])?.get(0) {
-            names = if names.is_empty() { "events".to_owned() } else { format!("events, {names}") };
-        }
-        if !names.is_empty() {
+        let there =
+            "SELECT string_agg(name, ', ') FROM unnest(ARRAY['events', 'ingest_batches', 'dead_letter_events']) name
+                     WHERE to_regclass(name) IS NOT NULL";
+        if let Some(names) = self.client.query_one(there, &[])?.get::<_, Option<String>>(0) {
             self.client.batch_execute(&format!("TRUNCATE {names}"))?;
         }
         Ok(self.client.batch_execute("CHECKPOINT")?)

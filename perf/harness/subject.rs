@@ -60,8 +60,8 @@ impl Running {
     }
 
     /// Where it listens.
-    pub fn url(&self) -> String {
-        self.url.clone()
+    pub fn url(&self) -> &str {
+        &self.url
     }
 
     /// Its counts now.

@@ -29,9 +29,7 @@ struct Target {
 /// Measures each and prints a table.
 pub fn run(plan: &Plan, work: &Path) -> Result<(), Failure> {
     let bench = Bench { plan, work };
-    let mut database = Database::start(work)?;
-    eprintln!("warm-up: raw COPY of {} rows", plan.warm_rows);
-    raw_copy::run(database.url(), plan.raw_connections, plan.warm_rows, plan.raw_rows)?;
+    let mut database = Database::start_warm(plan, work)?;
     let (machine, mut targets) = (process::machine(database.version()), Vec::new());
     let mut add = |target: Target| {
         eprintln!("{}: asked {}, measured {}", target.what, target.asked, target.measured);
@@ -44,10 +42,12 @@ pub fn run(plan: &Plan, work: &Path) -> Result<(), Failure> {
     bench.small_requests(&mut database)?.into_iter().for_each(&mut add);
     add(bench.flat_cost(&mut database)?);
     add(bench.burst(database)?);
-    println!("{machine}\n\n| what | asked | measured | |\n|---|---|---|---|");
+    let mut table = format!("{machine}\n\n| what | asked | measured | |\n|---|---|---|---|\n");
     for Target { what, asked, measured, met } in &targets {
-        println!("| {what} | {asked} | {measured} | {} |", if *met { "met" } else { "**missed**" });
+        table += &format!("| {what} | {asked} | {measured} | {} |\n", if *met { "met" } else { "**missed**" });
     }
+    std::fs::write(plan.folder.join("targets.md"), &table)?;
+    print!("{table}");
     Ok(())
 }
 
@@ -66,7 +66,7 @@ impl Bench<'_> {
     fn load(&self, server: &Running, arguments: &str) -> Result<Value, Failure> {
         let report = self.work.join("load.json");
         let status = Command::new(&self.plan.ingestd)
-            .args(["load", "--url", &server.url(), "--event-bytes", EVENT_BYTES, "--json"])
+            .args(["load", "--url", server.url(), "--event-bytes", EVENT_BYTES, "--json"])
             .arg(&report)
             .args(arguments.split(' '))
             .stdout(Stdio::null())
@@ -121,7 +121,7 @@ impl Bench<'_> {
         let server = self.start("journal", &mut database.tables_of("ingestd")?)?;
         let alone = latency(&self.load(&server, URGENT)?, "p99");
         let options = Options { seconds: 14, ..self.plan.load };
-        let bulk = load::start(&server.url(), "ack=journal", "0", &options)?;
+        let bulk = load::start(server.url(), "ack=journal", "0", &options)?;
         std::thread::sleep(Duration::from_secs(2));
         let loaded = latency(&self.load(&server, URGENT)?, "p99");
         let copy = server.metrics()?["latency_ms"]["copy"]["p99"].as_f64().unwrap_or(f64::NAN);
@@ -161,7 +161,7 @@ impl Bench<'_> {
     fn requests(&self, database: &mut Database, ack: &'static str, options: &Options) -> Result<(f64, f64), Failure> {
         let server = self.start(ack, &mut database.tables_of("ingestd")?)?;
         let before = process::tree_cpu_seconds(server.pid());
-        let answers = load::start(&server.url(), &format!("ack={ack}"), "mixed", options)?.finish()?;
+        let answers = load::start(server.url(), &format!("ack={ack}"), "mixed", options)?.finish()?;
         let cpu = process::tree_cpu_seconds(server.pid()) - before;
         server.drain(|_| ())?;
         server.stop()?;
@@ -210,7 +210,7 @@ impl Bench<'_> {
         database.stop()?;
         let synced = disk::measure(self.work, &options, Duration::ZERO)?.figures.rows_per_second.unwrap_or(f64::NAN);
         let before = process::tree_cpu_seconds(server.pid());
-        let answers = load::start(&server.url(), "ack=journal", "mixed", &options)?.finish()?;
+        let answers = load::start(server.url(), "ack=journal", "mixed", &options)?.finish()?;
         let cpu = process::tree_cpu_seconds(server.pid()) - before;
         let database = Database::start(self.work)?;
         server.drain(|_| ())?;

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# What perf/compare.sh and perf/targets.sh have in common: brings what is missing, builds, and runs perf/harness/.
+#   perf/harness.sh compare|targets
+set -euo pipefail
+cd "$(dirname "$0")/.."
+deploy/setup.sh perf
+cargo build --release --locked --bin ingestd --example harness
+target=${CARGO_TARGET_DIR:-target}
+export INGESTD=$target/release/ingestd
+export RUN_FOLDER=${RUN_FOLDER:-perf/runs/$(date -u +%Y-%m-%d)-$(uname -n)}
+"$target/release/examples/harness" "$1"
+echo "commit $(git rev-parse --short HEAD 2>/dev/null || echo none)"

@@ -5,7 +5,7 @@
 //! into rows.
 //!
 //! ```text
-//!  body ─▶ scan::index   one bit a byte: quote, backslash or control (AVX2, SSE2 or SWAR); UTF-8
+//!  body ─▶ scan::index   one bit a byte: quote, backslash or control (AVX2, SSE2, NEON or SWAR); UTF-8
 //!       ─▶ envelope      object with `events`, or a bare array
 //!       ─▶ event         one event: its members, or the first thing wrong with it
 //!            └ scan::walk  strict RFC 8259 grammar, no recursion, what PostgreSQL would refuse

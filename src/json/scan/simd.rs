@@ -1,7 +1,8 @@
-//! The index computed with wide registers: AVX2 where the CPU has it, else SSE2, which every x86-64 has.
+//! The index computed with wide registers: on x86-64 AVX2 where the CPU has it, else SSE2, which every x86-64 has; on
+//! 64-bit ARM NEON.
 //!
 //! The only unsafe code of the JSON station: unaligned loads from a `&[u8; 64]`, and calls of functions compiled
-//! for features that the CPU is known to have. Other architectures use [`super::swar`].
+//! for features that the CPU is known to have. Other architectures, and big-endian ARM, use [`super::swar`].
 
 #![allow(unsafe_code)]
 
@@ -15,6 +16,12 @@ pub(crate) fn index_blocks(blocks: &[[u8; 64]], words: &mut [[u8; 8]]) -> bool {
         }
         // SAFETY: SSE2 is part of every x86-64 CPU.
         unsafe { x86::index_blocks_sse2(blocks, words) }
+    }
+    // Nothing is asked at run time where the target promises NEON, as every aarch64 target with an OS does.
+    #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+    if std::arch::is_aarch64_feature_detected!("neon") {
+        // SAFETY: the CPU is known to have NEON, the only feature that the function is compiled for.
+        return unsafe { aarch64::index_blocks_neon(blocks, words) };
     }
     #[cfg(not(target_arch = "x86_64"))]
     super::swar::index_blocks(blocks, words)
@@ -75,6 +82,44 @@ mod x86 {
     }
 }
 
+#[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+mod aarch64 {
+    use std::arch::aarch64::*;
+
+    /// A bit of its own for each of eight neighbours: adding neighbours three times makes one byte of them. It stands
+    /// in for x86's movemask, as in simdjson.
+    const PLACES: u64 = 0x8040_2010_0804_0201;
+
+    #[target_feature(enable = "neon")]
+    pub(super) fn index_blocks_neon(blocks: &[[u8; 64]], words: &mut [[u8; 8]]) -> bool {
+        let places = vreinterpretq_u8_u64(vdupq_n_u64(PLACES));
+        let mut seen = vdupq_n_u8(0);
+        for (block, word) in blocks.iter().zip(words) {
+            let mut stops = [vdupq_n_u8(0); 4];
+            for (stops, quarter) in stops.iter_mut().zip(block.as_chunks::<16>().0) {
+                // SAFETY: `quarter` is 16 readable bytes and the load asks for no alignment.
+                let bytes = unsafe { vld1q_u8(quarter.as_ptr()) };
+                seen = vorrq_u8(seen, bytes);
+                *stops = vandq_u8(stops_neon(bytes), places);
+            }
+            let fours = vpaddq_u8(vpaddq_u8(stops[0], stops[1]), vpaddq_u8(stops[2], stops[3]));
+            let eights = vpaddq_u8(fours, fours);
+            *word = vgetq_lane_u64::<0>(vreinterpretq_u64_u8(eights)).to_le_bytes();
+        }
+        vmaxvq_u8(seen) >= 0x80
+    }
+
+    /// 0xFF in each byte that is a stop, 0 in every other.
+    #[target_feature(enable = "neon")]
+    #[inline]
+    fn stops_neon(bytes: uint8x16_t) -> uint8x16_t {
+        let quote = vceqq_u8(bytes, vdupq_n_u8(b'"'));
+        let backslash = vceqq_u8(bytes, vdupq_n_u8(b'\\'));
+        let control = vcltq_u8(bytes, vdupq_n_u8(0x20));
+        vorrq_u8(vorrq_u8(quote, backslash), control)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::swar;
@@ -85,7 +130,7 @@ mod tests {
         let mut blocks = Vec::new();
         for place in 0..64 {
             for value in 0..=u8::MAX {
-                for filler in [b'x', 0x7F, 0x20] {
+                for filler in [b'x', b'"', 0x1F, 0x20, 0x7F, 0x80] {
                     let mut block = [filler; 64];
                     block[place] = value;
                     blocks.push(block);

@@ -16,10 +16,10 @@ SOAK_MINUTES ?= 5
 # How long each target of `make fuzz` runs.
 FUZZ_SECONDS ?= 60
 
-.PHONY: help setup build run test soak fuzz loom bench clean
+.PHONY: help setup build run test aarch64 soak fuzz loom bench clean
 
 help: ## this list
-	@sed -nE 's/^([a-z]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 14
+	@sed -nE 's/^([a-z0-9]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 14
 
 setup: ## bring what building, running and testing need
 	@deploy/setup.sh test
@@ -36,6 +36,15 @@ test: ## formatting, lints, and every test against a real PostgreSQL and Redis
 	cargo fmt --check
 	cargo clippy --all-targets --locked -- -D warnings
 	cargo test --locked
+
+aarch64: export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER := aarch64-linux-gnu-gcc
+# LD_LIBRARY_PATH because this machine may have an ARM C library too: a mixture of both hangs as it makes a thread.
+aarch64: export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER := \
+	qemu-aarch64 -L /usr/aarch64-linux-gnu -E LD_LIBRARY_PATH=/usr/aarch64-linux-gnu/lib
+aarch64: ## the tests of scanner, encoder and journal on 64-bit ARM, under emulation
+	@deploy/setup.sh aarch64
+	cargo test --locked --target aarch64-unknown-linux-gnu --lib -- json:: encode:: journal::
+	cargo test --locked --target aarch64-unknown-linux-gnu --test 'json_*'
 
 soak: ## random faults for SOAK_MINUTES (5), then duplicates, outages, an overload (7); lost=0 duplicated=0 or a failure
 	@deploy/setup.sh test

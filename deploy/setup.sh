@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Brings what this machine lacks to build, run or test ingestd. One line a step; changes nothing that is there.
 #
-#   deploy/setup.sh run     C compiler, Rust, PostgreSQL server binaries
-#   deploy/setup.sh test    the same, rustfmt, clippy and a Redis server
-#   deploy/setup.sh perf    the same as run, and wrk
+#   deploy/setup.sh run       C compiler, Rust, PostgreSQL server binaries
+#   deploy/setup.sh test      the same, rustfmt, clippy and a Redis server
+#   deploy/setup.sh perf      the same as run, and wrk
+#   deploy/setup.sh aarch64   C compiler, Rust, and for 64-bit ARM Rust's library, a C compiler and an emulator
 #
 # As root it may use apt-get; as anyone else only pip and rustup. What it brings by pip lands in .setup/ and nowhere else.
 # When something cannot be had it prints one line that says what to do, and exits 1.
@@ -24,14 +25,14 @@ readonly LOG="$BROUGHT/setup.log"
 main() {
     local purpose=${1:-}
     case $purpose in
-    run | test | perf) ;;
-    *) fail "usage: deploy/setup.sh run|test|perf" ;;
+    run | test | perf | aarch64) ;;
+    *) fail "usage: deploy/setup.sh run|test|perf|aarch64" ;;
     esac
     mkdir -p "$BROUGHT"
     : >"$LOG"
     need_compiler
     need_rust
-    need_postgres
+    [[ $purpose == aarch64 ]] || need_postgres
     case $purpose in
     test)
         need_rust_component rustfmt fmt
@@ -39,6 +40,11 @@ main() {
         need_redis
         ;;
     perf) need_wrk ;;
+    aarch64)
+        need_aarch64_library
+        need_aarch64_compiler
+        need_aarch64_emulator
+        ;;
     esac
 }
 
@@ -114,8 +120,12 @@ need_compiler() {
 }
 
 compiler_works() {
-    has cc && has make && printf '#include <stdlib.h>\nint main(void) { return EXIT_SUCCESS; }\n' |
-        cc -x c -o "$BROUGHT/compiler-works" - 2>>"$LOG" && rm "$BROUGHT/compiler-works"
+    has make && compiles cc "$BROUGHT/compiler-works" && rm "$BROUGHT/compiler-works"
+}
+
+# compiles COMPILER FILE: makes a program of what needs the C library, its headers and a linker.
+compiles() {
+    has "$1" && printf '#include <stdlib.h>\nint main(void) { return EXIT_SUCCESS; }\n' | "$1" -x c -o "$2" - 2>>"$LOG"
 }
 
 need_rust() {
@@ -124,6 +134,9 @@ need_rust() {
     # Where rustup puts cargo; a login shell would have it on its PATH.
     local home_bin="${CARGO_HOME:-${HOME:-/nonexistent}/.cargo}/bin"
     [[ ! -x $home_bin/cargo ]] || PATH="$home_bin:$PATH"
+    # RUSTC may name another compiler, as it does to cargo.
+    [[ -z ${RUSTC:-} ]] || rust_is_recent "$wanted" ||
+        fail "no cargo, or RUSTC=$RUSTC is not Rust $wanted or newer: unset RUSTC or let it name one that is"
     if ! rust_is_recent "$wanted"; then
         has rustup || apt rustup || bring_rustup || true
         PATH="$home_bin:$PATH"
@@ -146,7 +159,7 @@ bring_rustup() {
     quietly sh "$BROUGHT/rustup-init.sh" -y --no-modify-path --profile default
 }
 
-rust_is_recent() { has cargo && has rustc && version_at_least "$(quiet_version rustc)" "$1"; }
+rust_is_recent() { has cargo && has "${RUSTC:-rustc}" && version_at_least "$(quiet_version "${RUSTC:-rustc}")" "$1"; }
 
 quiet_version() { "$1" --version 2>/dev/null | grep -oE '[0-9]+(\.[0-9]+)*' | head -n 1; }
 
@@ -247,6 +260,47 @@ need_wrk() {
         brought=', brought by apt'
     fi
     say wrk "$(command -v wrk)$brought"
+}
+
+# --- 64-bit ARM, emulated ---
+
+readonly AARCH64=aarch64-unknown-linux-gnu
+
+need_aarch64_library() {
+    local brought=''
+    if ! has_aarch64_library; then
+        [[ -n ${RUSTC:-} ]] || quietly rustup target add "$AARCH64" || true
+        has_aarch64_library ||
+            fail "no Rust library for $AARCH64: run 'rustup target add $AARCH64', or let RUSTC name a rustc that has one"
+        brought=', brought by rustup'
+    fi
+    say rust-std "$AARCH64$brought"
+}
+
+has_aarch64_library() {
+    compgen -G "$("${RUSTC:-rustc}" --print target-libdir --target "$AARCH64" 2>>"$LOG")/libstd-*.rlib" >/dev/null
+}
+
+need_aarch64_compiler() {
+    local compiler=aarch64-linux-gnu-gcc program="$BROUGHT/aarch64-program" brought=''
+    if ! compiles "$compiler" "$program"; then
+        apt gcc-aarch64-linux-gnu libc6-dev-arm64-cross || true
+        compiles "$compiler" "$program" ||
+            fail "no working $compiler: run 'apt-get install gcc-aarch64-linux-gnu libc6-dev-arm64-cross' as root"
+        brought=', brought by apt'
+    fi
+    say compiler "$compiler $("$compiler" -dumpfullversion)$brought"
+}
+
+need_aarch64_emulator() {
+    local emulator=(qemu-aarch64 -L /usr/aarch64-linux-gnu -E LD_LIBRARY_PATH=/usr/aarch64-linux-gnu/lib) brought=''
+    if ! quietly "${emulator[@]}" "$BROUGHT/aarch64-program"; then
+        apt qemu-user || true
+        quietly "${emulator[@]}" "$BROUGHT/aarch64-program" ||
+            fail "no working qemu-aarch64: run 'apt-get install qemu-user' as root"
+        brought=', brought by apt'
+    fi
+    say emulator "$(qemu-aarch64 --version | sed -nE '1s/ version ([0-9.]+).*/ \1/p')$brought"
 }
 
 main "$@"

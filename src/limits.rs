@@ -154,6 +154,9 @@ pub const COPY_ROWS_MAX: u32 = 50_000;
 pub const COPY_CHUNK_BYTES: usize = 256 * KIB;
 /// Longest wait of a free flusher for `BATCH_SIZE` rows while another COPY runs.
 pub const LINGER_ADAPTIVE_MAX: Duration = Duration::from_millis(10);
+/// Longest time for which a commit stays unflushed (`SYNCHRONOUS_COMMIT=off`) while more COPYs follow: what a flush costs is
+/// shared by several of them, and the status of a batch is not much later. That of `wal_writer_delay`.
+pub const UNFLUSHED_FOR_MAX: Duration = Duration::from_millis(200);
 /// First and longest wait of a flusher after a fault; it doubles in between.
 pub const RETRY_WAIT_MIN: Duration = Duration::from_millis(50);
 /// See [`RETRY_WAIT_MIN`].

@@ -27,7 +27,7 @@ fn server_on(database: &TestDatabase) -> Builder {
 }
 
 fn options(events: u64, seed: u64) -> LoadOptions {
-    LoadOptions { clients: 4, events, seed, pause: Duration::ZERO }
+    LoadOptions { clients: 4, events, seed, priority_max: 10, pause: Duration::ZERO }
 }
 
 fn journal(server: &Ingestd) -> String {

@@ -77,7 +77,8 @@ fn clients_that_come_again_get_everything_in_through_a_journal_that_is_too_small
     let database = postgres.create_database();
     let server = Ingestd::builder().database(&database).env("JOURNAL_MAX_MB", 8).start();
     postgres.kill9();
-    let load = Load::start(&server, LoadOptions { clients: 4, events: 80_000, seed, pause: Duration::ZERO });
+    let load =
+        Load::start(&server, LoadOptions { clients: 4, events: 80_000, seed, priority_max: 10, pause: Duration::ZERO });
     wait_until("clients are turned away", WAIT_MAX, || load.refused() > 20);
     postgres.start();
     let outcome = load.finish();
@@ -93,14 +94,19 @@ fn an_outage_fills_the_disk_and_not_the_memory() {
     let database = postgres.create_database();
     let server = Ingestd::builder().database(&database).env("MEMORY_LIMIT_MB", 8).start();
     // What the server needs to take requests at all, before anything is kept.
-    let warm_up =
-        Load::start(&server, LoadOptions { clients: 4, events: 20_000, seed: seed + 1, pause: Duration::ZERO })
-            .finish();
+    let warm_up = Load::start(
+        &server,
+        LoadOptions { clients: 4, events: 20_000, seed: seed + 1, priority_max: 10, pause: Duration::ZERO },
+    )
+    .finish();
     wait_until_committed(&server, WAIT_MAX);
     postgres.kill9();
     let before = resident_bytes(&server);
-    let outcome =
-        Load::start(&server, LoadOptions { clients: 4, events: 400_000, seed, pause: Duration::ZERO }).finish();
+    let outcome = Load::start(
+        &server,
+        LoadOptions { clients: 4, events: 400_000, seed, priority_max: 10, pause: Duration::ZERO },
+    )
+    .finish();
     let grown = resident_bytes(&server).saturating_sub(before);
     let health = get(&server.url("/v1/health")).json();
     let waiting = health["checks"]["journal"]["uncommitted_bytes"].as_u64().expect("a figure");
@@ -120,7 +126,8 @@ fn a_payment_gets_through_while_a_backlog_drains() {
     let database = postgres.create_database();
     let server = Ingestd::builder().database(&database).env("MEMORY_LIMIT_MB", 8).start();
     postgres.kill9();
-    Load::start(&server, LoadOptions { clients: 4, events: 150_000, seed, pause: Duration::ZERO }).finish();
+    Load::start(&server, LoadOptions { clients: 4, events: 150_000, seed, priority_max: 10, pause: Duration::ZERO })
+        .finish();
     postgres.start();
     let queued =
         || get(&server.url("/v1/health")).json()["checks"]["database"]["queued_batches"].as_u64().expect("a figure");
@@ -151,7 +158,10 @@ fn an_overload_is_held_back_before_batches_wait_too_long_and_urgent_ones_are_not
                 $$ BEGIN PERFORM pg_sleep(0.2); RETURN NULL; END $$;
                 CREATE TRIGGER slow BEFORE INSERT ON ingest_batches FOR EACH STATEMENT EXECUTE FUNCTION slow()";
     client.batch_execute(slow).expect("a trigger");
-    let load = Load::start(&server, LoadOptions { clients: 24, events: 60_000, seed, pause: Duration::ZERO });
+    let load = Load::start(
+        &server,
+        LoadOptions { clients: 24, events: 60_000, seed, priority_max: 10, pause: Duration::ZERO },
+    );
     wait_until("somebody is turned away", WAIT_MAX, || load.refused() > 0);
     let bulk = body("bulk", None, 0, 1);
     wait_until("bulk is turned away, and may stay connected", WAIT_MAX, || {

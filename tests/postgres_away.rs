@@ -17,7 +17,7 @@ const WAIT_MAX: Duration = Duration::from_secs(90);
 const COMMIT: &[u8] = b"COMMIT\0";
 
 fn options(events: u64, seed: u64) -> LoadOptions {
-    LoadOptions { clients: 3, events, seed, pause: Duration::from_millis(2) }
+    LoadOptions { clients: 3, events, seed, priority_max: 10, pause: Duration::from_millis(2) }
 }
 
 fn is_working(server: &Ingestd) -> bool {

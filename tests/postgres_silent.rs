@@ -31,7 +31,7 @@ fn connections_whose_other_ends_are_lost_are_given_up_with_what_they_hold_in_pos
     let postgres = support::postgres::shared();
     let (database, proxy) = (postgres.create_database(), Proxy::start(postgres.port()));
     let server = behind(&proxy, &database);
-    let options = LoadOptions { clients: 3, events: 60_000, seed, pause: Duration::from_millis(2) };
+    let options = LoadOptions { clients: 3, events: 60_000, seed, priority_max: 10, pause: Duration::from_millis(2) };
     let load = Load::start(&server, options);
     load.wait_for_acked(20_000, WAIT_MAX);
     proxy.freeze();

@@ -108,8 +108,13 @@ fn soak() {
     let mut world = World { postgres, redis, proxy, server, random: Random::new(seed), faults: BTreeMap::new() };
     let (mut rounds, mut acked, mut committed, mut unknown, mut retries) = (0, 0, 0, 0, 0);
     while Instant::now() < until {
-        let options =
-            LoadOptions { clients: 4, events: u64::MAX, seed: seed + rounds, pause: Duration::from_millis(50) };
+        let options = LoadOptions {
+            clients: 4,
+            events: u64::MAX,
+            seed: seed + rounds,
+            priority_max: 10,
+            pause: Duration::from_millis(50),
+        };
         let load = Load::start(&world.server, options);
         for _ in 0..FAULTS_PER_ROUND {
             world.pause(PEACE_MAX);

@@ -102,6 +102,8 @@ pub struct Config {
     pub pool_connections_max: u32,
     /// `BATCH_LINGER_MS`.
     pub batch_linger: Linger,
+    /// `SYNCHRONOUS_COMMIT`: every COPY waits until its commit is on PostgreSQL's disk.
+    pub synchronous_commit: bool,
     /// `LISTEN_ADDR`, resolved; at least one.
     pub listen: Vec<SocketAddr>,
     /// `WORKERS`; `None`: one per usable core.

@@ -32,6 +32,7 @@ pub(super) fn config(raw: &Raw) -> Result<Config, Problems> {
         pool_connections_min: reader.whole(Key::DbPoolMinSize) as u32,
         pool_connections_max: reader.whole(Key::DbPoolMaxSize) as u32,
         batch_linger: reader.linger(),
+        synchronous_commit: reader.word(Key::SynchronousCommit) != "off",
         listen: reader.listen(),
         workers: reader.whole_or_unset(Key::Workers).map(|count| count as usize),
         ack: reader.ack(),

@@ -15,6 +15,7 @@ pub enum Key {
     DbPoolMinSize,
     DbPoolMaxSize,
     BatchLingerMs,
+    SynchronousCommit,
     ListenAddr,
     Workers,
     Ack,
@@ -96,7 +97,7 @@ use Fallback::{Unset, Value};
 use Kind::{Addresses, Choice, Name, Path, PostgresUrl, RedisUrl, Whole, WordOrWhole};
 
 /// How many settings there are.
-pub const SETTINGS_COUNT: usize = 34;
+pub const SETTINGS_COUNT: usize = 35;
 
 /// Every setting, in the contract's order.
 #[rustfmt::skip]
@@ -118,6 +119,8 @@ pub const SETTINGS: [Setting; SETTINGS_COUNT] = [
         "connections that the pool opens at most"),
     row(Key::BatchLingerMs, "BATCH_LINGER_MS", Value("adaptive"), WordOrWhole("adaptive", 0, 60_000),
         "how long a free flusher waits for more rows; a number fixes it"),
+    row(Key::SynchronousCommit, "SYNCHRONOUS_COMMIT", Value("on"), Choice(&["on", "off"]),
+        "'off': flushers do not wait for PostgreSQL's disk after each COPY; the journal keeps what it may still lose"),
     row(Key::ListenAddr, "LISTEN_ADDR", Value("127.0.0.1:8000"), Addresses,
         "where to serve HTTP; several addresses separated by commas; port 0 takes a free port"),
     row(Key::Workers, "WORKERS", Unset("one per usable core"), Whole(1, 1024),

@@ -12,14 +12,16 @@
 use std::sync::Arc;
 
 use crate::encode::block::Block;
+use crate::encode::pool::BlockPool;
 use crate::encode::tuple::tuples;
 use crate::flush::queue::Waiting;
 use crate::limits::{PARTITION_ATTEMPTS_MAX, STAGED_COPIES_AFTER_DUPLICATE};
 use crate::metrics::{Metrics, SqlstateClass};
-use crate::pg::land::{Landed, Landing, Timings, Way, land};
+use crate::pg::land::{Done, Landed, Landing, Way, land};
 use crate::pg::partitions::{self, Month};
 use crate::pg::pool::Session;
 use crate::pg::sqlstate::{Fault, Verdict};
+use crate::pg::wal::Commit;
 
 /// A batch in hand: its bytes are in memory.
 pub(super) struct InHand {
@@ -51,15 +53,15 @@ impl Attempt {
     }
 
     /// Lands `in_hand` in one transaction, changing the way as PostgreSQL demands.
-    pub fn land(&mut self, session: &mut Session, in_hand: &[InHand]) -> Result<(Vec<Landed>, Timings), Failure> {
+    pub fn land(&mut self, session: &mut Session, in_hand: &[InHand], commit: Commit) -> Result<Done, Failure> {
         let _waiting = session.wait();
         let landings: Vec<Landing<'_>> = in_hand.iter().map(InHand::landing).collect();
         let mut way = if self.staged_left > 0 { Way::Staged } else { Way::Plain };
         let mut partition_attempts = 0;
         loop {
-            let fault = match land(session, &landings, way, &self.node) {
+            let fault = match land(session, &landings, way, commit, &self.node) {
                 Ok(done) => {
-                    self.remember_duplicates(way, &done.0);
+                    self.remember_duplicates(way, &done.landed);
                     return Ok(done);
                 }
                 Err(fault) => fault,
@@ -114,11 +116,13 @@ fn months_of(landings: &[Landing<'_>]) -> Vec<Month> {
 }
 
 impl InHand {
-    /// The item as it was queued, with its bytes if memory held them.
-    pub fn into_item(self) -> Waiting {
+    /// The item as it was queued, with its bytes if memory held them; `blocks` gets their buffer if not.
+    pub fn into_item(self, blocks: &BlockPool) -> Waiting {
         let mut item = self.item;
         if self.resident {
             item.value.block = Some(self.block);
+        } else {
+            blocks.give_back(self.block.into_buffer());
         }
         item
     }

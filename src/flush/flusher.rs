@@ -28,17 +28,20 @@ use crate::flush::merge::{Cut, Item, Moment, Next};
 use crate::flush::queue::{FlushQueue, Queued, Waiting};
 use crate::flush::record::FlushRecorders;
 use crate::flush::sleepers::Seat;
+use crate::flush::unflushed::{Outcome, Unflushed};
 use crate::journal::{JournalHealth, JournalReader, ReadError, Releaser};
 use crate::limits::{RETRY_WAIT_MAX, RETRY_WAIT_MIN};
 use crate::metrics::{Metrics, SqlstateClass};
 use crate::pg::health::{DatabaseHealth, Witness};
-use crate::pg::land::{Landed, Timings};
+use crate::pg::land::{Done, Landed, Timings};
 use crate::pg::pool::{Pool, SessionManager};
 use crate::pg::sqlstate::Fault;
+use crate::pg::wal::{self, Commit, Run};
 use crate::status::memory::BatchMap;
 use crate::status::model::Phase;
 use crate::status::shared::StatusFeed;
 use crate::sys::clock::wall_now;
+use crate::types::PRIORITY_RESERVED_MIN;
 
 /// What flushers need besides the queue.
 pub struct FlushTools {
@@ -64,6 +67,8 @@ pub struct FlushTools {
     pub journal_health: Arc<JournalHealth>,
     /// `BATCH_SIZE`.
     pub batch_size: u32,
+    /// Bytes of rows that one flusher may have committed without a flush (`SYNCHRONOUS_COMMIT=off`), else 0.
+    pub unflushed_bytes_max: u64,
     /// Wakes the journal thread, which reclaims what was released.
     pub journal: Unparker,
 }
@@ -77,6 +82,7 @@ pub struct Flusher {
     target: RowsTarget,
     metrics: FlushRecorders,
     attempt: Attempt,
+    unflushed: Unflushed,
     retry_wait: Duration,
     /// When the last wait began; `None` once a COPY has landed after it.
     failed_at: Option<Instant>,
@@ -96,14 +102,15 @@ impl Flusher {
         let (target, metrics) = (RowsTarget::new(tools.batch_size), FlushRecorders::new(&tools.metrics));
         let attempt = Attempt::new(Arc::clone(&tools.metrics), Arc::clone(&tools.node));
         let (reader, retry_wait) = (tools.reader.clone(), RETRY_WAIT_MIN);
-        Self { queue, tools, seat, reader, target, attempt, metrics, retry_wait, failed_at: None }
+        let unflushed = Unflushed::new(tools.unflushed_bytes_max);
+        Self { queue, tools, seat, reader, target, attempt, unflushed, metrics, retry_wait, failed_at: None }
     }
 
     /// Runs until [`FlushQueue::stop`].
     pub fn run(mut self) {
         while !self.queue.is_stopping() {
             self.queue.mark_sleeping(&self.seat, true);
-            if !self.queue.has_work(self.seat.role) {
+            if self.unflushed.is_empty() && !self.queue.has_work(self.seat.role) {
                 self.rest();
                 continue;
             }
@@ -119,6 +126,7 @@ impl Flusher {
                     self.flush(session, cut);
                     self.queue.rows_under_way().fetch_sub(rows, Ordering::SeqCst);
                 }
+                Next::WaitUntil(_) | Next::Idle if !self.unflushed.is_empty() => self.flush_commits(session),
                 Next::WaitUntil(at) => {
                     drop(session);
                     self.seat.parker.park_deadline(at);
@@ -209,10 +217,11 @@ impl Flusher {
             batch.item.value.batch.set_phase(Phase::Processing);
             self.metrics.queue_latency.record_elapsed(started - batch.item.value.accepted_at.min(started));
         }
-        match self.attempt.land(&mut session, &in_hand) {
-            Ok((landed, timings)) => {
-                self.record(&in_hand, cut.is_full, &timings, taken_at.elapsed());
-                self.landed(in_hand, &landed);
+        let commit = self.commit_of(&in_hand);
+        match self.attempt.land(&mut session, &in_hand, commit) {
+            Ok(done) => {
+                self.record(&in_hand, cut.is_full, &done.timings, taken_at.elapsed());
+                self.landed(in_hand, done, commit);
             }
             Err(Failure::Batches(_)) if in_hand.len() > 1 => self.flush_one_by_one(session, in_hand),
             Err(failure) => self.failed(session, in_hand, failure),
@@ -224,17 +233,65 @@ impl Flusher {
         let mut left = in_hand.into_iter();
         while let Some(one) = left.next() {
             let one = vec![one];
-            match self.attempt.land(&mut session, &one) {
-                Ok((landed, _)) => self.landed(one, &landed),
+            match self.attempt.land(&mut session, &one, Commit::Flushed) {
+                Ok(done) => self.landed(one, done, Commit::Flushed),
                 Err(Failure::Batches(fault)) => self.postpone(one, &fault),
                 Err(failure) => return self.failed(session, one.into_iter().chain(left).collect(), failure),
             }
         }
     }
 
-    fn landed(&mut self, in_hand: Vec<InHand>, landed: &[Landed]) {
+    /// Whether the next COMMIT has to flush: when somebody waits for one of its batches, when one is urgent, and when
+    /// enough is unflushed.
+    fn commit_of(&self, in_hand: &[InHand]) -> Commit {
+        let bytes = in_hand.iter().map(|batch| batch.item.bytes).sum();
+        let is_awaited =
+            |batch: &InHand| batch.item.priority >= PRIORITY_RESERVED_MIN || batch.item.value.on_commit.is_some();
+        let may_lag = self.unflushed.has_room(bytes, Instant::now()) && !in_hand.iter().any(is_awaited);
+        if may_lag { Commit::Unflushed } else { Commit::Flushed }
+    }
+
+    fn landed(&mut self, in_hand: Vec<InHand>, done: Done, commit: Commit) {
         self.postgres_works();
-        self.settle(in_hand, landed);
+        let items = in_hand.into_iter().map(|in_hand| in_hand.into_item(&self.tools.blocks));
+        let outcomes: Vec<Outcome> = items.zip(done.landed).collect();
+        match commit {
+            Commit::Unflushed => self.unflushed.put(done.run, outcomes, Instant::now()),
+            Commit::Flushed => {
+                self.flushed(Some(done.run));
+                self.settle(outcomes);
+            }
+        }
+    }
+
+    /// Has PostgreSQL flush what it has committed for this flusher.
+    fn flush_commits(&mut self, mut session: PooledConnection<SessionManager>) {
+        let waiting = session.wait();
+        let flushed = wal::flush(session.client());
+        drop(waiting);
+        match flushed {
+            Ok(run) => {
+                self.postgres_works();
+                self.flushed(Some(run));
+            }
+            Err(fault) => {
+                self.flushed(None);
+                self.let_go(session, &fault);
+            }
+        }
+    }
+
+    /// `run` has flushed everything that it committed, or nobody knows.
+    fn flushed(&mut self, run: Option<Run>) {
+        let decided = self.unflushed.decide(run);
+        if !decided.doubtful.is_empty() {
+            tracing::warn!(
+                batches = decided.doubtful.len(),
+                "PostgreSQL may have lost commits that it had not flushed; their batches are sent again"
+            );
+            self.put_back(decided.doubtful);
+        }
+        self.settle(decided.flushed);
     }
 
     /// It has landed a batch, or said what is wrong with one.
@@ -259,7 +316,8 @@ impl Flusher {
     fn postpone(&mut self, in_hand: Vec<InHand>, fault: &Fault) {
         self.postgres_works();
         self.tools.metrics.db_errors.add(SqlstateClass::of(Some(&fault.sqlstate)), 1);
-        for item in in_hand.into_iter().map(InHand::into_item) {
+        for in_hand in in_hand {
+            let item = in_hand.into_item(&self.tools.blocks);
             let batch = &item.value.batch;
             tracing::error!(batch = %batch.key, reason = fault.message,
                 "PostgreSQL takes other batches, but not this one; it stays in the journal and is tried again later");
@@ -324,13 +382,15 @@ impl Flusher {
         self.metrics.copy(rows, timings);
     }
 
-    /// Tells status, journal, clients and metrics what was committed.
-    fn settle(&mut self, in_hand: Vec<InHand>, landed: &[Landed]) {
+    /// Tells status, journal, clients and metrics what is committed and on PostgreSQL's disk.
+    fn settle(&mut self, outcomes: Vec<Outcome>) {
         let (now, completed_at) = (Instant::now(), wall_now());
-        for (InHand { mut item, block, .. }, landed) in in_hand.into_iter().zip(landed) {
-            self.tools.blocks.give_back(block.into_buffer());
+        for (mut item, landed) in outcomes {
+            if let Some(block) = item.value.block.take() {
+                self.tools.blocks.give_back(block.into_buffer());
+            }
             let batch = Arc::clone(&item.value.batch);
-            match *landed {
+            match landed {
                 Landed::Now(counts) => batch.finish(counts, completed_at),
                 Landed::Before(counts) => {
                     tracing::debug!(batch = %batch.key, "was committed before");
@@ -363,10 +423,13 @@ impl Flusher {
 
     /// Puts everything back where it came from.
     fn give_up_for_now(&self, in_hand: Vec<InHand>) {
-        let back = in_hand.into_iter().map(|in_hand| {
-            in_hand.item.value.batch.set_phase(Phase::Queued);
-            in_hand.into_item()
-        });
-        self.queue.put_back(back.collect());
+        self.put_back(in_hand.into_iter().map(|in_hand| in_hand.into_item(&self.tools.blocks)).collect());
+    }
+
+    fn put_back(&self, items: Vec<Waiting>) {
+        for item in &items {
+            item.value.batch.set_phase(Phase::Queued);
+        }
+        self.queue.put_back(items);
     }
 }

@@ -1,11 +1,11 @@
 //! From lanes to COPY: which batches go into the next COPY, when it starts, and who runs it.
 //!
-//! [`merge`], [`cut`] and [`admission`] are pure: they decide. [`queue`] holds what waits, and [`postponed`] what could
-//! not land. [`flusher`] owns the threads and does what they decide,
+//! [`merge`], [`cut`] and [`admission`] are pure: they decide. [`queue`] holds what waits, [`postponed`] what could
+//! not land and `unflushed` what PostgreSQL may still lose. [`flusher`] owns the threads and does what they decide,
 //! through [`crate::pg`].
 //!
 //! Invariants: a batch is in exactly one place, a lane, the merge, the postponed or one flusher's hands, until its
-//! transaction has committed; a batch is never split over two COPYs; a COPY holds either batches of priority
+//! transaction is on PostgreSQL's disk; a batch is never split over two COPYs; a COPY holds either batches of priority
 //! 8 and above or batches below it, so that a payment never waits for bulk rows to be written.
 //! Absent on purpose: giving up. What was accepted is retried until PostgreSQL has said what became of it.
 
@@ -18,3 +18,4 @@ pub mod postponed;
 pub mod queue;
 mod record;
 pub mod sleepers;
+mod unflushed;

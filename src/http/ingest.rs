@@ -263,7 +263,9 @@ async fn take(worker: &Worker, encoded: Encoded, held: BodyBytes<'_>, level: Ack
         }
     }
     let mut admitted = Admitted { worker, batch: Arc::clone(&batch), submitted: false };
-    if id_is_clients && let Answer::Known(known) = worker.app.lookup.find(&batch.key, LOOKUP_INGEST_WAIT_MAX).await {
+    if id_is_clients
+        && let Answer::Known(known) = worker.app.lookup.find_for_good(&batch.key, LOOKUP_INGEST_WAIT_MAX).await
+    {
         if known.digest != batch.digest {
             return Err(conflict());
         }

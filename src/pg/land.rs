@@ -16,6 +16,7 @@ use crate::pg::pool::Session;
 use crate::pg::quarantine::{DEAD_LETTER, Row, bury, land_or_bury};
 use crate::pg::sqlstate::{Fault, Verdict};
 use crate::pg::stage::Stage;
+use crate::pg::wal::{self, Commit, Run};
 use crate::status::model::Counts;
 use crate::types::{BatchKey, BodyDigest, Priority, UnixMicros};
 
@@ -71,7 +72,18 @@ pub struct Timings {
     pub commit: Duration,
 }
 
-/// Lands `batches` in one transaction; the result has their order.
+/// What was committed.
+#[derive(Debug)]
+pub struct Done {
+    /// What became of each batch, in their order.
+    pub landed: Vec<Landed>,
+    /// How long it took.
+    pub timings: Timings,
+    /// The run of PostgreSQL that committed it.
+    pub run: Run,
+}
+
+/// Lands `batches` in one transaction.
 ///
 /// # Errors
 /// Nothing is in the database then, unless COMMIT itself got no answer: send the same batches again, the
@@ -80,8 +92,9 @@ pub fn land(
     session: &mut Session,
     batches: &[Landing<'_>],
     way: Way,
+    commit: Commit,
     node: &str,
-) -> Result<(Vec<Landed>, Timings), Fault> {
+) -> Result<Done, Fault> {
     debug_assert!(!batches.is_empty());
     if way != Way::Plain {
         session.prepare_stage()?;
@@ -95,7 +108,7 @@ pub fn land(
         // A deferred constraint would refuse at the COMMIT, where no row can be told from another.
         transaction.batch_execute("SET CONSTRAINTS ALL IMMEDIATE")?;
     }
-    let claimed = ledger::claim(&mut transaction, &statements.claim, batches, node, &pulse)?;
+    let (claimed, run) = ledger::claim(&mut transaction, &statements.claim, batches, node, commit, &pulse)?;
     timings.claim = started.elapsed();
 
     let started = Instant::now();
@@ -138,7 +151,7 @@ pub fn land(
         landed.extend(if ours { counts.next().map(Landed::Now) } else { others.next() });
     }
     assert_eq!(landed.len(), batches.len(), "every batch has an outcome");
-    Ok((landed, timings))
+    Ok(Done { landed, timings, run })
 }
 
 fn keep<'a>(batches: &[Landing<'a>], claimed: &[bool], wanted: bool) -> Vec<Landing<'a>> {
@@ -168,6 +181,8 @@ fn settle_others(transaction: &mut Transaction<'_>, others: &[Landing<'_>], node
     }
     let keys: Vec<&BatchKey> = others.iter().map(|batch| batch.key).collect();
     let rows = ledger::find(transaction, &keys)?;
+    // Another node may have committed them without; this transaction may have nothing else to flush.
+    wal::flush(transaction)?;
     let mut landed = Vec::with_capacity(others.len());
     for batch in others {
         let row = rows.iter().find(|row| row.key == *batch.key);

@@ -7,6 +7,8 @@ use std::time::{Duration, SystemTime};
 use postgres::{GenericClient, Statement, Transaction};
 
 use crate::pg::land::Landing;
+use crate::pg::sqlstate::Fault;
+use crate::pg::wal::{Commit, RUN_COLUMNS, Run, commit_column};
 use crate::pg::watch::Pulse;
 use crate::status::model::Counts;
 use crate::types::{BatchKey, BodyDigest, UnixMicros};
@@ -32,16 +34,20 @@ pub struct LedgerRow {
     pub node: String,
 }
 
-/// Inserts rows for `$1..$6`, all counted as inserted; gives back the backend and the ids that were free, in one row at
-/// least.
-pub const CLAIM: &str = "\
-    WITH free AS (INSERT INTO ingest_batches (owner, batch_id, body_digest, priority, events, inserted, duplicates, dead_lettered, received_at, node) \
-    SELECT owner, batch_id, body_digest, priority, events, events, 0, 0, received_at, $7 \
-    FROM unnest($1::text[], $2::text[], $3::bytea[], $4::int2[], $5::int4[], $6::timestamptz[]) \
-         AS batch (owner, batch_id, body_digest, priority, events, received_at) \
-    ORDER BY owner, batch_id \
-    ON CONFLICT DO NOTHING RETURNING owner, batch_id) \
-    SELECT pg_backend_pid(), owner, batch_id FROM (VALUES (1)) AS one LEFT JOIN free ON true";
+/// Inserts rows for `$1..$6`, all counted as inserted; gives back the backend, its run and the ids that were free, in one
+/// row at least. `$8`: this transaction's COMMIT flushes nothing.
+pub fn claim_statement() -> String {
+    let commit = commit_column("$8");
+    format!(
+        "WITH free AS (INSERT INTO ingest_batches (owner, batch_id, body_digest, priority, events, inserted, duplicates, dead_lettered, received_at, node) \
+         SELECT owner, batch_id, body_digest, priority, events, events, 0, 0, received_at, $7 \
+         FROM unnest($1::text[], $2::text[], $3::bytea[], $4::int2[], $5::int4[], $6::timestamptz[]) \
+              AS batch (owner, batch_id, body_digest, priority, events, received_at) \
+         ORDER BY owner, batch_id \
+         ON CONFLICT DO NOTHING RETURNING owner, batch_id) \
+         SELECT pg_backend_pid(), owner, batch_id, {RUN_COLUMNS}, {commit} FROM (VALUES (1)) AS one LEFT JOIN free ON true"
+    )
+}
 
 const FIND: &str = "\
     SELECT owner, batch_id, body_digest, priority, events, inserted, duplicates, dead_lettered, received_at, committed_at, node \
@@ -50,27 +56,31 @@ const FIND: &str = "\
 const SETTLE: &str = "\
     UPDATE ingest_batches SET inserted = $3, duplicates = $4, dead_lettered = $5 WHERE owner = $1 AND batch_id = $2";
 
-/// Claims `batches`; the result says for each whether it is ours to copy, and `pulse` learns by which backend. Waits
-/// for another transaction that holds the same id. Ids are distinct within `batches`.
+/// Claims `batches`; the result says for each whether it is ours to copy, and in which run of PostgreSQL; `pulse` learns
+/// by which backend. Waits for another transaction that holds the same id. Ids are distinct within `batches`.
 pub fn claim(
     transaction: &mut Transaction<'_>,
     statement: &Statement,
     batches: &[Landing<'_>],
     node: &str,
+    commit: Commit,
     pulse: &Pulse,
-) -> Result<Vec<bool>, postgres::Error> {
+) -> Result<(Vec<bool>, Run), Fault> {
     let owners: Vec<&str> = batches.iter().map(|batch| &*batch.key.owner).collect();
     let ids: Vec<&str> = batches.iter().map(|batch| &*batch.key.id).collect();
     let digests: Vec<&[u8]> = batches.iter().map(|batch| &batch.digest.0[..]).collect();
     let priorities: Vec<i16> = batches.iter().map(|batch| i16::from(batch.priority.get())).collect();
     let events: Vec<i32> = batches.iter().map(|batch| batch.events.cast_signed()).collect();
     let received: Vec<SystemTime> = batches.iter().map(|batch| system_time(batch.received_at)).collect();
-    let rows = transaction.query(statement, &[&owners, &ids, &digests, &priorities, &events, &received, &node])?;
-    if let Some(row) = rows.first() {
-        pulse.served_by(row.get(0));
-    }
+    let unflushed = commit == Commit::Unflushed;
+    let rows =
+        transaction.query(statement, &[&owners, &ids, &digests, &priorities, &events, &received, &node, &unflushed])?;
+    let first = rows.first().ok_or_else(|| Fault::lost("no answer to the ledger's INSERT"))?;
+    pulse.served_by(first.get(0));
+    let run = Run::from_row(first, 3);
     let free: HashSet<(Option<&str>, Option<&str>)> = rows.iter().map(|row| (row.get(1), row.get(2))).collect();
-    Ok(batches.iter().map(|batch| free.contains(&(Some(&*batch.key.owner), Some(&*batch.key.id)))).collect())
+    let claimed = batches.iter().map(|batch| free.contains(&(Some(&*batch.key.owner), Some(&*batch.key.id))));
+    Ok((claimed.collect(), run))
 }
 
 /// Corrects the counts of a batch claimed in this transaction.

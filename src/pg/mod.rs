@@ -2,7 +2,8 @@
 //!
 //! [`connect`] and [`tls`] turn a URL into connections, [`pool`] keeps them with their statements, [`watch`] closes those
 //! that are dead and do not look it; [`health`] is the verdict on PostgreSQL as a whole. [`land`] lands
-//! batches exactly once ([`ledger`], [`copy`], [`stage`], [`quarantine`] are its parts) and [`sqlstate`] decides
+//! batches exactly once ([`ledger`], [`copy`], [`stage`], [`quarantine`] are its parts), [`wal`] knows which commits a crash
+//! can take back, and [`sqlstate`] decides
 //! what an error means. [`migrate`], [`partitions`] and [`dead_letter`] look after the tables, [`clock`] says what is old; [`embedded`] is a
 //! PostgreSQL of ingestd's own.
 //!
@@ -24,4 +25,5 @@ pub mod quarantine;
 pub mod sqlstate;
 pub mod stage;
 pub mod tls;
+pub mod wal;
 pub mod watch;

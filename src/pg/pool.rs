@@ -18,7 +18,7 @@ pub type Pool = r2d2::Pool<SessionManager>;
 
 /// Statements that every COPY needs.
 pub struct Statements {
-    /// [`ledger::CLAIM`].
+    /// [`ledger::claim_statement`].
     pub claim: Statement,
     /// COPY into `events`.
     pub copy: Statement,
@@ -55,7 +55,7 @@ impl Session {
         if self.statements.is_none() {
             let _waiting = self.wait();
             self.statements = Some(Statements {
-                claim: self.client.prepare(ledger::CLAIM)?,
+                claim: self.client.prepare(&ledger::claim_statement())?,
                 copy: self.client.prepare(&format!("COPY events ({COPY_COLUMNS}) FROM STDIN (FORMAT binary)"))?,
             });
         }

@@ -143,6 +143,7 @@ impl Server {
             blocks: Arc::clone(&blocks),
             journal_health: Arc::clone(&journal_health),
             batch_size: rows_min(config),
+            unflushed_bytes_max: if config.synchronous_commit { 0 } else { config.copy_bytes_max as u64 },
             journal: parker.unparker().clone(),
         });
         let mut flushers = Vec::new();

@@ -10,11 +10,12 @@
 //! gathered: one MGET and one SELECT answer many. Every wait is bounded on the asking side; when nobody can be
 //! asked the answer is [`Answer::Unavailable`] at once.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, bounded};
+use postgres::Client;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
 use crate::limits::{LOOKUP_THREADS, LOOKUPS_GROUP_MAX, LOOKUPS_WAITING_MAX};
@@ -23,6 +24,7 @@ use crate::pg::health::DatabaseHealth;
 use crate::pg::ledger::{self, LedgerRow};
 use crate::pg::pool::Pool;
 use crate::pg::sqlstate::Fault;
+use crate::pg::wal;
 use crate::status::model::{StatusDocument, rfc3339};
 use crate::status::shared::{SharedStatus, StatusReader};
 use crate::types::{BatchKey, BodyDigest};
@@ -58,6 +60,8 @@ enum Word {
 /// A look-up under way. Dropped without a last word, it is answered with what was said so far.
 struct Question {
     key: BatchKey,
+    /// The answer will be a promise: a row of the ledger has to be on PostgreSQL's disk.
+    is_firm: bool,
     /// What Redis has: a batch that is not finished.
     so_far: Option<Box<Known>>,
     words: UnboundedSender<Word>,
@@ -118,9 +122,19 @@ impl Lookup {
 
     /// Asks for `key`, waiting at most `wait_max`.
     pub async fn find(&self, key: &BatchKey, wait_max: Duration) -> Answer {
+        self.ask(key, false, wait_max).await
+    }
+
+    /// As [`Self::find`], for an answer that promises what it finds: a batch that was committed stays committed, also
+    /// where another node did not wait for PostgreSQL's disk.
+    pub async fn find_for_good(&self, key: &BatchKey, wait_max: Duration) -> Answer {
+        self.ask(key, true, wait_max).await
+    }
+
+    async fn ask(&self, key: &BatchKey, is_firm: bool, wait_max: Duration) -> Answer {
         let (words, mut heard) = unbounded_channel();
         let mut answer = Answer::Unavailable;
-        if self.questions.try_send(Question { key: key.clone(), so_far: None, words }).is_err() {
+        if self.questions.try_send(Question { key: key.clone(), is_firm, so_far: None, words }).is_err() {
             return answer;
         }
         let listen = async {
@@ -182,8 +196,7 @@ fn ask_redis(group: Vec<Question>, shared: &StatusReader, for_ledger: &Sender<Qu
 
 impl Ledger {
     fn answer(&self, group: Vec<Question>) {
-        let keys: Vec<&BatchKey> = group.iter().map(|question| &question.key).collect();
-        let rows = self.ask(&keys);
+        let rows = self.ask(&group);
         let answered = rows.is_ok();
         let mut rows: HashMap<BatchKey, LedgerRow> =
             rows.unwrap_or_default().into_iter().map(|row| (row.key.clone(), row)).collect();
@@ -198,23 +211,36 @@ impl Ledger {
         }
     }
 
-    fn ask(&self, keys: &[&BatchKey]) -> Result<Vec<LedgerRow>, Fault> {
+    fn ask(&self, group: &[Question]) -> Result<Vec<LedgerRow>, Fault> {
         if !self.health.is_working() {
             return Err(Fault::lost("PostgreSQL is away"));
         }
         let mut session = self.pool.get().map_err(|error| Fault::lost(error.to_string()))?;
         let started = Instant::now();
         let waiting = session.wait();
-        let found = ledger::find(session.client(), keys);
+        let found = find(session.client(), group);
         drop(waiting);
         self.queries.record_elapsed(Statement::Lookup, started.elapsed());
-        found.map_err(|error| {
+        found.inspect_err(|fault| {
             session.discard();
-            let fault = Fault::from(error);
             tracing::debug!(%fault, "look-up in the ledger failed");
-            fault
         })
     }
+}
+
+fn find(client: &mut Client, group: &[Question]) -> Result<Vec<LedgerRow>, Fault> {
+    let keys: Vec<&BatchKey> = group.iter().map(|question| &question.key).collect();
+    let firm: HashSet<&BatchKey> = group.iter().filter(|question| question.is_firm).map(|asked| &asked.key).collect();
+    let rows = ledger::find(client, &keys)?;
+    if !rows.iter().any(|row| firm.contains(&row.key)) {
+        return Ok(rows);
+    }
+    // Both in one transaction, so that no crash is between them. A retry of what was committed is rare.
+    let mut transaction = client.transaction()?;
+    let rows = ledger::find(&mut transaction, &keys)?;
+    wal::flush(&mut transaction)?;
+    transaction.commit()?;
+    Ok(rows)
 }
 
 fn known(row: LedgerRow) -> Known {

@@ -84,6 +84,8 @@ pub struct LoadOptions {
     pub events: u64,
     /// For sizes, priorities and which batches have an id of the client's.
     pub seed: u64,
+    /// Batches have a priority from 0 to this.
+    pub priority_max: u64,
     /// A client waits this long between its batches.
     pub pause: Duration,
 }
@@ -193,7 +195,8 @@ impl Shared {
             }
             let tag = format!("{:x}-{number}-{}", self.options.seed, batches.len());
             let batch_id = (random.within(0..=1) == 1).then(|| format!("b-{tag}"));
-            let body = body(&tag, batch_id.as_deref(), random.within(0..=10), wanted);
+            let priority = random.within(0..=self.options.priority_max);
+            let body = body(&tag, batch_id.as_deref(), priority, wanted);
             let acked = self.send(&body, batch_id.is_some());
             if acked {
                 self.acked_events.fetch_add(wanted, Ordering::Relaxed);

@@ -1,5 +1,5 @@
 //! Making and verifying a journal frame, beside what it cannot do without: CRC32C of the same bytes, and a memcpy of
-//! as many as the yardstick.
+//! as many as the yardstick. And beside what it does without: LZ4 of the same bytes, whose share of them is in its name.
 //!
 //! The payload is the block of a batch of 1000 events, about 350 kB. `cargo bench --bench frame`; read the ratios, not
 //! the figures. The disk is in the bench `journal`, which also has the header alone.
@@ -67,6 +67,10 @@ fn frames(criterion: &mut Criterion) {
             black_box(&mut copy).len()
         });
     });
+    let mut compressed = vec![0; lz4_flex::block::get_maximum_output_size(payload.len())];
+    let compress = |out: &mut [u8]| lz4_flex::block::compress_into(black_box(payload), out).expect("it is large enough");
+    let share = 100 * compress(&mut compressed) / payload.len();
+    group.bench_function(format!("lz4 to {share} %"), |bencher| bencher.iter(|| compress(&mut compressed)));
     group.finish();
 }
 

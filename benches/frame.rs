@@ -68,7 +68,8 @@ fn frames(criterion: &mut Criterion) {
         });
     });
     let mut compressed = vec![0; lz4_flex::block::get_maximum_output_size(payload.len())];
-    let compress = |out: &mut [u8]| lz4_flex::block::compress_into(black_box(payload), out).expect("it is large enough");
+    let compress =
+        |out: &mut [u8]| lz4_flex::block::compress_into(black_box(payload), out).expect("it is large enough");
     let share = 100 * compress(&mut compressed) / payload.len();
     group.bench_function(format!("lz4 to {share} %"), |bencher| bencher.iter(|| compress(&mut compressed)));
     group.finish();

@@ -1,5 +1,8 @@
 //! Which handler answers a request.
 
+use std::panic::AssertUnwindSafe;
+
+use futures_util::FutureExt as _;
 use http_body_util::Full;
 use hyper::body::{Body, Bytes, Incoming};
 use hyper::header::{CONTENT_TYPE, HeaderValue};
@@ -32,9 +35,30 @@ fn resource(path: &str) -> (Route, Option<String>) {
     }
 }
 
-/// Answers one request.
-pub async fn handle(worker: &Worker, request: Request<Incoming>) -> Response<Full<Bytes>> {
+/// Answers one request, whatever happens meanwhile.
+pub async fn answer(worker: &Worker, request: Request<Incoming>) -> Response<Full<Bytes>> {
     let (route, id) = resource(request.uri().path());
+    let response = or_500(handle(worker, route, id, request)).await;
+    worker.app.metrics.requests.count(route, HttpStatus(response.status().as_u16()));
+    response
+}
+
+/// What `handling` answers, or 500 when it panics: the fault of one request is nobody else's. The connection is closed,
+/// as nobody knows how much of the request was read.
+async fn or_500(handling: impl Future<Output = Response<Full<Bytes>>>) -> Response<Full<Bytes>> {
+    AssertUnwindSafe(handling).catch_unwind().await.unwrap_or_else(|_| {
+        tracing::error!("a request's handler panicked; the client got 500");
+        let detail = "the server failed on this request; it is safe to send a batch again under the same batch_id";
+        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", detail).and_close().into_response()
+    })
+}
+
+async fn handle(
+    worker: &Worker,
+    route: Route,
+    id: Option<String>,
+    request: Request<Incoming>,
+) -> Response<Full<Bytes>> {
     let is_head = request.method() == Method::HEAD;
     // Only ingestion reads bodies, and says itself when it did not read one to its end.
     let reads_body = route == Route::IngestBatch && request.method() == Method::POST;
@@ -55,7 +79,6 @@ pub async fn handle(worker: &Worker, request: Request<Incoming>) -> Response<Ful
         let problem = if leaves_body { problem.and_close() } else { problem };
         problem.into_response()
     });
-    worker.app.metrics.requests.count(route, HttpStatus(response.status().as_u16()));
     if is_head {
         *response.body_mut() = Full::default();
     }
@@ -85,4 +108,21 @@ pub fn with_type(status: StatusCode, content_type: &'static str, body: Bytes) ->
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_is_a_500_for_its_request_alone() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        runtime.block_on(async {
+            let response = or_500(async { panic!("on purpose") }).await;
+            assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+            assert_eq!(response.headers()["content-type"], "application/problem+json");
+            assert_eq!(response.headers()["connection"], "close");
+            assert_eq!(or_500(async { plain(StatusCode::OK, "alive") }).await.status(), StatusCode::OK);
+        });
+    }
 }

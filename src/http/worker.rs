@@ -85,9 +85,8 @@ async fn serve(worker: Rc<Worker>, listeners: Vec<TcpListener>, drain: watch::Re
         accepting.spawn_local(accept(Rc::clone(&worker), listener, drain.clone()));
     }
     while let Some(ended) = accepting.join_next().await {
-        if let Err(error) = ended {
-            tracing::error!(%error, worker = worker.index, "a listener's task ended");
-        }
+        // Nobody would accept on its address any more.
+        ended.map_err(std::io::Error::other)?;
     }
     Ok(())
 }
@@ -131,7 +130,7 @@ async fn connection(worker: Rc<Worker>, stream: TcpStream, mut drain: watch::Rec
     let service = service_fn(move |request| {
         let (worker, lingers) = (Rc::clone(&worker), Rc::clone(&lingers));
         async move {
-            let response = route::handle(&worker, request).await;
+            let response = route::answer(&worker, request).await;
             // A handler closes the connection when it left a body unread.
             lingers.set(response.headers().contains_key(CONNECTION));
             Ok::<_, Infallible>(response)

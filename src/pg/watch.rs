@@ -34,7 +34,7 @@ use postgres::{Client, Config};
 use crate::limits::{CONNECT_WAIT_MAX, SILENCE_MIN, WATCH_INTERVAL};
 use crate::pg::connect::Tls;
 use crate::pg::health::{DatabaseHealth, Doubt};
-use crate::sys::socket;
+use crate::sys::{socket, vital};
 
 /// Marks begin here when `TCP_USER_TIMEOUT` is to be the system's.
 const MARK_BASE_DEFAULT: Duration = Duration::from_secs(24 * 3600);
@@ -123,7 +123,7 @@ impl Watch {
     pub fn start(config: Config, tls: Tls, health: Arc<DatabaseHealth>) -> Arc<Self> {
         let watch = Arc::new(Self { config, tls, began: Instant::now(), health, pulses: Mutex::new(Vec::new()) });
         let watched = Arc::downgrade(&watch);
-        let started = std::thread::Builder::new().name("pg-watch".to_owned()).spawn(move || {
+        let started = vital::spawn("pg-watch", move || {
             Watcher { watch: watched, asking: None, standing: HashMap::new(), dead: Vec::new() }.run();
         });
         if let Err(error) = started {

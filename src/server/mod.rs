@@ -49,6 +49,7 @@ use crate::status::memory::BatchMap;
 use crate::status::shared::Shared;
 use crate::sys::affinity;
 use crate::sys::signals::{self, Signal};
+use crate::sys::vital;
 
 /// Why the server did not start, or did not stop cleanly: one line that says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -195,26 +196,26 @@ impl Server {
         // Workers hold receivers; if all are gone already there is nobody to tell.
         let _ = self.drain.send(true);
         self.app.queue.drain();
-        let mut panicked = join("HTTP worker", self.workers);
+        join(self.workers);
         let deadline = Instant::now() + FLUSH_DRAIN_WAIT_MAX;
         while !self.app.queue.is_drained() && self.app.database.is_working() && Instant::now() < deadline {
             std::thread::sleep(STOP_POLL);
         }
         self.app.queue.stop();
-        panicked |= join_within("flusher", self.flushers, FLUSH_STOP_WAIT_MAX);
+        join_within("flusher", self.flushers, FLUSH_STOP_WAIT_MAX);
         let left = self.app.queue.budgets.batches.used();
         // Release: partner of the Acquire in the journal thread.
         self.journal_stopping.store(true, Ordering::Release);
         self.app.journal.unpark();
-        panicked |= join("journal thread", vec![self.journal_thread]);
-        panicked |= self.upkeep.stop();
+        join(vec![self.journal_thread]);
+        self.upkeep.stop();
         if let Some(shared) = self.shared {
             shared.stop();
         }
         let failed = self.app.journal_health.has_failed();
         self.database.stop();
         tracing::info!(batches_in_journal = left, "stopped");
-        if panicked || (failed && left > 0) {
+        if failed && left > 0 {
             return Err(ServeError::Failed("the shutdown was not clean; see the log".to_owned()));
         }
         Ok(())
@@ -286,7 +287,7 @@ fn start_workers(
         let app = Arc::clone(app);
         workers.push(spawn(&format!("http-{index}"), move || {
             if let Err(error) = worker::run(start, app) {
-                tracing::error!(%error, worker = index, "an HTTP worker could not serve");
+                panic!("HTTP worker {index} cannot serve: {error}");
             }
         })?);
     }
@@ -294,26 +295,20 @@ fn start_workers(
 }
 
 fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, ServeError> {
-    let builder = std::thread::Builder::new().name(name.to_owned());
-    builder.spawn(body).map_err(|error| ServeError::failed(&format!("cannot start thread {name}"), error))
+    vital::spawn(name, body).map_err(|error| ServeError::failed(&format!("cannot start thread {name}"), error))
 }
 
-/// Waits for `threads`; true when one of them panicked.
-fn join(what: &str, threads: Vec<JoinHandle<()>>) -> bool {
-    let mut panicked = false;
+/// Waits for `threads`. A panic of one has ended the process.
+fn join(threads: Vec<JoinHandle<()>>) {
     for thread in threads {
-        if thread.join().is_err() {
-            tracing::error!("a {what} panicked");
-            panicked = true;
-        }
+        let _ = thread.join();
     }
-    panicked
 }
 
 /// As [`join`], but gives up after `wait_max` on threads that wait for PostgreSQL: a lock or a frozen server can
 /// hold an answer back for ever. Their transactions end with the process; whether a COMMIT under way took place
 /// is what the ledger tells the next start.
-fn join_within(what: &str, mut threads: Vec<JoinHandle<()>>, wait_max: Duration) -> bool {
+fn join_within(what: &str, mut threads: Vec<JoinHandle<()>>, wait_max: Duration) {
     let deadline = Instant::now() + wait_max;
     while !threads.iter().all(JoinHandle::is_finished) && Instant::now() < deadline {
         std::thread::sleep(STOP_POLL);
@@ -325,7 +320,7 @@ fn join_within(what: &str, mut threads: Vec<JoinHandle<()>>, wait_max: Duration)
             "PostgreSQL holds up a {what}; not waiting for it, its batches stay in the journal"
         );
     }
-    join(what, threads)
+    join(threads);
 }
 
 #[cfg(test)]

@@ -59,11 +59,10 @@ impl Upkeep {
         Ok(Self { thread, stop })
     }
 
-    /// Ends the thread after the chore in hand, or leaves it to the end of the process when PostgreSQL holds it up;
-    /// true when it panicked.
-    pub fn stop(self) -> bool {
+    /// Ends the thread after the chore in hand, or leaves it to the end of the process when PostgreSQL holds it up.
+    pub fn stop(self) {
         drop(self.stop);
-        join_within("upkeep thread", vec![self.thread], FLUSH_STOP_WAIT_MAX)
+        join_within("upkeep thread", vec![self.thread], FLUSH_STOP_WAIT_MAX);
     }
 }
 

@@ -27,6 +27,7 @@ use crate::pg::sqlstate::Fault;
 use crate::pg::wal;
 use crate::status::model::{StatusDocument, rfc3339};
 use crate::status::shared::{SharedStatus, StatusReader};
+use crate::sys::vital;
 use crate::types::{BatchKey, BodyDigest};
 
 /// What is known about a batch elsewhere.
@@ -155,7 +156,7 @@ impl Lookup {
 }
 
 fn spawn(name: String, body: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
-    std::thread::Builder::new().name(name).spawn(body).map(drop)
+    vital::spawn(&name, body).map(drop)
 }
 
 /// Hands what waits to `ask`, group by group, until nobody can ask any more.

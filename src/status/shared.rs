@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::limits::{REDIS_GROUP_MAX, REDIS_IO_WAIT_MAX, REDIS_QUEUE_MAX, REDIS_RETRY_WAIT, REDIS_STOP_WAIT_MAX};
 use crate::pg::sqlstate::one_line;
 use crate::status::model::{Batch, StatusDocument};
+use crate::sys::vital;
 use crate::types::{BatchKey, BodyDigest};
 
 /// A batch's status as Redis has it.
@@ -196,7 +197,7 @@ impl Shared {
             seconds: time_to_live.as_secs().max(1),
             node,
         };
-        let writer = std::thread::Builder::new().name("status-redis".to_owned()).spawn(move || writer.run())?;
+        let writer = vital::spawn("status-redis", move || writer.run())?;
         let feed = StatusFeed { news, oldest: waiting, health: Arc::clone(&health) };
         let reader = StatusReader { pool, health: Arc::clone(&health) };
         Ok(Self { feed, reader, health, stopping, writer })
@@ -205,9 +206,7 @@ impl Shared {
     /// Writes what is queued, within a bound, and ends the thread.
     pub fn stop(self) {
         self.stopping.store(true, Ordering::SeqCst);
-        if self.writer.join().is_err() {
-            tracing::error!("the thread that writes status to Redis panicked");
-        }
+        let _ = self.writer.join();
     }
 }
 

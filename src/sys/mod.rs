@@ -9,3 +9,4 @@ pub mod lock;
 pub mod open_files;
 pub mod signals;
 pub mod socket;
+pub mod vital;

@@ -35,17 +35,23 @@ const _: () = assert!(EVENT_ID_BYTES_MAX <= i32::MAX as usize && NAME_BYTES_MAX 
 
 /// Connections that may wait to be accepted.
 pub const LISTEN_BACKLOG: i32 = 4096;
-/// Time for a request's headers to arrive.
-pub const HEADER_READ_WAIT_MAX: Duration = Duration::from_secs(10);
-/// Headers of a request at most.
+/// Headers of a request at most: 431 beyond.
 pub const HEADERS_MAX: usize = 128;
+/// Longest path and query of a request: 414 beyond. What does not fit [`CONNECTION_BUFFER_BYTES_MAX`] either is a 431.
+pub const URL_BYTES_MAX: usize = 8 * KIB;
+/// How long an answer may wait until its client reads on.
+pub const WRITE_WAIT_MAX: Duration = Duration::from_secs(30);
+/// How long a body may take beside what its size allows at `BODY_MIN_KB_PER_SECOND`.
+pub const BODY_GRACE: Duration = Duration::from_secs(10);
+/// How often it is told that connections are refused.
+pub const REFUSED_CONNECTIONS_TOLD_EVERY: Duration = Duration::from_secs(1);
+/// How long a worker that cannot accept waits before it tries again.
+pub const ACCEPT_RETRY_WAIT: Duration = Duration::from_millis(100);
 /// Read buffer of a connection at most, and so the header section: hyper answers 431 beyond. Larger ones bring
 /// no fewer system calls that would matter, but pages that the kernel clears for every body; and each connection keeps
 /// its own, which no budget counts.
 pub const CONNECTION_BUFFER_BYTES_MAX: usize = 32 * KIB;
-/// Request bytes held by all workers at once: bodies being received and scanned, blocks that wait for room.
-pub const REQUEST_BYTES_MAX: u64 = 256 * MIB as u64;
-/// A body's memory is taken from [`REQUEST_BYTES_MAX`] in steps of this size.
+/// A body's memory is taken from what `MAX_REQUESTS_MB` allows in steps of this size.
 pub const BODY_RESERVE_STEP_BYTES: u64 = 64 * KIB as u64;
 /// Body buffers that a worker keeps for reuse.
 pub const BODY_BUFFERS_KEPT_MAX: usize = 32;

@@ -9,7 +9,6 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
-use ingestd::limits::REQUEST_BYTES_MAX;
 use postgres::Client;
 use support::announce;
 use support::flood::{BATCH_EVENTS, Flood, FloodOptions, Flooded, Pace, allow_connections};
@@ -38,8 +37,10 @@ const OFFERED_MIN: f64 = 0.8;
 /// The defaults of `MEMORY_LIMIT_MB` and `BATCH_TIMEOUT_SECONDS`.
 const MEMORY_LIMIT_MIB: u64 = 512;
 const BATCH_TIMEOUT_MS: f64 = 30_000.0;
+/// `MAX_REQUESTS_MB`'s default.
+const MAX_REQUESTS_MIB: u64 = 256;
 /// Rows in memory, the server itself with its connections' buffers, and what requests hold that are read or wait for room.
-const RESIDENT_BYTES_MAX: u64 = (MEMORY_LIMIT_MIB + 150) * MIB + REQUEST_BYTES_MAX;
+const RESIDENT_BYTES_MAX: u64 = (MEMORY_LIMIT_MIB + 150 + MAX_REQUESTS_MIB) * MIB;
 /// How long an urgent batch may take to be committed.
 const URGENT_WAIT_MAX: Duration = Duration::from_secs(5);
 /// Goodput that counts as a failure, of what the clients leave of the cores: 0.9 on a quiet machine, less its noise.

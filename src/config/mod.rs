@@ -120,6 +120,18 @@ pub struct Config {
     pub body_bytes_max: usize,
     /// `MAX_EVENTS_PER_BATCH`.
     pub batch_events_max: usize,
+    /// `MAX_REQUESTS_MB`: bytes of requests in memory at once.
+    pub requests_bytes_max: u64,
+    /// `MAX_CONNECTIONS`.
+    pub connections_max: usize,
+    /// `MAX_CONNECTIONS_PER_ADDRESS`, by default as many.
+    pub connections_per_address_max: usize,
+    /// `HEADER_TIMEOUT_SECONDS`.
+    pub header_timeout: Duration,
+    /// `KEEP_ALIVE_SECONDS`.
+    pub keep_alive: Duration,
+    /// `BODY_MIN_KB_PER_SECOND`, in bytes.
+    pub body_bytes_per_second_min: u64,
     /// `EVENT_MAX_AGE_DAYS`.
     pub event_age_max: Duration,
     /// `EVENT_MAX_FUTURE_HOURS`.

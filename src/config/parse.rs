@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::raw::{Origin, Raw};
 use super::settings::{Fallback, Key, Kind};
 use super::{Auth, Config, Database, DatabaseUrl, Linger, LogFormat, Problems, RedisUrl};
-use crate::limits::MIB;
+use crate::limits::{KIB, MIB};
 use crate::types::AckLevel;
 
 /// Settings of the contract that this version does not honour yet: refused, never silently ignored.
@@ -41,6 +41,14 @@ pub(super) fn config(raw: &Raw) -> Result<Config, Problems> {
         memory_bytes_max: reader.megabytes(Key::MemoryLimitMb),
         body_bytes_max: reader.megabytes(Key::MaxBodyMb),
         batch_events_max: reader.whole(Key::MaxEventsPerBatch) as usize,
+        requests_bytes_max: reader.megabytes(Key::MaxRequestsMb) as u64,
+        connections_max: reader.whole(Key::MaxConnections) as usize,
+        connections_per_address_max: reader
+            .whole_or_unset(Key::MaxConnectionsPerAddress)
+            .map_or(usize::MAX, |count| count as usize),
+        header_timeout: Duration::from_secs(reader.whole(Key::HeaderTimeoutSeconds)),
+        keep_alive: Duration::from_secs(reader.whole(Key::KeepAliveSeconds)),
+        body_bytes_per_second_min: reader.whole(Key::BodyMinKbPerSecond) * KIB as u64,
         event_age_max: Duration::from_secs(reader.whole(Key::EventMaxAgeDays) * SECONDS_PER_DAY),
         event_future_max: Duration::from_secs(reader.whole(Key::EventMaxFutureHours) * SECONDS_PER_HOUR),
         partitions_ahead_months: reader.whole(Key::PartitionsAhead) as u32,

@@ -24,6 +24,12 @@ pub enum Key {
     MemoryLimitMb,
     MaxBodyMb,
     MaxEventsPerBatch,
+    MaxRequestsMb,
+    MaxConnections,
+    MaxConnectionsPerAddress,
+    HeaderTimeoutSeconds,
+    KeepAliveSeconds,
+    BodyMinKbPerSecond,
     EventMaxAgeDays,
     EventMaxFutureHours,
     PartitionsAhead,
@@ -97,7 +103,7 @@ use Fallback::{Unset, Value};
 use Kind::{Addresses, Choice, Name, Path, PostgresUrl, RedisUrl, Whole, WordOrWhole};
 
 /// How many settings there are.
-pub const SETTINGS_COUNT: usize = 35;
+pub const SETTINGS_COUNT: usize = 41;
 
 /// Every setting, in the contract's order.
 #[rustfmt::skip]
@@ -137,6 +143,18 @@ pub const SETTINGS: [Setting; SETTINGS_COUNT] = [
         "largest request body, after decompression"),
     row(Key::MaxEventsPerBatch, "MAX_EVENTS_PER_BATCH", Value("10000"), Whole(1, 1_000_000),
         "most events in one request"),
+    row(Key::MaxRequestsMb, "MAX_REQUESTS_MB", Value("256"), Whole(1, 1_048_576),
+        "request bytes in memory at once, over all connections; beyond it requests are answered 503"),
+    row(Key::MaxConnections, "MAX_CONNECTIONS", Value("20000"), Whole(1, 1_000_000),
+        "open connections; further ones are answered 503 and closed"),
+    row(Key::MaxConnectionsPerAddress, "MAX_CONNECTIONS_PER_ADDRESS", Unset("MAX_CONNECTIONS"), Whole(1, 1_000_000),
+        "open connections from one address (one /64 of IPv6); leave it unset behind a proxy"),
+    row(Key::HeaderTimeoutSeconds, "HEADER_TIMEOUT_SECONDS", Value("10"), Whole(1, 3600),
+        "time for a request's head to arrive; then the connection is closed"),
+    row(Key::KeepAliveSeconds, "KEEP_ALIVE_SECONDS", Value("75"), Whole(1, 86_400),
+        "how long a connection may stay open without a request"),
+    row(Key::BodyMinKbPerSecond, "BODY_MIN_KB_PER_SECOND", Value("4"), Whole(1, 1_048_576),
+        "a body that comes more slowly, after 10 s of grace, is answered 408"),
     row(Key::EventMaxAgeDays, "EVENT_MAX_AGE_DAYS", Value("365"), Whole(0, 36_500),
         "oldest accepted event timestamp, before now"),
     row(Key::EventMaxFutureHours, "EVENT_MAX_FUTURE_HOURS", Value("24"), Whole(0, 87_600),

@@ -10,6 +10,9 @@ use crossbeam::sync::Unparker;
 
 use crate::encode::pool::BlockPool;
 use crate::flush::queue::FlushQueue;
+use crate::http::body::BodyLimits;
+use crate::http::connections::Connections;
+use crate::http::stream::Patience;
 use crate::http::submission::Submission;
 use crate::journal::{JournalHealth, JournalSpace};
 use crate::limits::JOURNAL_FULL_HEADROOM_SHARE;
@@ -28,8 +31,8 @@ use crate::types::{AckLevel, Priority, UnixMicros};
 pub struct IngestSettings {
     /// `ACK`.
     pub ack: AckLevel,
-    /// `MAX_BODY_MB`, in bytes.
-    pub body_bytes_max: usize,
+    /// `MAX_BODY_MB`, `BODY_MIN_KB_PER_SECOND`.
+    pub body_limits: BodyLimits,
     /// `MAX_EVENTS_PER_BATCH`.
     pub events_max: usize,
     /// `EVENT_MAX_AGE_DAYS`.
@@ -51,6 +54,10 @@ impl IngestSettings {
 pub struct App {
     /// Limits and defaults.
     pub settings: IngestSettings,
+    /// How long a connection may wait for its client.
+    pub patience: Patience,
+    /// Who is connected.
+    pub connections: Arc<Connections>,
     /// A ring a worker.
     pub rings: Box<[Ring<Submission>]>,
     /// Wakes the journal thread.

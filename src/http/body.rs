@@ -2,14 +2,16 @@
 
 use std::cell::RefCell;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http_body_util::BodyExt;
 use hyper::StatusCode;
 use hyper::body::{Body, Bytes, Incoming};
+use tokio::time::{Instant, timeout_at};
 
 use crate::http::problem::Problem;
 use crate::limits::{
-    BODY_BUFFER_KEPT_BYTES_MAX, BODY_BUFFERS_KEPT_MAX, BODY_DISCARDED_BYTES_MAX, BODY_RESERVE_STEP_BYTES,
+    BODY_BUFFER_KEPT_BYTES_MAX, BODY_BUFFERS_KEPT_MAX, BODY_DISCARDED_BYTES_MAX, BODY_GRACE, BODY_RESERVE_STEP_BYTES,
     LINGER_WAIT_MAX, RETRY_AFTER_BUSY_SECONDS,
 };
 use crate::ring::budget::Budget;
@@ -67,27 +69,38 @@ impl Drop for BodyBytes<'_> {
 /// A body that arrives.
 pub struct Reader<'a> {
     incoming: Incoming,
-    bytes_max: usize,
+    limits: BodyLimits,
+    begun: Instant,
+    received: u64,
     /// What came first: kept as it is, so that a request which is refused after a look at it costs no buffer.
     head: Bytes,
     body: BodyBytes<'a>,
 }
 
+/// What a body may be.
+#[derive(Clone, Copy, Debug)]
+pub struct BodyLimits {
+    /// Its length at most.
+    pub bytes_max: usize,
+    /// How fast it has to come, after [`BODY_GRACE`].
+    pub bytes_per_second_min: u64,
+}
+
 impl<'a> Reader<'a> {
-    /// Receives the first bytes of `incoming`, which may be `bytes_max` bytes long. A declared length over that is
+    /// Receives the first bytes of `incoming`, which may be as long as `limits` say. A declared length over that is
     /// refused before anything is read; memory is taken from `budget` as bytes arrive, not as they are promised.
     pub async fn begin(
         incoming: Incoming,
-        bytes_max: usize,
+        limits: BodyLimits,
         pool: &'a BufferPool,
         budget: &Arc<Budget>,
     ) -> Result<Self, Problem> {
         let declared = incoming.size_hint().lower();
-        if declared > bytes_max as u64 {
-            return Err(too_large(bytes_max));
+        if declared > limits.bytes_max as u64 {
+            return Err(too_large(limits.bytes_max));
         }
         let body = BodyBytes { bytes: Vec::new(), reserved_bytes: 0, pool, budget: Arc::clone(budget) };
-        let mut reader = Self { incoming, bytes_max, head: Bytes::new(), body };
+        let mut reader = Self { incoming, limits, begun: Instant::now(), received: 0, head: Bytes::new(), body };
         // What does not fit as it is promised is not begun: under overload most of what arrives would be read for nothing.
         if declared > budget.limit().saturating_sub(budget.used()) {
             return Err(reader.refuse(busy()).await);
@@ -135,7 +148,8 @@ impl<'a> Reader<'a> {
     }
 
     async fn receive(&mut self) -> Result<Option<Bytes>, Problem> {
-        while let Some(frame) = self.incoming.frame().await {
+        let deadline = self.deadline();
+        while let Some(frame) = timeout_at(deadline, self.incoming.frame()).await.map_err(|_| too_slow())? {
             let frame = frame.map_err(|error| {
                 let detail = if error.is_incomplete_message() {
                     "the request body ended early"
@@ -145,16 +159,22 @@ impl<'a> Reader<'a> {
                 Problem::new(StatusCode::BAD_REQUEST, "body_incomplete", detail).and_close()
             })?;
             if let Ok(data) = frame.into_data() {
+                self.received += data.len() as u64;
                 return Ok(Some(data));
             }
         }
         Ok(None)
     }
 
+    /// By when the next bytes have to come.
+    fn deadline(&self) -> Instant {
+        self.begun + BODY_GRACE + Duration::from_secs(self.received / self.limits.bytes_per_second_min)
+    }
+
     /// Takes memory for a body of `bytes` so far.
     fn reserve(&mut self, bytes: usize) -> Result<(), Problem> {
-        if bytes > self.bytes_max {
-            return Err(too_large(self.bytes_max));
+        if bytes > self.limits.bytes_max {
+            return Err(too_large(self.limits.bytes_max));
         }
         while self.body.reserved_bytes < bytes as u64 {
             if !self.body.budget.try_take(BODY_RESERVE_STEP_BYTES) {
@@ -164,6 +184,11 @@ impl<'a> Reader<'a> {
         }
         Ok(())
     }
+}
+
+fn too_slow() -> Problem {
+    let detail = "the request body comes too slowly; send it faster, or send smaller batches";
+    Problem::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", detail).and_close()
 }
 
 fn busy() -> Problem {

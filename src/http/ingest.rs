@@ -67,7 +67,7 @@ pub async fn post(worker: &Worker, request: Request<Incoming>) -> Reply {
     let id = chosen_id(&head.headers, &query).map_err(Problem::and_close)?;
     let settings = &worker.app.settings;
     let budget = &worker.app.request_bytes;
-    let reader = Reader::begin(incoming, settings.body_bytes_max, &worker.buffers, budget).await?;
+    let reader = Reader::begin(incoming, settings.body_limits, &worker.buffers, budget).await?;
     if let Err(problem) = wait_for_room_if_known(worker, || peek_head(reader.head()), &query).await {
         return Err(reader.refuse(problem).await);
     }

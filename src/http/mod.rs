@@ -1,6 +1,7 @@
 //! HTTP: pinned workers, one a core, each with its own listener, runtime and connections.
 //!
-//! [`worker`] accepts and serves connections ([`linger`] closes them), [`route`] picks the handler, [`body`] reads within limits,
+//! [`worker`] accepts and serves connections ([`connections`] counts them, [`stream`] bounds their waits and closes them),
+//! [`route`] picks the handler, [`body`] reads within limits,
 //! [`ingest`] turns a body into a block and waits for its acknowledgement; [`status`], [`health`] and
 //! [`observe`] answer questions. [`app`] is what all workers share.
 //!
@@ -10,13 +11,14 @@
 
 pub mod app;
 pub mod body;
+pub mod connections;
 pub mod health;
 pub mod ingest;
-pub mod linger;
 pub mod observe;
 pub mod problem;
 pub mod query;
 pub mod route;
 pub mod status;
+pub mod stream;
 pub mod submission;
 pub mod worker;

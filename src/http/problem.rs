@@ -107,8 +107,24 @@ impl Problem {
         self.errors_total
     }
 
+    /// The answer as it goes over the wire, where no request was read.
+    pub fn into_bytes(self) -> Vec<u8> {
+        let (head, body) = self.respond().into_parts();
+        let mut bytes = format!("HTTP/1.1 {}\r\ncontent-length: {}\r\n", head.status, body.len()).into_bytes();
+        for (name, value) in &head.headers {
+            bytes.extend_from_slice(&[name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"].concat());
+        }
+        bytes.extend_from_slice(b"\r\n");
+        bytes.extend_from_slice(&body);
+        bytes
+    }
+
     /// The answer.
     pub fn into_response(self) -> Response<Full<Bytes>> {
+        self.respond().map(|body| Full::new(Bytes::from(body)))
+    }
+
+    fn respond(self) -> Response<Vec<u8>> {
         let document = Document {
             r#type: format!("urn:ingestd:problem:{}", self.code),
             title: self.status.canonical_reason().unwrap_or("Error"),
@@ -120,7 +136,7 @@ impl Problem {
             errors_total: (self.errors_total > 0).then_some(self.errors_total),
         };
         let body = serde_json::to_vec(&document).unwrap_or_default();
-        let mut response = Response::new(Full::new(Bytes::from(body)));
+        let mut response = Response::new(body);
         *response.status_mut() = self.status;
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));

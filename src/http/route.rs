@@ -12,6 +12,7 @@ use percent_encoding::percent_decode_str;
 use crate::http::problem::Problem;
 use crate::http::worker::Worker;
 use crate::http::{health, ingest, observe, status};
+use crate::limits::URL_BYTES_MAX;
 use crate::metrics::{HttpStatus, Route};
 
 /// What handlers give back.
@@ -64,6 +65,7 @@ async fn handle(
     let reads_body = route == Route::IngestBatch && request.method() == Method::POST;
     let leaves_body = !reads_body && !request.body().is_end_stream();
     let reply = match (route, request.method()) {
+        _ if url_bytes(&request) > URL_BYTES_MAX => Err(url_too_long()),
         (Route::IngestBatch, &Method::POST) => ingest::post(worker, request).await,
         (Route::IngestBatch, _) => Err(Problem::method_not_allowed("POST")),
         (Route::Other, _) => Err(unknown_resource()),
@@ -83,6 +85,15 @@ async fn handle(
         *response.body_mut() = Full::default();
     }
     response
+}
+
+fn url_bytes(request: &Request<Incoming>) -> usize {
+    request.uri().path_and_query().map_or(0, |url| url.as_str().len())
+}
+
+fn url_too_long() -> Problem {
+    let detail = format!("path and query are longer than {URL_BYTES_MAX} bytes; no resource needs as much");
+    Problem::new(StatusCode::URI_TOO_LONG, "url_too_long", detail).and_close()
 }
 
 fn unknown_resource() -> Problem {

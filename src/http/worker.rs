@@ -1,17 +1,19 @@
 //! One HTTP worker: a pinned thread with its own runtime, its own listeners and its own connections.
 //! Nothing is stolen from other workers and nothing is shared with them but [`App`].
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::convert::Infallible;
-use std::net::TcpListener;
+use std::fs::File;
+use std::net::{SocketAddr, TcpListener};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::Instant;
 
 use hyper::header::CONNECTION;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
+use rustix::io::Errno;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::{JoinSet, LocalSet};
@@ -19,10 +21,15 @@ use uuid::ContextV7;
 
 use crate::http::app::App;
 use crate::http::body::BufferPool;
-use crate::http::linger::Lingering;
+use crate::http::connections::{Connected, Full};
+use crate::http::problem::Problem;
 use crate::http::route;
+use crate::http::stream::ClientStream;
 use crate::json::Scratch;
-use crate::limits::{CONNECTION_BUFFER_BYTES_MAX, HEADER_READ_WAIT_MAX, HEADERS_MAX, HTTP_DRAIN_WAIT_MAX};
+use crate::limits::{
+    ACCEPT_RETRY_WAIT, CONNECTION_BUFFER_BYTES_MAX, HEADERS_MAX, HTTP_DRAIN_WAIT_MAX, REFUSED_CONNECTIONS_TOLD_EVERY,
+    RETRY_AFTER_BUSY_SECONDS,
+};
 use crate::metrics::Recorder;
 use crate::sys::affinity::{self, CoreId};
 
@@ -95,15 +102,20 @@ async fn serve(worker: Rc<Worker>, listeners: Vec<TcpListener>, drain: watch::Re
 async fn accept(worker: Rc<Worker>, listener: tokio::net::TcpListener, drain: watch::Receiver<bool>) {
     let mut stop = drain.clone();
     let mut connections = JoinSet::new();
+    let mut door = Door::new();
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => {
-                    connections.spawn_local(connection(Rc::clone(&worker), stream, drain.clone()));
-                }
+                Ok((stream, address)) => match worker.app.connections.enter(address.ip()) {
+                    Ok(connected) => {
+                        connections.spawn_local(connection(Rc::clone(&worker), stream, connected, drain.clone()));
+                    }
+                    Err(full) => door.refuse(&stream, address, full),
+                },
                 Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection; trying again in a moment");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    if !door.shut_out(&error, &listener).await {
+                        tokio::time::sleep(ACCEPT_RETRY_WAIT).await;
+                    }
                 }
             },
             Some(_) = connections.join_next() => {}
@@ -117,28 +129,82 @@ async fn accept(worker: Rc<Worker>, listener: tokio::net::TcpListener, drain: wa
     }
 }
 
+/// Turns connections away.
+struct Door {
+    /// An open file to give up, so that a connection can be accepted, and closed, when there are no others left: in the
+    /// backlog it would wait for nothing.
+    spare: Option<File>,
+    told_at: Option<Instant>,
+}
+
+impl Door {
+    fn new() -> Self {
+        Self { spare: File::open("/dev/null").ok(), told_at: None }
+    }
+
+    /// Answers 503 as far as the socket takes it at once, and waits for nothing.
+    fn refuse(&mut self, stream: &TcpStream, address: SocketAddr, full: Full) {
+        let setting = match full {
+            Full::Server => "MAX_CONNECTIONS",
+            Full::Client => "MAX_CONNECTIONS_PER_ADDRESS",
+        };
+        if self.may_tell() {
+            tracing::warn!(%address, "refusing connections: {setting} are open");
+        }
+        let detail = format!("too many connections are open ({setting}); use fewer, or come again later");
+        let problem = Problem::unavailable("too_many_connections", detail, RETRY_AFTER_BUSY_SECONDS);
+        let _ = stream.try_write(&problem.and_close().into_bytes());
+    }
+
+    /// Accepts and closes one connection because there are no open files left; false when that was not `error`, or did
+    /// not work.
+    async fn shut_out(&mut self, error: &std::io::Error, listener: &tokio::net::TcpListener) -> bool {
+        if self.may_tell() {
+            tracing::warn!(%error, "cannot accept connections; the others are served, raise the limit of open files (ulimit -n)");
+        }
+        let is_out_of_files =
+            matches!(error.raw_os_error().map(Errno::from_raw_os_error), Some(Errno::MFILE | Errno::NFILE));
+        let closed = is_out_of_files && self.spare.take().is_some() && listener.accept().await.is_ok();
+        // Somebody else may have been faster with what was given up.
+        self.spare = File::open("/dev/null").ok();
+        closed
+    }
+
+    fn may_tell(&mut self) -> bool {
+        let now = Instant::now();
+        let may = self.told_at.is_none_or(|told_at| now - told_at >= REFUSED_CONNECTIONS_TOLD_EVERY);
+        if may {
+            self.told_at = Some(now);
+        }
+        may
+    }
+}
+
 /// Ends when the server begins to drain (or its main thread is gone).
 async fn drained(drain: &mut watch::Receiver<bool>) {
     let _ = drain.wait_for(|draining| *draining).await;
 }
 
-async fn connection(worker: Rc<Worker>, stream: TcpStream, mut drain: watch::Receiver<bool>) {
+async fn connection(worker: Rc<Worker>, stream: TcpStream, _connected: Connected, mut drain: watch::Receiver<bool>) {
     // Answers are small and awaited: do not hold them back. A failure only costs latency.
     let _ = stream.set_nodelay(true);
-    let lingers = Rc::new(Cell::new(false));
-    let stream = Lingering::new(stream, Rc::clone(&lingers));
+    let (stream, progress) = ClientStream::new(stream, worker.app.patience);
     let service = service_fn(move |request| {
-        let (worker, lingers) = (Rc::clone(&worker), Rc::clone(&lingers));
-        async move {
+        let (worker, progress) = (Rc::clone(&worker), Rc::clone(&progress));
+        // Boxed: a connection without a request does not hold the room for one.
+        Box::pin(async move {
+            progress.request_begins();
             let response = route::answer(&worker, request).await;
             // A handler closes the connection when it left a body unread.
-            lingers.set(response.headers().contains_key(CONNECTION));
+            progress.request_ends(response.headers().contains_key(CONNECTION));
             Ok::<_, Infallible>(response)
-        }
+        })
     });
     let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_READ_WAIT_MAX)
+        // The stream's deadlines tell the wait for a head from the wait for the next request.
+        .header_read_timeout(None)
+        // Who has sent everything may close that side, and still wants the answer.
+        .half_close(true)
         .max_headers(HEADERS_MAX)
         .max_buf_size(CONNECTION_BUFFER_BYTES_MAX)
         .serve_connection(TokioIo::new(stream), service);

@@ -98,15 +98,15 @@ pub struct SessionManager {
 
 impl ManageConnection for SessionManager {
     type Connection = Session;
-    type Error = postgres::Error;
+    type Error = Fault;
 
-    fn connect(&self) -> Result<Session, postgres::Error> {
+    fn connect(&self) -> Result<Session, Fault> {
         let (client, pulse) = self.watch.connect()?;
         Ok(Session { client, pulse, statements: None, stage: None, opened_at: Instant::now(), discarded: false })
     }
 
-    fn is_valid(&self, session: &mut Session) -> Result<(), postgres::Error> {
-        session.client.is_valid(POOL_WAIT_MAX)
+    fn is_valid(&self, session: &mut Session) -> Result<(), Fault> {
+        Ok(session.client.is_valid(POOL_WAIT_MAX)?)
     }
 
     fn has_broken(&self, session: &mut Session) -> bool {
@@ -118,9 +118,9 @@ impl ManageConnection for SessionManager {
 #[derive(Debug)]
 struct QuietErrors;
 
-impl r2d2::HandleError<postgres::Error> for QuietErrors {
-    fn handle_error(&self, error: postgres::Error) {
-        tracing::debug!(error = %Fault::from(error), "connection attempt failed");
+impl r2d2::HandleError<Fault> for QuietErrors {
+    fn handle_error(&self, fault: Fault) {
+        tracing::debug!(%fault, "connection attempt failed");
     }
 }
 

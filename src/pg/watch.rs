@@ -23,6 +23,7 @@
 
 use std::collections::HashMap;
 use std::net::Shutdown;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
@@ -34,6 +35,7 @@ use postgres::{Client, Config};
 use crate::limits::{CONNECT_WAIT_MAX, SILENCE_MIN, WATCH_INTERVAL};
 use crate::pg::connect::Tls;
 use crate::pg::health::{DatabaseHealth, Doubt};
+use crate::pg::sqlstate::Fault;
 use crate::sys::{socket, vital};
 
 /// Marks begin here when `TCP_USER_TIMEOUT` is to be the system's.
@@ -133,14 +135,14 @@ impl Watch {
     }
 
     /// Opens a connection and watches it.
-    pub fn connect(self: &Arc<Self>) -> Result<(Client, Arc<Pulse>), postgres::Error> {
+    pub fn connect(self: &Arc<Self>) -> Result<(Client, Arc<Pulse>), Fault> {
         let (mut client, pulse, _waiting) = self.open()?;
         pulse.served_by(client.query_one("SELECT pg_backend_pid()", &[])?.get(0));
         Ok((client, pulse))
     }
 
     /// A connection whose backend is not known yet: it is closed when nothing more is heard for [`CONNECT_WAIT_MAX`].
-    fn open(&self) -> Result<(Client, Arc<Pulse>, Waiting), postgres::Error> {
+    fn open(&self) -> Result<(Client, Arc<Pulse>, Waiting), Fault> {
         let base = self.config.get_tcp_user_timeout().copied().filter(|timeout| !timeout.is_zero());
         static NEXT: AtomicU32 = AtomicU32::new(1);
         let number = NEXT.fetch_add(1, Ordering::Relaxed) % MARKS;
@@ -156,13 +158,18 @@ impl Watch {
         pulses.retain(|pulse| pulse.strong_count() > 0);
         pulses.push(Arc::downgrade(&pulse));
         drop(pulses);
-        let client = self.config.clone().tcp_user_timeout(timeout).connect(self.tls.clone())?;
+        let mut config = self.config.clone();
+        config.tcp_user_timeout(timeout);
+        // The driver panics when no open file is left for its runtime; r2d2 would think for ever that this attempt is
+        // under way.
+        let connected = catch_unwind(AssertUnwindSafe(|| config.connect(self.tls.clone())));
+        let client = connected.map_err(|_| Fault::lost("no open file is left; raise their limit (ulimit -n)"))??;
         Ok((client, pulse, waiting))
     }
 
     /// Terminates `dead` and asks for `backends`, on a connection of its own; the way to PostgreSQL may be dead for that
     /// one as well.
-    fn look(&self, dead: &[i32], backends: &[i32]) -> Result<HashMap<i32, Look>, postgres::Error> {
+    fn look(&self, dead: &[i32], backends: &[i32]) -> Result<HashMap<i32, Look>, Fault> {
         let (mut client, _pulse, _waiting) = self.open()?;
         if !dead.is_empty() {
             client.execute(TERMINATE, &[&dead])?;
@@ -203,7 +210,7 @@ struct Look {
 
 struct Watcher {
     watch: Weak<Watch>,
-    asking: Option<JoinHandle<Result<HashMap<i32, Look>, postgres::Error>>>,
+    asking: Option<JoinHandle<Result<HashMap<i32, Look>, Fault>>>,
     /// By backend: where it stands (`None`: it is gone), and since when.
     standing: HashMap<i32, (Option<String>, Instant)>,
     /// Backends to terminate.

@@ -34,9 +34,12 @@ use crate::flush::cut::{CutSettings, Linger};
 use crate::flush::flusher::{FlushTools, Flusher};
 use crate::flush::queue::{FlushQueue, QueueBudgets};
 use crate::http::app::{App, IngestSettings};
+use crate::http::body::BodyLimits;
+use crate::http::connections::Connections;
+use crate::http::stream::Patience;
 use crate::http::worker::{self, WorkerStart};
 use crate::journal::{Journal, JournalHealth};
-use crate::limits::{FLUSH_DRAIN_WAIT_MAX, FLUSH_STOP_WAIT_MAX, REQUEST_BYTES_MAX, STOP_POLL, queue_batches_max};
+use crate::limits::{FLUSH_DRAIN_WAIT_MAX, FLUSH_STOP_WAIT_MAX, STOP_POLL, queue_batches_max};
 use crate::metrics::Metrics;
 use crate::pg::health::DatabaseHealth;
 use crate::ring::budget::Budget;
@@ -154,6 +157,8 @@ impl Server {
         }
         let app = Arc::new(App {
             settings: ingest_settings(config),
+            patience: Patience { head: config.header_timeout, idle: config.keep_alive },
+            connections: Connections::new(config.connections_max, config.connections_per_address_max),
             rings: (0..worker_count).map(|_| Ring::default()).collect(),
             journal: parker.unparker().clone(),
             space: journal.space(),
@@ -162,7 +167,7 @@ impl Server {
             batches,
             lookup,
             blocks,
-            request_bytes: Arc::new(Budget::new(REQUEST_BYTES_MAX)),
+            request_bytes: Arc::new(Budget::new(config.requests_bytes_max)),
             database: health,
             pool: database.pool.clone(),
             redis: shared.as_ref().map(|shared| Arc::clone(&shared.health)),
@@ -257,7 +262,10 @@ fn rows_min(config: &Config) -> u32 {
 fn ingest_settings(config: &Config) -> IngestSettings {
     IngestSettings {
         ack: config.ack,
-        body_bytes_max: config.body_bytes_max,
+        body_limits: BodyLimits {
+            bytes_max: config.body_bytes_max,
+            bytes_per_second_min: config.body_bytes_per_second_min,
+        },
         events_max: config.batch_events_max,
         event_age_max: config.event_age_max,
         event_future_max: config.event_future_max,

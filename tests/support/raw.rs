@@ -1,6 +1,6 @@
 //! HTTP by hand, for what no proper client sends: half requests, bodies that never come, odd headers.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
 
@@ -45,7 +45,12 @@ impl Raw {
 
     /// Says that nothing more is sent.
     pub fn finish_sending(&self) {
-        self.0.shutdown(Shutdown::Write).expect("the connection is open");
+        self.try_finish_sending().expect("the connection is open");
+    }
+
+    /// As [`Self::finish_sending`]; an error when the server has closed the connection meanwhile.
+    pub fn try_finish_sending(&self) -> std::io::Result<()> {
+        self.0.shutdown(Shutdown::Write)
     }
 
     /// Reads one answer with `Content-Length`.
@@ -68,9 +73,20 @@ impl Raw {
         head_of(&bytes)
     }
 
+    /// Everything that still comes, up to the end of the connection.
+    pub fn rest(&mut self) -> String {
+        let mut bytes = Vec::new();
+        // A connection that is reset has ended, too.
+        let _ = self.0.read_to_end(&mut bytes);
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
     /// True when the server has closed the connection; waits for that or for a byte.
     pub fn is_closed(&mut self) -> bool {
-        matches!(self.0.read(&mut [0]), Ok(0))
+        match self.0.read(&mut [0]) {
+            Ok(bytes) => bytes == 0,
+            Err(error) => error.kind() == ErrorKind::ConnectionReset,
+        }
     }
 }
 

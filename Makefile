@@ -35,6 +35,7 @@ test: ## formatting, lints, and every test against a real PostgreSQL and Redis
 	@deploy/setup.sh test
 	cargo fmt --check
 	cargo clippy --all-targets --locked -- -D warnings
+	cargo metadata --locked --format-version 1 --manifest-path fuzz/Cargo.toml >/dev/null
 	cargo test --locked
 
 aarch64: export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER := aarch64-linux-gnu-gcc

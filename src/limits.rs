@@ -59,6 +59,15 @@ pub const BODY_BUFFERS_KEPT_MAX: usize = 32;
 pub const BODY_BUFFER_KEPT_BYTES_MAX: usize = 2 * MIB;
 /// Longest rest of a body that is read to its end although its request is refused. Beyond, the connection is closed.
 pub const BODY_DISCARDED_BYTES_MAX: u64 = MIB as u64;
+/// Compressed bytes that one call of a decoder reads at most, and bytes that it gives.
+pub const INFLATE_STEP_BYTES: usize = 64 * KIB;
+/// Such calls in a row, before a worker turns to its other requests: 1 MiB, or as many gzip members or zstd frames.
+pub const INFLATE_STEPS_PER_TURN: usize = 16;
+/// Gzip members or zstd frames of one body at most: empty ones give nothing that another limit would count.
+pub const INFLATE_MEMBERS_MAX: usize = 65_536;
+/// Largest window of a zstd frame, as a power of two: 8 MiB, what RFC 9659 sets for HTTP. Each worker has one at most,
+/// beside `MAX_REQUESTS_MB`.
+pub const ZSTD_WINDOW_LOG_MAX: u32 = 23;
 /// How long a client that was answered early may go on sending before its connection is cut.
 pub const LINGER_WAIT_MAX: Duration = Duration::from_secs(5);
 /// Bytes thrown away at once meanwhile.

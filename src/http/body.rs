@@ -44,7 +44,27 @@ pub struct BodyBytes<'a> {
     budget: Arc<Budget>,
 }
 
-impl BodyBytes<'_> {
+impl<'a> BodyBytes<'a> {
+    /// Nothing yet: no buffer, no memory of `budget`.
+    pub fn empty(pool: &'a BufferPool, budget: &Arc<Budget>) -> Self {
+        Self { bytes: Vec::new(), reserved_bytes: 0, pool, budget: Arc::clone(budget) }
+    }
+
+    /// Adds `data`, up to `bytes_max` in all.
+    pub fn append(&mut self, data: &[u8], bytes_max: usize) -> Result<(), Problem> {
+        let bytes = self.bytes.len() + data.len();
+        self.reserve(bytes, bytes_max)?;
+        if self.bytes.capacity() == 0 {
+            self.bytes = self.pool.take();
+        }
+        // Address space only, until it is written to: a buffer that doubles would be there twice while it is copied.
+        if bytes > self.bytes.capacity() && bytes > BODY_BUFFER_KEPT_BYTES_MAX {
+            self.bytes.reserve_exact(bytes_max - self.bytes.len());
+        }
+        self.bytes.extend_from_slice(data);
+        Ok(())
+    }
+
     /// The bytes.
     pub fn as_slice(&self) -> &[u8] {
         &self.bytes
@@ -56,6 +76,20 @@ impl BodyBytes<'_> {
         self.pool.give_back(std::mem::take(&mut self.bytes));
         self.budget.take_over_limit(bytes);
         self.budget.give_back(std::mem::replace(&mut self.reserved_bytes, bytes));
+    }
+
+    /// Takes memory for a body of `bytes` so far.
+    fn reserve(&mut self, bytes: usize, bytes_max: usize) -> Result<(), Problem> {
+        if bytes > bytes_max {
+            return Err(too_large(bytes_max));
+        }
+        while self.reserved_bytes < bytes as u64 {
+            if !self.budget.try_take(BODY_RESERVE_STEP_BYTES) {
+                return Err(busy());
+            }
+            self.reserved_bytes += BODY_RESERVE_STEP_BYTES;
+        }
+        Ok(())
     }
 }
 
@@ -99,14 +133,14 @@ impl<'a> Reader<'a> {
         if declared > limits.bytes_max as u64 {
             return Err(too_large(limits.bytes_max));
         }
-        let body = BodyBytes { bytes: Vec::new(), reserved_bytes: 0, pool, budget: Arc::clone(budget) };
+        let body = BodyBytes::empty(pool, budget);
         let mut reader = Self { incoming, limits, begun: Instant::now(), received: 0, head: Bytes::new(), body };
         // What does not fit as it is promised is not begun: under overload most of what arrives would be read for nothing.
         if declared > budget.limit().saturating_sub(budget.used()) {
             return Err(reader.refuse(busy()).await);
         }
         if let Some(data) = reader.receive().await? {
-            if let Err(problem) = reader.reserve(data.len()) {
+            if let Err(problem) = reader.body.reserve(data.len(), limits.bytes_max) {
                 return Err(reader.refuse(problem).await);
             }
             reader.head = data;
@@ -126,7 +160,7 @@ impl<'a> Reader<'a> {
         self.body.bytes.reserve(self.head.len() + expected.unwrap_or(0));
         self.body.bytes.extend_from_slice(&std::mem::take(&mut self.head));
         while let Some(data) = self.receive().await? {
-            if let Err(problem) = self.reserve(self.body.bytes.len() + data.len()) {
+            if let Err(problem) = self.body.reserve(self.body.bytes.len() + data.len(), self.limits.bytes_max) {
                 return Err(self.refuse(problem).await);
             }
             self.body.bytes.extend_from_slice(&data);
@@ -169,20 +203,6 @@ impl<'a> Reader<'a> {
     /// By when the next bytes have to come.
     fn deadline(&self) -> Instant {
         self.begun + BODY_GRACE + Duration::from_secs(self.received / self.limits.bytes_per_second_min)
-    }
-
-    /// Takes memory for a body of `bytes` so far.
-    fn reserve(&mut self, bytes: usize) -> Result<(), Problem> {
-        if bytes > self.limits.bytes_max {
-            return Err(too_large(self.limits.bytes_max));
-        }
-        while self.body.reserved_bytes < bytes as u64 {
-            if !self.body.budget.try_take(BODY_RESERVE_STEP_BYTES) {
-                return Err(busy());
-            }
-            self.body.reserved_bytes += BODY_RESERVE_STEP_BYTES;
-        }
-        Ok(())
     }
 }
 

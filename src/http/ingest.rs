@@ -1,13 +1,13 @@
-//! `POST /v1/ingest/batch`: body → scan → block → ring → acknowledgement.
+//! `POST /v1/ingest/batch`: body → inflate → scan → block → ring → acknowledgement.
 //!
-//! Between reading the body and handing the block to the ring nothing is awaited but the question whether a
+//! Between decompressing the body and handing the block to the ring nothing is awaited but the question whether a
 //! client's own batch id is known elsewhere. The scanner's memory is used in one synchronous stretch.
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use hyper::body::Incoming;
-use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION};
+use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION};
 use hyper::{Request, Response, StatusCode};
 use serde::Serialize;
 use tokio::sync::oneshot;
@@ -16,6 +16,7 @@ use uuid::{Timestamp, Uuid};
 use crate::encode::block::{BLOCK_HEADER_BYTES_MAX, Block, BlockBuilder, BlockHeader};
 use crate::encode::tuple::{RowContext, append_tuple};
 use crate::http::body::{BodyBytes, Reader};
+use crate::http::inflate::Coding;
 use crate::http::problem::{ErrorItem, Problem};
 use crate::http::query::{IngestQuery, Invalid};
 use crate::http::route::{Reply, json};
@@ -62,16 +63,23 @@ pub async fn post(worker: &Worker, request: Request<Incoming>) -> Reply {
     let accepted_at = Instant::now();
     refuse_early(worker)?;
     let (head, incoming) = request.into_parts();
+    let coding = Coding::of(&head.headers).map_err(Problem::and_close)?;
     require_json(&head.headers)?;
     let query = IngestQuery::parse(head.uri.query()).map_err(Problem::and_close)?;
     let id = chosen_id(&head.headers, &query).map_err(Problem::and_close)?;
     let settings = &worker.app.settings;
     let budget = &worker.app.request_bytes;
     let reader = Reader::begin(incoming, settings.body_limits, &worker.buffers, budget).await?;
-    if let Err(problem) = wait_for_room_if_known(worker, || peek_head(reader.head()), &query).await {
+    // What a compressed body gives itself for a priority is told once it is decompressed.
+    let peek = || if coding.is_none() { peek_head(reader.head()) } else { PeekedPriority::Unknown };
+    if let Err(problem) = wait_for_room_if_known(worker, peek, &query).await {
         return Err(reader.refuse(problem).await);
     }
     let mut body = reader.finish().await?;
+    if let Some(coding) = coding {
+        let inflated = BodyBytes::empty(&worker.buffers, budget);
+        body = worker.inflater.inflate(coding, body.as_slice(), inflated, settings.body_limits.bytes_max).await?;
+    }
     wait_for_room_if_known(worker, || peek_body(body.as_slice()), &query).await?;
     let encoded = encode(worker, body.as_slice(), &query, id)?;
     body.exchange_for(encoded.block.memory_bytes() as u64);
@@ -95,24 +103,14 @@ fn refuse_early(worker: &Worker) -> Result<(), Problem> {
 }
 
 fn require_json(headers: &HeaderMap) -> Result<(), Problem> {
-    let unsupported =
-        |code, detail: String| Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, code, detail).and_close());
-    if let Some(encoding) =
-        headers.get(CONTENT_ENCODING).filter(|value| !value.as_bytes().eq_ignore_ascii_case(b"identity"))
-    {
-        let detail = format!("Content-Encoding {encoding:?} is not accepted; send the body as it is");
-        return unsupported("unsupported_encoding", detail);
-    }
     // Without a Content-Type the body is taken for JSON: the scanner tells if it is not.
     let Some(content_type) = headers.get(CONTENT_TYPE) else { return Ok(()) };
     let media_type = content_type.to_str().unwrap_or("").split(';').next().unwrap_or("").trim();
     if media_type.eq_ignore_ascii_case("application/json") {
         return Ok(());
     }
-    unsupported(
-        "unsupported_media_type",
-        format!("Content-Type {content_type:?} is not accepted; send application/json"),
-    )
+    let detail = format!("Content-Type {content_type:?} is not accepted; send application/json");
+    Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail).and_close())
 }
 
 /// The id that header and query give, if they do; they must agree.

@@ -1,7 +1,7 @@
 //! HTTP: pinned workers, one a core, each with its own listener, runtime and connections.
 //!
 //! [`worker`] accepts and serves connections ([`connections`] counts them, [`stream`] bounds their waits and closes them),
-//! [`route`] picks the handler, [`body`] reads within limits,
+//! [`route`] picks the handler, [`body`] reads within limits and [`inflate`] decompresses within the same ones,
 //! [`ingest`] turns a body into a block and waits for its acknowledgement; [`status`], [`health`] and
 //! [`observe`] answer questions. [`app`] is what all workers share.
 //!
@@ -13,6 +13,7 @@ pub mod app;
 pub mod body;
 pub mod connections;
 pub mod health;
+pub mod inflate;
 pub mod ingest;
 pub mod observe;
 pub mod problem;

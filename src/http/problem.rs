@@ -4,7 +4,7 @@
 
 use http_body_util::Full;
 use hyper::body::Bytes;
-use hyper::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use hyper::header::{ACCEPT_ENCODING, ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use hyper::{Response, StatusCode};
 use serde::Serialize;
 
@@ -33,7 +33,8 @@ pub struct Problem {
     errors_total: usize,
     byte_offset: Option<usize>,
     retry_after_seconds: Option<u32>,
-    allow: Option<&'static str>,
+    /// What the resource takes instead: the methods of a 405, the content codings of a 415.
+    accepted: Option<&'static str>,
     close: bool,
 }
 
@@ -63,7 +64,7 @@ impl Problem {
             errors_total: 0,
             byte_offset: None,
             retry_after_seconds: None,
-            allow: None,
+            accepted: None,
             close: false,
         }
     }
@@ -79,7 +80,13 @@ impl Problem {
     /// 405 with the methods that the resource has.
     pub fn method_not_allowed(allow: &'static str) -> Self {
         let detail = format!("this resource answers {allow}");
-        Self { allow: Some(allow), ..Self::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", detail) }
+        Self { accepted: Some(allow), ..Self::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", detail) }
+    }
+
+    /// 415 with the content codings that are accepted (RFC 9110, 15.5.16).
+    pub fn unsupported_encoding(accepted: &'static str, detail: impl Into<String>) -> Self {
+        let problem = Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_encoding", detail);
+        Self { accepted: Some(accepted), ..problem }
     }
 
     /// Adds verdicts: `errors` are listed, `total` is how many there are.
@@ -143,8 +150,9 @@ impl Problem {
         if let Some(seconds) = self.retry_after_seconds {
             headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
         }
-        if let Some(allow) = self.allow {
-            headers.insert(ALLOW, HeaderValue::from_static(allow));
+        if let Some(accepted) = self.accepted {
+            let name = if self.status == StatusCode::METHOD_NOT_ALLOWED { ALLOW } else { ACCEPT_ENCODING };
+            headers.insert(name, HeaderValue::from_static(accepted));
         }
         if self.close {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));

@@ -22,6 +22,7 @@ use uuid::ContextV7;
 use crate::http::app::App;
 use crate::http::body::BufferPool;
 use crate::http::connections::{Connected, Full};
+use crate::http::inflate::Inflater;
 use crate::http::problem::Problem;
 use crate::http::route;
 use crate::http::stream::ClientStream;
@@ -47,6 +48,8 @@ pub struct Worker {
     pub ids: ContextV7,
     /// Body buffers.
     pub buffers: BufferPool,
+    /// What decompresses bodies.
+    pub inflater: Inflater,
     /// Ack latencies of this worker.
     pub ack_latency: Recorder,
 }
@@ -79,6 +82,7 @@ pub fn run(start: WorkerStart, app: Arc<App>) -> std::io::Result<()> {
         owner: Arc::from(""),
         ids: ContextV7::new(),
         buffers: BufferPool::default(),
+        inflater: Inflater::default(),
         ack_latency,
     });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

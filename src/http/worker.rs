@@ -17,6 +17,7 @@ use rustix::io::Errno;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::{JoinSet, LocalSet};
+use tokio::time::{sleep, timeout};
 use uuid::ContextV7;
 
 use crate::http::app::App;
@@ -118,7 +119,7 @@ async fn accept(worker: Rc<Worker>, listener: tokio::net::TcpListener, drain: wa
                 },
                 Err(error) => {
                     if !door.shut_out(&error, &listener).await {
-                        tokio::time::sleep(ACCEPT_RETRY_WAIT).await;
+                        sleep(ACCEPT_RETRY_WAIT).await;
                     }
                 }
             },
@@ -128,7 +129,7 @@ async fn accept(worker: Rc<Worker>, listener: tokio::net::TcpListener, drain: wa
     }
     drop(listener);
     let finished = async { while connections.join_next().await.is_some() {} };
-    if tokio::time::timeout(HTTP_DRAIN_WAIT_MAX, finished).await.is_err() {
+    if timeout(HTTP_DRAIN_WAIT_MAX, finished).await.is_err() {
         tracing::warn!(worker = worker.index, "some requests did not finish in time; their connections are closed");
     }
 }
@@ -168,8 +169,12 @@ impl Door {
         }
         let is_out_of_files =
             matches!(error.raw_os_error().map(Errno::from_raw_os_error), Some(Errno::MFILE | Errno::NFILE));
-        let closed = is_out_of_files && self.spare.take().is_some() && listener.accept().await.is_ok();
-        // Somebody else may have been faster with what was given up.
+        if !is_out_of_files || self.spare.take().is_none() {
+            self.spare = File::open("/dev/null").ok();
+            return false;
+        }
+        // Who was waiting may have left, and somebody else may take the file that was given up.
+        let closed = matches!(timeout(ACCEPT_RETRY_WAIT, listener.accept()).await, Ok(Ok(_)));
         self.spare = File::open("/dev/null").ok();
         closed
     }

@@ -63,13 +63,20 @@ impl LazyPostgres {
 }
 
 fn freeze_wal_writer(database: &TestDatabase) -> Frozen {
-    let query = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'walwriter'";
+    let query = "SELECT pid, wait_event FROM pg_stat_activity WHERE backend_type = 'walwriter'";
     let mut client = database.connect();
-    let mut frozen = None;
-    wait_until("PostgreSQL has a WAL writer", WAIT_MAX, || {
+    let mut look = move || -> Option<(i32, Option<String>)> {
         let rows = client.query(query, &[]).expect("processes");
-        let pid = rows.first().and_then(|row| Pid::from_raw(row.get(0)));
-        frozen = pid.filter(|pid| kill_process(*pid, Signal::STOP).is_ok()).map(Frozen);
+        rows.first().map(|row| (row.get(0), row.get(1)))
+    };
+    let mut frozen = None;
+    wait_until("PostgreSQL has a WAL writer that does nothing", WAIT_MAX, || {
+        let Some(pid) = look().and_then(|(pid, _)| Pid::from_raw(pid)) else { return false };
+        frozen = kill_process(pid, Signal::STOP).is_ok().then_some(Frozen(pid));
+        // At work it holds locks that every COMMIT needs: then it goes on, and is frozen another time.
+        if look().is_none_or(|(_, waits_for)| waits_for.as_deref() != Some("WalWriterMain")) {
+            frozen = None;
+        }
         frozen.is_some()
     });
     frozen.expect("just seen")

@@ -147,7 +147,10 @@ struct OtherNode {
 }
 
 impl OtherNode {
-    fn new(postgres: &LazyPostgres) -> Self {
+    /// Has committed `batch`; beside it a server that knows nothing of that.
+    fn that_has(batch: &str, postgres: &LazyPostgres) -> (Self, Ingestd) {
+        let [first, second] = [(); 2].map(|()| Ingestd::builder().database(&postgres.database).start());
+        assert_eq!(post(&first.url("/v1/ingest/batch?ack=commit"), &[], batch.as_bytes()).status, 200);
         let mut client = postgres.database.connect();
         for statement in [
             "CREATE TABLE copy AS SELECT * FROM ingest_batches",
@@ -156,7 +159,7 @@ impl OtherNode {
         ] {
             client.batch_execute(statement).expect("the ledger's row goes");
         }
-        Self { client }
+        (Self { client }, second)
     }
 
     fn run(&mut self, statement: &str) {
@@ -171,11 +174,8 @@ fn ledger_rows(postgres: &LazyPostgres) -> i64 {
 #[test]
 fn a_retry_of_what_another_node_committed_without_a_flush_is_answered_after_one() {
     let mut postgres = LazyPostgres::start(&[]);
-    let first = Ingestd::builder().database(&postgres.database).start();
-    let second = Ingestd::builder().database(&postgres.database).start();
     let text = body("other", Some("other"), 0, 1);
-    assert_eq!(post(&first.url("/v1/ingest/batch?ack=commit"), &[], text.as_bytes()).status, 200);
-    let mut other = OtherNode::new(&postgres);
+    let (mut other, second) = OtherNode::that_has(&text, &postgres);
     other.run("INSERT INTO ingest_batches SELECT * FROM copy");
     let retry = post(&second.url("/v1/ingest/batch"), &[], text.as_bytes());
     assert_eq!((retry.status, &retry.json()["duplicate"]), (200, &true.into()), "{}", retry.text());
@@ -186,11 +186,8 @@ fn a_retry_of_what_another_node_committed_without_a_flush_is_answered_after_one(
 #[test]
 fn a_batch_that_lands_after_another_node_committed_it_without_a_flush_is_released_after_one() {
     let mut postgres = LazyPostgres::start(&[]);
-    let first = Ingestd::builder().database(&postgres.database).start();
-    let second = Ingestd::builder().database(&postgres.database).start();
     let text = body("other", Some("other"), 0, 1);
-    assert_eq!(post(&first.url("/v1/ingest/batch?ack=commit"), &[], text.as_bytes()).status, 200);
-    let mut other = OtherNode::new(&postgres);
+    let (mut other, second) = OtherNode::that_has(&text, &postgres);
     other.run("BEGIN");
     other.run("INSERT INTO ingest_batches SELECT * FROM copy");
     let url = second.url("/v1/ingest/batch?ack=commit");

@@ -27,7 +27,8 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
     let config = settings::config(matches)?;
     start_log(&config);
     open_files::raise_limit();
-    crate::server::run(&config).map_err(|error| match error {
+    let reread = || Config::from_raw(&settings::raw(matches));
+    crate::server::run(&config, &reread).map_err(|error| match error {
         ServeError::Configuration(message) => Failure::usage(message),
         ServeError::Failed(message) => Failure::runtime(message),
     })

@@ -2,7 +2,7 @@
 //!
 //! [`worker`] accepts and serves connections ([`connections`] counts them, [`stream`] bounds their waits and closes them),
 //! [`route`] picks the handler, [`body`] reads within limits and [`inflate`] decompresses within the same ones,
-//! [`ingest`] turns a body into a block and waits for its acknowledgement; [`status`], [`health`] and
+//! [`peer`] is who sends; [`ingest`] turns a body into a block and waits for its acknowledgement; [`status`], [`health`] and
 //! [`observe`] answer questions. [`app`] is what all workers share.
 //!
 //! Invariant: on the path from socket to ring nothing takes a lock that another core can hold, and nothing
@@ -16,6 +16,7 @@ pub mod health;
 pub mod inflate;
 pub mod ingest;
 pub mod observe;
+pub mod peer;
 pub mod problem;
 pub mod query;
 pub mod route;

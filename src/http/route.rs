@@ -9,6 +9,7 @@ use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use percent_encoding::percent_decode_str;
 
+use crate::http::peer::Peer;
 use crate::http::problem::Problem;
 use crate::http::worker::Worker;
 use crate::http::{health, ingest, observe, status};
@@ -37,9 +38,9 @@ fn resource(path: &str) -> (Route, Option<String>) {
 }
 
 /// Answers one request, whatever happens meanwhile.
-pub async fn answer(worker: &Worker, request: Request<Incoming>) -> Response<Full<Bytes>> {
+pub async fn answer(worker: &Worker, peer: &Peer, request: Request<Incoming>) -> Response<Full<Bytes>> {
     let (route, id) = resource(request.uri().path());
-    let response = or_500(handle(worker, route, id, request)).await;
+    let response = or_500(handle(worker, peer, route, id, request)).await;
     worker.app.metrics.requests.count(route, HttpStatus(response.status().as_u16()));
     response
 }
@@ -56,6 +57,7 @@ async fn or_500(handling: impl Future<Output = Response<Full<Bytes>>>) -> Respon
 
 async fn handle(
     worker: &Worker,
+    _peer: &Peer,
     route: Route,
     id: Option<String>,
     request: Request<Incoming>,

@@ -24,6 +24,7 @@ use crate::http::app::App;
 use crate::http::body::BufferPool;
 use crate::http::connections::{Connected, Full};
 use crate::http::inflate::Inflater;
+use crate::http::peer::Peer;
 use crate::http::problem::Problem;
 use crate::http::route;
 use crate::http::stream::ClientStream;
@@ -113,7 +114,8 @@ async fn accept(worker: Rc<Worker>, listener: tokio::net::TcpListener, drain: wa
             accepted = listener.accept() => match accepted {
                 Ok((stream, address)) => match worker.app.connections.enter(address.ip()) {
                     Ok(connected) => {
-                        connections.spawn_local(connection(Rc::clone(&worker), stream, connected, drain.clone()));
+                        let peer = Peer { address: address.ip() };
+                        connections.spawn_local(connection(Rc::clone(&worker), stream, peer, connected, drain.clone()));
                     }
                     Err(full) => door.refuse(&stream, address, full),
                 },
@@ -194,16 +196,23 @@ async fn drained(drain: &mut watch::Receiver<bool>) {
     let _ = drain.wait_for(|draining| *draining).await;
 }
 
-async fn connection(worker: Rc<Worker>, stream: TcpStream, _connected: Connected, mut drain: watch::Receiver<bool>) {
+async fn connection(
+    worker: Rc<Worker>,
+    stream: TcpStream,
+    peer: Peer,
+    _connected: Connected,
+    mut drain: watch::Receiver<bool>,
+) {
     // Answers are small and awaited: do not hold them back. A failure only costs latency.
     let _ = stream.set_nodelay(true);
     let (stream, progress) = ClientStream::new(stream, worker.app.patience);
+    let peer = Rc::new(peer);
     let service = service_fn(move |request| {
-        let (worker, progress) = (Rc::clone(&worker), Rc::clone(&progress));
+        let (worker, peer, progress) = (Rc::clone(&worker), Rc::clone(&peer), Rc::clone(&progress));
         // Boxed: a connection without a request does not hold the room for one.
         Box::pin(async move {
             progress.request_begins();
-            let response = route::answer(&worker, request).await;
+            let response = route::answer(&worker, &peer, request).await;
             // A handler closes the connection when it left a body unread.
             progress.request_ends(response.headers().contains_key(CONNECTION));
             Ok::<_, Infallible>(response)

@@ -17,6 +17,7 @@ mod database;
 mod group_commit;
 mod listen;
 mod recover;
+mod reload;
 mod upkeep;
 
 use std::sync::Arc;
@@ -46,6 +47,7 @@ use crate::ring::budget::Budget;
 use crate::ring::ring::Ring;
 use crate::server::database::Database;
 use crate::server::group_commit::GroupCommit;
+use crate::server::reload::Reread;
 use crate::server::upkeep::Upkeep;
 use crate::status::lookup::{Lookup, Sources};
 use crate::status::memory::BatchMap;
@@ -71,11 +73,11 @@ impl ServeError {
     }
 }
 
-/// Serves until SIGTERM or SIGINT.
+/// Serves until SIGTERM or SIGINT. `reread` gathers the settings once more, for SIGHUP.
 ///
 /// # Errors
 /// One line for the operator.
-pub fn run(config: &Config) -> Result<(), ServeError> {
+pub fn run(config: &Config, reread: Reread<'_>) -> Result<(), ServeError> {
     let (signal_sender, signals) = channel::bounded(16);
     signals::install(move |signal| {
         // A full channel means that 15 reloads wait already.
@@ -84,7 +86,7 @@ pub fn run(config: &Config) -> Result<(), ServeError> {
     .map_err(|error| ServeError::failed("cannot install signal handlers", error))?;
     let server = Server::start(config)?;
     while let Ok(Signal::Reload) = signals.recv() {
-        tracing::info!("SIGHUP: nothing to reload with these settings");
+        reload::reload(&server.app, reread);
     }
     server.stop()
 }

@@ -1,0 +1,10 @@
+//! Who is at the other end of a connection.
+
+use std::net::IpAddr;
+
+/// What a connection tells about its client, the same for all its requests.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// The client's address; a proxy's when there is one in front.
+    pub address: IpAddr,
+}

@@ -26,6 +26,7 @@ pub mod config;
 pub mod limits;
 pub mod types;
 
+pub mod auth;
 pub mod encode;
 pub mod flush;
 pub mod http;

@@ -39,6 +39,18 @@ pub const LISTEN_BACKLOG: i32 = 4096;
 pub const HEADERS_MAX: usize = 128;
 /// Longest path and query of a request: 414 beyond. What does not fit [`CONNECTION_BUFFER_BYTES_MAX`] either is a 431.
 pub const URL_BYTES_MAX: usize = 8 * KIB;
+/// Client addresses that rates and failed attempts are counted for at once; beyond, counting begins anew.
+pub const CLIENTS_REMEMBERED_MAX: usize = 100_000;
+/// How long an idle address is remembered at least.
+pub const CLIENT_KEPT: Duration = Duration::from_secs(300);
+/// Wrong keys from one address that are answered at once.
+pub const FAILED_ATTEMPTS_AT_ONCE: u32 = 10;
+/// Wrong keys a second and address that go on being so.
+pub const FAILED_ATTEMPTS_PER_SECOND: u32 = 1;
+/// How long the answer to a wrong key beyond that takes.
+pub const FAILED_ATTEMPT_DELAY: Duration = Duration::from_secs(1);
+/// Owners whose batches an admin's question for a status looks through, when it names none.
+pub const STATUS_OWNERS_MAX: usize = 1000;
 /// How long an answer may wait until its client reads on.
 pub const WRITE_WAIT_MAX: Duration = Duration::from_secs(30);
 /// How long a body may take beside what its size allows at `BODY_MIN_KB_PER_SECOND`.

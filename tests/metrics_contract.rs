@@ -13,7 +13,7 @@ use support::server::{Ingestd, get, get_with};
 use support::wait_until;
 
 /// Every family of the contract: name, type, the labels of its samples besides `le`.
-const FAMILIES: [(&str, &str, &[&str]); 33] = [
+const FAMILIES: [(&str, &str, &[&str]); 34] = [
     ("ingestd_events_accepted_total", "counter", &[]),
     ("ingestd_events_rejected_total", "counter", &["code"]),
     ("ingestd_events_committed_total", "counter", &[]),
@@ -37,6 +37,7 @@ const FAMILIES: [(&str, &str, &[&str]); 33] = [
     ("ingestd_db_pool_connections", "gauge", &["state"]),
     ("ingestd_db_query_seconds", "histogram", &["statement"]),
     ("ingestd_db_query_quantile_seconds", "gauge", &["statement", "quantile"]),
+    ("ingestd_auth_failures_total", "counter", &["reason"]),
     ("ingestd_db_errors_total", "counter", &["sqlstate_class"]),
     ("process_cpu_seconds_total", "counter", &[]),
     ("process_resident_memory_bytes", "gauge", &[]),

@@ -6,7 +6,8 @@ use clap::{ArgMatches, Command};
 
 use super::failure::Failure;
 use super::settings;
-use crate::config::Config;
+use crate::auth::file::KeysFile;
+use crate::config::{Auth, Config};
 
 pub(super) fn command() -> Command {
     settings::with_all_settings(
@@ -23,6 +24,9 @@ pub(super) fn command() -> Command {
 pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
     let raw = settings::raw(matches);
     let config = Config::from_raw(&raw)?;
+    if let Auth::Keys(path) = &config.auth {
+        KeysFile::at(path).keys().map_err(|error| Failure::usage(error.to_string()))?;
+    }
     let mut out = stdout().lock();
     writeln!(out, "configuration is fine")?;
     for line in config.consequences(&raw) {

@@ -12,6 +12,7 @@ mod dead_letter;
 mod failure;
 mod healthcheck;
 mod journal;
+mod keys;
 mod load;
 mod migrate;
 mod partitions;
@@ -57,6 +58,7 @@ fn command() -> Command {
             dead_letter::command(),
             journal::command(),
             load::command(),
+            keys::command(),
             check_config::command(),
             print_config::command(),
             healthcheck::command(),
@@ -71,6 +73,7 @@ fn dispatch(matches: &ArgMatches) -> Result<(), Failure> {
         Some(("dead-letter", matches)) => dead_letter::run(matches),
         Some(("journal", matches)) => journal::run(matches),
         Some(("load", matches)) => load::run(matches),
+        Some(("keys", matches)) => keys::run(matches),
         Some(("check-config", matches)) => check_config::run(matches),
         Some(("print-config", matches)) => print_config::run(matches),
         Some(("healthcheck", matches)) => healthcheck::run(matches),

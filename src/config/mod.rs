@@ -13,7 +13,9 @@
 //! Nothing below this module reads the environment. What follows from the settings (sizes, budgets)
 //! lives in [`crate::limits`]. Units stand in the names of fields; a setting in MB becomes bytes.
 //!
-//! Absent on purpose: reloading (SIGHUP concerns files that settings name, not settings) and nested TOML.
+//! SIGHUP gathers the settings once more, but only rate limits and what files hold is taken over ([`crate::server`]).
+//!
+//! Absent on purpose: reloading the others, and nested TOML.
 
 mod consequences;
 mod database_url;
@@ -28,6 +30,7 @@ use std::time::Duration;
 
 pub use database_url::{DatabaseUrl, SslMode, SslRootCert};
 
+use crate::auth::rate::RateLimits;
 use crate::types::AckLevel;
 
 /// Where rows go.
@@ -49,8 +52,10 @@ pub enum Linger {
 }
 
 /// Who may send requests.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Auth {
+    /// Who has a key of this file: `API_KEYS_FILE`.
+    Keys(PathBuf),
     /// Everyone on this machine: no keys, loopback addresses only.
     Loopback,
     /// Everyone who can reach an address: `AUTH=off`.
@@ -144,6 +149,8 @@ pub struct Config {
     pub ledger_retention: Option<Duration>,
     /// `AUTH`.
     pub auth: Auth,
+    /// `RATE_LIMIT_EVENTS_PER_SECOND`, `RATE_LIMIT_BURST` and the same of requests.
+    pub rate_limits: RateLimits,
     /// `STATUS_TTL_SECONDS`.
     pub status_ttl: Duration,
     /// `NODE_ID`, by default the host name.

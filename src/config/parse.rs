@@ -2,19 +2,20 @@
 //! `NAME=value: what is allowed`.
 
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use super::raw::{Origin, Raw};
 use super::settings::{Fallback, Key, Kind};
 use super::{Auth, Config, Database, DatabaseUrl, Linger, LogFormat, Problems, RedisUrl};
+use crate::auth::rate::{RateLimit, RateLimits};
 use crate::limits::{KIB, MIB};
 use crate::types::AckLevel;
 
 /// Settings of the contract that this version does not honour yet: refused, never silently ignored.
 /// A setting leaves this list in the change that makes it work.
-const NOT_SUPPORTED_YET: &[Key] =
-    &[Key::ApiKeysFile, Key::RateLimitEventsPerSecond, Key::RateLimitBurst, Key::TlsCertFile, Key::TlsKeyFile];
+const NOT_SUPPORTED_YET: &[Key] = &[Key::TlsCertFile, Key::TlsKeyFile];
 
 const SECONDS_PER_DAY: u64 = 86_400;
 const SECONDS_PER_HOUR: u64 = 3_600;
@@ -56,7 +57,11 @@ pub(super) fn config(raw: &Raw) -> Result<Config, Problems> {
         ledger_retention: reader
             .whole_or_unset(Key::LedgerRetentionDays)
             .map(|days| Duration::from_secs(days * SECONDS_PER_DAY)),
-        auth: if reader.word(Key::Auth) == "off" { Auth::Off } else { Auth::Loopback },
+        auth: reader.auth(),
+        rate_limits: RateLimits {
+            events: reader.rate_limit(Key::RateLimitEventsPerSecond, Key::RateLimitBurst),
+            requests: reader.rate_limit(Key::RateLimitRequestsPerSecond, Key::RateLimitRequestsBurst),
+        },
         status_ttl: Duration::from_secs(reader.whole(Key::StatusTtlSeconds)),
         node_id: reader.node_id(),
         log_format: if reader.word(Key::LogFormat) == "json" { LogFormat::Json } else { LogFormat::Text },
@@ -163,6 +168,30 @@ impl Reader<'_> {
         text
     }
 
+    fn auth(&mut self) -> Auth {
+        let off = self.word(Key::Auth) == "off";
+        match self.path(Key::ApiKeysFile) {
+            Some(_) if off => {
+                self.refuse(Key::Auth, "contradicts API_KEYS_FILE; unset one of them");
+                Auth::Off
+            }
+            Some(file) => Auth::Keys(file),
+            None if off => Auth::Off,
+            None => Auth::Loopback,
+        }
+    }
+
+    fn rate_limit(&mut self, per_second: Key, burst: Key) -> Option<RateLimit> {
+        let whole = |reader: &mut Self, key| {
+            reader.whole_or_unset(key).and_then(|number| NonZeroU32::new(u32::try_from(number).ok()?))
+        };
+        let (rate, at_once) = (whole(self, per_second), whole(self, burst));
+        if rate.is_none() && at_once.is_some() && !self.failed.contains(&per_second) {
+            self.refuse(burst, &format!("needs {} beside it", per_second.name()));
+        }
+        Some(RateLimit::new(rate?, at_once))
+    }
+
     fn ack(&mut self) -> AckLevel {
         AckLevel::parse(&self.word(Key::Ack)).unwrap_or(AckLevel::Journal)
     }
@@ -244,8 +273,8 @@ impl Reader<'_> {
         }
         let open = config.listen.iter().find(|address| !address.ip().is_loopback());
         if let (Some(address), true) = (open, fine(&self.failed, [Key::Auth, Key::ListenAddr]))
-            && config.auth != Auth::Off
-            && self.raw.get(Key::ApiKeysFile).text.is_none()
+            && config.auth == Auth::Loopback
+            && !self.failed.contains(&Key::ApiKeysFile)
         {
             self.refuse(
                 Key::ListenAddr,
@@ -374,6 +403,21 @@ mod tests {
     }
 
     #[test]
+    fn keys_and_rates_are_read_together() {
+        let config = parse(&[(Key::ListenAddr, "0.0.0.0:8000"), (Key::ApiKeysFile, "keys.toml")]).expect("valid");
+        assert_eq!(config.auth, Auth::Keys(PathBuf::from("keys.toml")));
+        let problems = parse(&[(Key::Auth, "off"), (Key::ApiKeysFile, "keys.toml")]).expect_err("contradiction");
+        assert!(problems.to_string().contains("AUTH=off: contradicts API_KEYS_FILE"), "{problems}");
+        let config = parse(&[(Key::RateLimitEventsPerSecond, "5"), (Key::RateLimitBurst, "9")]).expect("valid");
+        let limit = |rate, burst| Some(RateLimit::new(NonZeroU32::new(rate)?, NonZeroU32::new(burst)));
+        assert_eq!((config.rate_limits.events, config.rate_limits.requests), (limit(5, 9), None));
+        let config = parse(&[(Key::RateLimitRequestsPerSecond, "7")]).expect("valid");
+        assert_eq!((config.rate_limits.events, config.rate_limits.requests), (None, limit(7, 7)));
+        assert!(problem(Key::RateLimitBurst, "5").contains("needs RATE_LIMIT_EVENTS_PER_SECOND beside it"));
+        assert!(problem(Key::RateLimitRequestsBurst, "5").contains("needs RATE_LIMIT_REQUESTS_PER_SECOND beside it"));
+    }
+
+    #[test]
     fn addresses_may_be_names_several_and_without_port_number() {
         let config = parse(&[(Key::ListenAddr, "localhost:8001, [::1]:8002,127.0.0.1:0,127.0.0.1:0")]).expect("valid");
         assert_eq!(config.listen.len(), 4);
@@ -386,14 +430,7 @@ mod tests {
 
     #[test]
     fn settings_of_later_versions_are_refused_not_ignored() {
-        for (key, text) in [
-            (Key::ApiKeysFile, "keys"),
-            (Key::RateLimitEventsPerSecond, "5"),
-            (Key::RateLimitBurst, "5"),
-            (Key::TlsCertFile, "c.pem"),
-            (Key::TlsKeyFile, "k.pem"),
-            (Key::Sharding, "citus"),
-        ] {
+        for (key, text) in [(Key::TlsCertFile, "c.pem"), (Key::TlsKeyFile, "k.pem"), (Key::Sharding, "citus")] {
             assert!(problem(key, text).contains("is not supported by this version yet"));
         }
     }

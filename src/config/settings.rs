@@ -39,6 +39,8 @@ pub enum Key {
     Auth,
     RateLimitEventsPerSecond,
     RateLimitBurst,
+    RateLimitRequestsPerSecond,
+    RateLimitRequestsBurst,
     TlsCertFile,
     TlsKeyFile,
     StatusTtlSeconds,
@@ -103,7 +105,7 @@ use Fallback::{Unset, Value};
 use Kind::{Addresses, Choice, Name, Path, PostgresUrl, RedisUrl, Whole, WordOrWhole};
 
 /// How many settings there are.
-pub const SETTINGS_COUNT: usize = 41;
+pub const SETTINGS_COUNT: usize = 43;
 
 /// Every setting, in the contract's order.
 #[rustfmt::skip]
@@ -166,13 +168,18 @@ pub const SETTINGS: [Setting; SETTINGS_COUNT] = [
     row(Key::LedgerRetentionDays, "LEDGER_RETENTION_DAYS", Unset("keep everything"), Whole(1, 36_500),
         "forget batch ids that were committed longer ago than this; a retry of one is a new batch then"),
     row(Key::ApiKeysFile, "API_KEYS_FILE", Unset("no keys"), Path,
-        "API keys; without it only loopback addresses are served, unless AUTH=off"),
+        "API keys, made by 'ingestd keys'; read again on SIGHUP; without it only loopback addresses are served, unless \
+         AUTH=off"),
     row(Key::Auth, "AUTH", Unset("loopback only without keys"), Choice(&["off"]),
         "'off' serves any address without keys: everyone who can reach it may ingest and read"),
     row(Key::RateLimitEventsPerSecond, "RATE_LIMIT_EVENTS_PER_SECOND", Unset("no limit"), Whole(1, 1_000_000_000),
         "events per second and API key (per client address when auth is off)"),
-    row(Key::RateLimitBurst, "RATE_LIMIT_BURST", Unset("no limit"), Whole(1, 1_000_000_000),
-        "events that a key may send at once above its rate"),
+    row(Key::RateLimitBurst, "RATE_LIMIT_BURST", Unset("one second's worth"), Whole(1, 1_000_000_000),
+        "events that it may send at once; larger batches are refused"),
+    row(Key::RateLimitRequestsPerSecond, "RATE_LIMIT_REQUESTS_PER_SECOND", Unset("no limit"), Whole(1, 1_000_000),
+        "requests per second and API key (per client address when auth is off)"),
+    row(Key::RateLimitRequestsBurst, "RATE_LIMIT_REQUESTS_BURST", Unset("one second's worth"), Whole(1, 1_000_000),
+        "requests that it may send at once"),
     row(Key::TlsCertFile, "TLS_CERT_FILE", Unset("plain HTTP"), Path,
         "certificate chain (PEM) to serve HTTPS with; reloaded on SIGHUP"),
     row(Key::TlsKeyFile, "TLS_KEY_FILE", Unset("plain HTTP"), Path,

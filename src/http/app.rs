@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam::sync::Unparker;
 
+use crate::auth::gate::Gate;
 use crate::encode::pool::BlockPool;
 use crate::flush::queue::FlushQueue;
 use crate::http::body::BodyLimits;
@@ -58,6 +59,8 @@ pub struct App {
     pub patience: Patience,
     /// Who is connected.
     pub connections: Arc<Connections>,
+    /// Who may do what.
+    pub gate: Gate,
     /// A ring a worker.
     pub rings: Box<[Ring<Submission>]>,
     /// Wakes the journal thread.

@@ -121,6 +121,11 @@ pub struct BodyLimits {
 }
 
 impl<'a> Reader<'a> {
+    fn new(incoming: Incoming, limits: BodyLimits, pool: &'a BufferPool, budget: &Arc<Budget>) -> Self {
+        let body = BodyBytes::empty(pool, budget);
+        Self { incoming, limits, begun: Instant::now(), received: 0, head: Bytes::new(), body }
+    }
+
     /// Receives the first bytes of `incoming`, which may be as long as `limits` say. A declared length over that is
     /// refused before anything is read; memory is taken from `budget` as bytes arrive, not as they are promised.
     pub async fn begin(
@@ -133,8 +138,7 @@ impl<'a> Reader<'a> {
         if declared > limits.bytes_max as u64 {
             return Err(too_large(limits.bytes_max));
         }
-        let body = BodyBytes::empty(pool, budget);
-        let mut reader = Self { incoming, limits, begun: Instant::now(), received: 0, head: Bytes::new(), body };
+        let mut reader = Self::new(incoming, limits, pool, budget);
         // What does not fit as it is promised is not begun: under overload most of what arrives would be read for nothing.
         if declared > budget.limit().saturating_sub(budget.used()) {
             return Err(reader.refuse(busy()).await);
@@ -204,6 +208,17 @@ impl<'a> Reader<'a> {
     fn deadline(&self) -> Instant {
         self.begun + BODY_GRACE + Duration::from_secs(self.received / self.limits.bytes_per_second_min)
     }
+}
+
+/// `problem` as the answer to a request of which nothing was read, as [`Reader::refuse`] would give it.
+pub async fn discard(
+    incoming: Incoming,
+    limits: BodyLimits,
+    pool: &BufferPool,
+    budget: &Arc<Budget>,
+    problem: Problem,
+) -> Problem {
+    Reader::new(incoming, limits, pool, budget).refuse(problem).await
 }
 
 fn too_slow() -> Problem {

@@ -3,10 +3,12 @@
 //! Its lock is taken when a connection begins and when it ends, never on a request's way.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+
+use crate::auth::clients::client_of;
 
 /// The connections of all workers.
 pub struct Connections {
@@ -69,14 +71,6 @@ impl Drop for Connected {
                 open.by_client.remove(&self.client);
             }
         }
-    }
-}
-
-/// Who has `address`: a host of IPv6 has a whole /64 (RFC 4291), and may change its address within it as it likes.
-fn client_of(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),
-        v4 => v4,
     }
 }
 

@@ -3,14 +3,16 @@
 use hyper::StatusCode;
 use serde_json::{Value, json};
 
+use crate::auth::gate::Caller;
+use crate::auth::scope::Scope;
 use crate::http::app::App;
 use crate::http::problem::Problem;
 use crate::http::route::{Reply, json as json_reply, plain};
 use crate::http::worker::Worker;
 use crate::limits::RETRY_AFTER_JOURNAL_SECONDS;
 
-/// The health document; 503 only when ingestion is not possible.
-pub fn get(worker: &Worker) -> Reply {
+/// The health document; 503 only when ingestion is not possible. The figures are for callers who may read metrics.
+pub fn get(worker: &Worker, caller: Option<&Caller>) -> Reply {
     let app = &worker.app;
     let unhealthy = app.journal_health.has_failed() || app.journal_is_full();
     let redis_fails = app.redis.as_ref().is_some_and(|redis| !redis.is_working());
@@ -21,6 +23,9 @@ pub fn get(worker: &Worker) -> Reply {
         (false, true) => (StatusCode::OK, "degraded"),
         (false, false) => (StatusCode::OK, "healthy"),
     };
+    if !caller.is_some_and(|caller| caller.may(Scope::Metrics)) {
+        return Ok(json_reply(code, &json!({ "status": status })));
+    }
     let document = json!({
         "status": status,
         "checks": {

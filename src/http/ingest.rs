@@ -13,8 +13,11 @@ use serde::Serialize;
 use tokio::sync::oneshot;
 use uuid::{Timestamp, Uuid};
 
+use crate::auth::gate::Caller;
+use crate::auth::rate::Unit;
 use crate::encode::block::{BLOCK_HEADER_BYTES_MAX, Block, BlockBuilder, BlockHeader};
 use crate::encode::tuple::{RowContext, append_tuple};
+use crate::http::access;
 use crate::http::body::{BodyBytes, Reader};
 use crate::http::inflate::Coding;
 use crate::http::problem::{ErrorItem, Problem};
@@ -24,7 +27,7 @@ use crate::http::submission::{Refused, Submission};
 use crate::http::worker::Worker;
 use crate::journal::SpaceError;
 use crate::json::peek::{PeekedPriority, peek_body, peek_head};
-use crate::json::{BodyError, Reject, ScanLimits, Scratch, scan_body};
+use crate::json::{BodyError, Reason, Reject, ScanLimits, Scratch, scan_body};
 use crate::limits::{
     ADMITTING_POLL, COMMIT_ACK_WAIT_MAX, ERRORS_LISTED_MAX, LOOKUP_INGEST_WAIT_MAX, OVERLOAD_POLL, OVERLOAD_WAIT_MAX,
     RETRY_AFTER_BUSY_SECONDS, RETRY_AFTER_JOURNAL_SECONDS, RETRY_AFTER_OVERLOAD_SECONDS_MAX,
@@ -59,7 +62,7 @@ struct Encoded {
 }
 
 /// Takes a batch.
-pub async fn post(worker: &Worker, request: Request<Incoming>) -> Reply {
+pub async fn post(worker: &Worker, caller: &Caller, request: Request<Incoming>) -> Reply {
     let accepted_at = Instant::now();
     refuse_early(worker)?;
     let (head, incoming) = request.into_parts();
@@ -81,10 +84,10 @@ pub async fn post(worker: &Worker, request: Request<Incoming>) -> Reply {
         body = worker.inflater.inflate(coding, body.as_slice(), inflated, settings.body_limits.bytes_max).await?;
     }
     wait_for_room_if_known(worker, || peek_body(body.as_slice()), &query).await?;
-    let encoded = encode(worker, body.as_slice(), &query, id)?;
+    let encoded = encode(worker, caller, body.as_slice(), &query, id)?;
     body.exchange_for(encoded.block.memory_bytes() as u64);
     let level = query.ack.unwrap_or(settings.ack);
-    let reply = take(worker, encoded, body, level, accepted_at).await;
+    let reply = take(worker, caller, encoded, body, level, accepted_at).await;
     if reply.is_ok() {
         worker.ack_latency.record_elapsed(accepted_at.elapsed());
     }
@@ -137,7 +140,13 @@ fn agree(one: Option<&str>, other: Option<&str>) -> Result<Option<String>, Probl
 }
 
 /// Scans `body` and encodes its good events into a block.
-fn encode(worker: &Worker, body: &[u8], query: &IngestQuery, id: Option<String>) -> Result<Encoded, Problem> {
+fn encode(
+    worker: &Worker,
+    caller: &Caller,
+    body: &[u8],
+    query: &IngestQuery,
+    id: Option<String>,
+) -> Result<Encoded, Problem> {
     let received_at = wall_now();
     let settings = &worker.app.settings;
     let timestamps = settings.timestamps(received_at);
@@ -148,6 +157,9 @@ fn encode(worker: &Worker, body: &[u8], query: &IngestQuery, id: Option<String>)
     };
     let scratch = &mut *worker.scratch.borrow_mut();
     scan_body(body, &limits, scratch).map_err(|error| refuse_body(worker, error))?;
+    if let Some(services) = caller.services() {
+        scratch.refuse_services(body, |service| services.allow(service));
+    }
     let id = agree(scratch.batch_id(), id.as_deref())?;
     let (taken, rejected) = (scratch.events().len(), scratch.rejects().len());
     count_rejects(worker, scratch.rejects());
@@ -156,7 +168,7 @@ fn encode(worker: &Worker, body: &[u8], query: &IngestQuery, id: Option<String>)
     }
     let id_is_clients = id.is_some();
     let header = BlockHeader {
-        key: BatchKey { owner: Arc::clone(&worker.owner), id: id.unwrap_or_else(|| new_id(worker)).into_boxed_str() },
+        key: BatchKey { owner: Arc::clone(caller.owner()), id: id.unwrap_or_else(|| new_id(worker)).into_boxed_str() },
         priority: scratch.priority().or(query.priority).unwrap_or_default(),
         events: u32::try_from(taken).unwrap_or(u32::MAX),
         received_at,
@@ -213,8 +225,18 @@ fn refuse_body(worker: &Worker, error: BodyError) -> Problem {
 
 fn refuse_events(body: &[u8], rejects: &[Reject], good: usize) -> Problem {
     let errors = rejects.iter().take(ERRORS_LISTED_MAX).map(|reject| error_item(body, reject)).collect();
-    let detail = format!("{} of {} events are invalid; nothing was taken", rejects.len(), rejects.len() + good);
-    Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid_events", detail).with_errors(errors, rejects.len())
+    let events = rejects.len() + good;
+    let problem = if rejects.iter().all(|reject| reject.reason == Reason::ServiceNotAllowed) {
+        let detail = format!(
+            "{} of {events} events are of services that the API key does not have; nothing was taken",
+            rejects.len()
+        );
+        Problem::new(StatusCode::FORBIDDEN, "service_not_allowed", detail)
+    } else {
+        let detail = format!("{} of {events} events are invalid; nothing was taken", rejects.len());
+        Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid_events", detail)
+    };
+    problem.with_errors(errors, rejects.len())
 }
 
 fn error_item(body: &[u8], reject: &Reject) -> ErrorItem {
@@ -251,7 +273,14 @@ impl Drop for Admitted<'_> {
 
 /// Takes the batch's id, hands its block to the journal thread and waits as `level` demands. `held` counts
 /// the block as long as it waits here.
-async fn take(worker: &Worker, encoded: Encoded, held: BodyBytes<'_>, level: AckLevel, accepted_at: Instant) -> Reply {
+async fn take(
+    worker: &Worker,
+    caller: &Caller,
+    encoded: Encoded,
+    held: BodyBytes<'_>,
+    level: AckLevel,
+    accepted_at: Instant,
+) -> Reply {
     let Encoded { block, header, id_is_clients, errors } = encoded;
     let batch = Arc::new(Batch::new(header.key, header.digest, header.priority, header.events, header.received_at));
     while let Admission::Known(known) = worker.app.batches.admit(&batch) {
@@ -272,6 +301,7 @@ async fn take(worker: &Worker, encoded: Encoded, held: BodyBytes<'_>, level: Ack
         return Ok(accepted(StatusCode::OK, &batch, &document.status, document.events, &errors, true, counts));
     }
     wait_for_room(worker, batch.priority).await?;
+    caller.take(Unit::Events, batch.events).map_err(access::problem)?;
     drop(held);
     let (durable, committed) = submit(worker, block, &batch, level, accepted_at)?;
     admitted.submitted = true;

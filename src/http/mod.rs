@@ -2,13 +2,13 @@
 //!
 //! [`worker`] accepts and serves connections ([`connections`] counts them, [`stream`] bounds their waits and closes them),
 //! [`route`] picks the handler, [`body`] reads within limits and [`inflate`] decompresses within the same ones,
-//! [`peer`] is who sends; [`ingest`] turns a body into a block and waits for its acknowledgement; [`status`], [`health`] and
+//! [`peer`] is who sends and [`access`] whether they may; [`ingest`] turns a body into a block and waits for its acknowledgement; [`status`], [`health`] and
 //! [`observe`] answer questions. [`app`] is what all workers share.
 //!
 //! Invariant: on the path from socket to ring nothing takes a lock that another core can hold, and nothing
 //! blocks: what must ask Redis or PostgreSQL goes through [`crate::status::lookup`].
-//! Absent for now, their place is before [`route`]: API keys, rate limits, TLS.
 
+pub mod access;
 pub mod app;
 pub mod body;
 pub mod connections;

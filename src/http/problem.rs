@@ -4,7 +4,7 @@
 
 use http_body_util::Full;
 use hyper::body::Bytes;
-use hyper::header::{ACCEPT_ENCODING, ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use hyper::header::{ACCEPT_ENCODING, ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use hyper::{Response, StatusCode};
 use serde::Serialize;
 
@@ -32,9 +32,8 @@ pub struct Problem {
     errors: Vec<ErrorItem>,
     errors_total: usize,
     byte_offset: Option<usize>,
-    retry_after_seconds: Option<u32>,
-    /// What the resource takes instead: the methods of a 405, the content codings of a 415.
-    accepted: Option<&'static str>,
+    /// Headers that belong to it: `Retry-After`, `Allow`, what is accepted instead.
+    headers: Vec<(HeaderName, HeaderValue)>,
     close: bool,
 }
 
@@ -63,30 +62,38 @@ impl Problem {
             errors: Vec::new(),
             errors_total: 0,
             byte_offset: None,
-            retry_after_seconds: None,
-            accepted: None,
+            headers: Vec::new(),
             close: false,
         }
     }
 
     /// 503 that asks the client to come back: nothing of the request was taken.
     pub fn unavailable(code: &'static str, detail: impl Into<String>, retry_after_seconds: u32) -> Self {
-        Self {
-            retry_after_seconds: Some(retry_after_seconds),
-            ..Self::new(StatusCode::SERVICE_UNAVAILABLE, code, detail)
-        }
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, code, detail).retry_after(retry_after_seconds)
     }
 
     /// 405 with the methods that the resource has.
     pub fn method_not_allowed(allow: &'static str) -> Self {
         let detail = format!("this resource answers {allow}");
-        Self { accepted: Some(allow), ..Self::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", detail) }
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", detail)
+            .with_header(ALLOW, HeaderValue::from_static(allow))
     }
 
     /// 415 with the content codings that are accepted (RFC 9110, 15.5.16).
     pub fn unsupported_encoding(accepted: &'static str, detail: impl Into<String>) -> Self {
-        let problem = Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_encoding", detail);
-        Self { accepted: Some(accepted), ..problem }
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_encoding", detail)
+            .with_header(ACCEPT_ENCODING, HeaderValue::from_static(accepted))
+    }
+
+    /// Says when to come back.
+    pub fn retry_after(self, seconds: u32) -> Self {
+        self.with_header(RETRY_AFTER, HeaderValue::from(seconds))
+    }
+
+    /// Adds a header to the response.
+    pub fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.headers.push((name, value));
+        self
     }
 
     /// Adds verdicts: `errors` are listed, `total` is how many there are.
@@ -147,13 +154,7 @@ impl Problem {
         *response.status_mut() = self.status;
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-        if let Some(seconds) = self.retry_after_seconds {
-            headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
-        }
-        if let Some(accepted) = self.accepted {
-            let name = if self.status == StatusCode::METHOD_NOT_ALLOWED { ALLOW } else { ACCEPT_ENCODING };
-            headers.insert(name, HeaderValue::from_static(accepted));
-        }
+        headers.extend(self.headers);
         if self.close {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }

@@ -9,10 +9,11 @@ use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use percent_encoding::percent_decode_str;
 
+use crate::auth::gate::{Caller, Denied};
 use crate::http::peer::Peer;
 use crate::http::problem::Problem;
 use crate::http::worker::Worker;
-use crate::http::{health, ingest, observe, status};
+use crate::http::{access, health, ingest, observe, status};
 use crate::limits::URL_BYTES_MAX;
 use crate::metrics::{HttpStatus, Route};
 
@@ -57,36 +58,62 @@ async fn or_500(handling: impl Future<Output = Response<Full<Bytes>>>) -> Respon
 
 async fn handle(
     worker: &Worker,
-    _peer: &Peer,
+    peer: &Peer,
     route: Route,
     id: Option<String>,
     request: Request<Incoming>,
 ) -> Response<Full<Bytes>> {
     let is_head = request.method() == Method::HEAD;
-    // Only ingestion reads bodies, and says itself when it did not read one to its end.
-    let reads_body = route == Route::IngestBatch && request.method() == Method::POST;
-    let leaves_body = !reads_body && !request.body().is_end_stream();
-    let reply = match (route, request.method()) {
-        _ if url_bytes(&request) > URL_BYTES_MAX => Err(url_too_long()),
-        (Route::IngestBatch, &Method::POST) => ingest::post(worker, request).await,
-        (Route::IngestBatch, _) => Err(Problem::method_not_allowed("POST")),
-        (Route::Other, _) => Err(unknown_resource()),
-        (_, method) if method != Method::GET && method != Method::HEAD => Err(Problem::method_not_allowed("GET, HEAD")),
-        (Route::BatchStatus, _) => status::get(worker, id.unwrap_or_default()).await,
-        (Route::Health, _) => health::get(worker),
-        (Route::Metrics, _) => observe::get(worker, &request),
-        (Route::Live, _) => Ok(plain(StatusCode::OK, "alive\n")),
-        (Route::Ready, _) => health::readyz(worker),
-        (route, _) => Err(Problem::new(StatusCode::NOT_FOUND, "not_found", format!("{route:?} is not served"))),
+    let caller = match check(&request, route) {
+        Ok(()) => access::admit(worker, peer, request.headers(), route).await,
+        Err(problem) => Err(problem),
     };
-    let mut response = reply.unwrap_or_else(|problem| {
-        let problem = if leaves_body { problem.and_close() } else { problem };
-        problem.into_response()
-    });
+    let (reply, caller) = match caller {
+        Ok(caller) => (dispatch(worker, caller.as_ref(), route, id, request).await, caller),
+        Err(problem) => (Err(access::refuse(worker, request.into_body(), problem).await), None),
+    };
+    let mut response = reply.unwrap_or_else(Problem::into_response);
+    if let Some(caller) = caller {
+        access::tell_rates(&caller, response.headers_mut());
+    }
     if is_head {
         *response.body_mut() = Full::default();
     }
     response
+}
+
+/// Whether there is such a resource, and it has such a method.
+fn check(request: &Request<Incoming>, route: Route) -> Result<(), Problem> {
+    match (route, request.method()) {
+        _ if url_bytes(request) > URL_BYTES_MAX => Err(url_too_long()),
+        (Route::Other | Route::OpenApi | Route::Dashboard, _) => Err(unknown_resource()),
+        (Route::IngestBatch, &Method::POST) => Ok(()),
+        (Route::IngestBatch, _) => Err(Problem::method_not_allowed("POST")),
+        (_, &Method::GET | &Method::HEAD) => Ok(()),
+        _ => Err(Problem::method_not_allowed("GET, HEAD")),
+    }
+}
+
+async fn dispatch(
+    worker: &Worker,
+    caller: Option<&Caller>,
+    route: Route,
+    id: Option<String>,
+    request: Request<Incoming>,
+) -> Reply {
+    // Only ingestion reads bodies, and says itself when it did not read one to its end.
+    let leaves_body = route != Route::IngestBatch && !request.body().is_end_stream();
+    let reply = match (route, caller) {
+        (Route::IngestBatch, Some(caller)) => ingest::post(worker, caller, request).await,
+        (Route::BatchStatus, Some(caller)) => status::get(worker, caller, id.unwrap_or_default(), &request).await,
+        (Route::Health, caller) => health::get(worker, caller),
+        (Route::Metrics, _) => observe::get(worker, &request),
+        (Route::Live, _) => Ok(plain(StatusCode::OK, "alive\n")),
+        (Route::Ready, _) => health::readyz(worker),
+        (Route::IngestBatch | Route::BatchStatus, None) => Err(access::problem(Denied::Missing)),
+        (Route::Other | Route::OpenApi | Route::Dashboard, _) => Err(unknown_resource()),
+    };
+    reply.map_err(|problem| if leaves_body { problem.and_close() } else { problem })
 }
 
 fn url_bytes(request: &Request<Incoming>) -> usize {

@@ -1,32 +1,97 @@
 //! `GET /v1/batch/{batch_id}/status`
+//!
+//! A batch belongs to the key that sent it, and only that key sees it. An `admin` key sees everybody's: `?owner=KEY_ID`
+//! names whose batch is meant, and without it every key's is looked for.
 
 use std::sync::Arc;
 
-use hyper::StatusCode;
+use futures_util::future::join_all;
+use hyper::body::Incoming;
+use hyper::{Request, StatusCode};
 
+use crate::auth::gate::{Caller, Denied};
+use crate::auth::scope::Scope;
+use crate::http::access;
 use crate::http::problem::Problem;
+use crate::http::query::parameter;
 use crate::http::route::{Reply, json};
 use crate::http::worker::Worker;
-use crate::limits::{LOOKUP_STATUS_WAIT_MAX, RETRY_AFTER_BUSY_SECONDS};
+use crate::limits::{LOOKUP_STATUS_WAIT_MAX, RETRY_AFTER_BUSY_SECONDS, STATUS_OWNERS_MAX};
 use crate::status::lookup::Answer;
+use crate::status::model::StatusDocument;
 use crate::types::{BatchKey, batch_id_is_valid};
 
 /// This process first, then Redis and the ledger.
-pub async fn get(worker: &Worker, id: String) -> Reply {
-    let unknown = || Problem::new(StatusCode::NOT_FOUND, "batch_unknown", "no batch of this id is known");
+pub async fn get(worker: &Worker, caller: &Caller, id: String, request: &Request<Incoming>) -> Reply {
     if !batch_id_is_valid(&id) {
         return Err(unknown());
     }
-    let key = BatchKey { owner: Arc::from(""), id: id.into_boxed_str() };
-    if let Some(batch) = worker.app.batches.get(&key) {
-        return Ok(json(StatusCode::OK, &batch.document(&worker.app.node)));
-    }
-    match worker.app.lookup.find(&key, LOOKUP_STATUS_WAIT_MAX).await {
-        Answer::Known(known) => Ok(json(StatusCode::OK, &known.document)),
-        Answer::Unknown => Err(unknown()),
-        Answer::Unavailable => {
+    let owners = owners(worker, caller, parameter(request.uri().query(), "owner"))?;
+    let answers = join_all(owners.iter().map(|owner| find(worker, owner, &id))).await;
+    let found: Vec<_> =
+        owners.iter().zip(&answers).filter_map(|(owner, answer)| Some((owner, document(answer)?))).collect();
+    match &found[..] {
+        [(_, document)] => Ok(json(StatusCode::OK, document)),
+        [] if answers.iter().any(|answer| matches!(answer, Found::Unavailable)) => {
             let detail = "this node does not know the batch, and PostgreSQL cannot be asked now";
             Err(Problem::unavailable("status_unavailable", detail, RETRY_AFTER_BUSY_SECONDS))
         }
+        [] => Err(unknown()),
+        several => Err(ambiguous(several.iter().map(|(owner, _)| &***owner).collect())),
+    }
+}
+
+fn unknown() -> Problem {
+    Problem::new(StatusCode::NOT_FOUND, "batch_unknown", "no batch of this id is known")
+}
+
+fn ambiguous(owners: Vec<&str>) -> Problem {
+    let detail = format!("several keys have a batch of this id; name one with ?owner=: {}", owners.join(", "));
+    Problem::new(StatusCode::CONFLICT, "batch_ambiguous", detail)
+}
+
+/// Whose batches are looked at: the caller's, those of `named`, or everybody's.
+fn owners(worker: &Worker, caller: &Caller, named: Option<String>) -> Result<Vec<Arc<str>>, Problem> {
+    match named {
+        Some(named) if *named == **caller.owner() => Ok(vec![Arc::clone(caller.owner())]),
+        Some(named) if caller.may(Scope::Admin) => Ok(vec![Arc::from(named)]),
+        Some(_) => Err(access::problem(Denied::Forbidden(Scope::Admin))),
+        None => match worker.app.gate.keyring() {
+            Some(keyring) if caller.may(Scope::Admin) => {
+                if keyring.len() > STATUS_OWNERS_MAX {
+                    let detail = "there are too many keys to look for a batch of each; name one with ?owner=KEY_ID";
+                    return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "owner_missing", detail));
+                }
+                // What was sent before there were keys belongs to nobody.
+                let nobody = Arc::clone(&worker.everybody);
+                Ok(keyring.ids().cloned().chain([nobody]).collect())
+            }
+            _ => Ok(vec![Arc::clone(caller.owner())]),
+        },
+    }
+}
+
+enum Found {
+    Document(Box<StatusDocument>),
+    Nothing,
+    Unavailable,
+}
+
+fn document(found: &Found) -> Option<&StatusDocument> {
+    match found {
+        Found::Document(document) => Some(document),
+        Found::Nothing | Found::Unavailable => None,
+    }
+}
+
+async fn find(worker: &Worker, owner: &Arc<str>, id: &str) -> Found {
+    let key = BatchKey { owner: Arc::clone(owner), id: Box::from(id) };
+    if let Some(batch) = worker.app.batches.get(&key) {
+        return Found::Document(Box::new(batch.document(&worker.app.node)));
+    }
+    match worker.app.lookup.find(&key, LOOKUP_STATUS_WAIT_MAX).await {
+        Answer::Known(known) => Found::Document(Box::new(known.document)),
+        Answer::Unknown => Found::Nothing,
+        Answer::Unavailable => Found::Unavailable,
     }
 }

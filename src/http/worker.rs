@@ -45,7 +45,7 @@ pub struct Worker {
     /// The scanner's memory.
     pub scratch: RefCell<Scratch>,
     /// Who sends, as long as there are no keys.
-    pub owner: Arc<str>,
+    pub everybody: Arc<str>,
     /// For ids of batches that have none: in rising order, whatever the clock does.
     pub ids: ContextV7,
     /// Body buffers.
@@ -81,7 +81,7 @@ pub fn run(start: WorkerStart, app: Arc<App>) -> std::io::Result<()> {
         index: start.index,
         app,
         scratch: RefCell::new(Scratch::new()),
-        owner: Arc::from(""),
+        everybody: Arc::from(""),
         ids: ContextV7::new(),
         buffers: BufferPool::default(),
         inflater: Inflater::default(),
@@ -114,7 +114,7 @@ async fn accept(worker: Rc<Worker>, listener: tokio::net::TcpListener, drain: wa
             accepted = listener.accept() => match accepted {
                 Ok((stream, address)) => match worker.app.connections.enter(address.ip()) {
                     Ok(connected) => {
-                        let peer = Peer { address: address.ip() };
+                        let peer = Peer { address: address.ip(), certificate: None };
                         connections.spawn_local(connection(Rc::clone(&worker), stream, peer, connected, drain.clone()));
                     }
                     Err(full) => door.refuse(&stream, address, full),

@@ -176,6 +176,7 @@ fn scan(body: &[u8], limits: &ScanLimits, scratch: &mut Scratch) -> Result<(), B
         wrong: None,
     };
     envelope.body()?;
+    scratch.shape = envelope.scanner.shape;
     envelope.wrong.map_or(Ok(()), Err)
 }
 

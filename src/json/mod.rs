@@ -38,11 +38,12 @@ pub use reject::{Member, Reason, Reject};
 pub use text::{Span, TextSpan};
 
 use crate::types::{Priority, UnixMicros};
+use reject::Shape;
 use scan::index::Stops;
 
 /// Every code that a refused body or event is counted under: the closed set of the metric's label.
-pub const REJECTION_CODES: [&str; 23] = {
-    let mut codes = [""; 23];
+pub const REJECTION_CODES: [&str; 24] = {
+    let mut codes = [""; 24];
     let mut at = 0;
     while at < Reason::CODES.len() {
         codes[at] = Reason::CODES[at];
@@ -90,6 +91,7 @@ pub struct Scratch {
     rejects: Vec<Reject>,
     batch_id: String,
     priority: Option<Priority>,
+    shape: Shape,
 }
 
 impl Scratch {
@@ -106,6 +108,36 @@ impl Scratch {
     /// One verdict for each bad event, in the body's order.
     pub fn rejects(&self) -> &[Reject] {
         &self.rejects
+    }
+
+    /// Refuses the good events of services that `allowed` does not allow; `body` is what was scanned.
+    pub fn refuse_services(&mut self, body: &[u8], allowed: impl Fn(&str) -> bool) {
+        let mut events = std::mem::take(&mut self.events);
+        let before = std::mem::take(&mut self.rejects);
+        let mut before = before.into_iter().peekable();
+        let mut index = 0;
+        events.retain(|event| {
+            // The indices that are missing among the good ones are those of the bad ones, in the same order.
+            while let Some(reject) = before.next_if(|reject| reject.index == index) {
+                self.rejects.push(reject);
+                index += 1;
+            }
+            let allowed = allowed(&event.service_name.decode(body));
+            if !allowed {
+                self.rejects.push(Reject {
+                    index,
+                    reason: Reason::ServiceNotAllowed,
+                    event_id: Some(event.event_id),
+                    shape: self.shape,
+                    event_at: 0,
+                    at: 0,
+                });
+            }
+            index += 1;
+            allowed
+        });
+        self.rejects.extend(before);
+        self.events = events;
     }
 
     /// Number of events in the body, good and bad.
@@ -130,5 +162,6 @@ impl Scratch {
         self.rejects.clear();
         self.batch_id.clear();
         self.priority = None;
+        self.shape = Shape::default();
     }
 }

@@ -97,13 +97,15 @@ pub enum Reason {
     TimestampTooOld,
     /// `timestamp` is after the accepted range.
     TimestampTooFarAhead,
+    /// The caller may not send events of this service.
+    ServiceNotAllowed,
     /// PostgreSQL, or a limit, refuses something inside a value.
     Flaw(FlawKind),
 }
 
 impl Reason {
     /// Every code there is: the closed set behind the `code` label of metrics.
-    pub const CODES: [&'static str; 14] = [
+    pub const CODES: [&'static str; 15] = [
         "event_not_object",
         "member_missing",
         "member_duplicate",
@@ -118,6 +120,7 @@ impl Reason {
         "number_exponent_too_large",
         "nul_character",
         "lone_surrogate",
+        "service_not_allowed",
     ];
 
     /// Index of [`Self::code`] in [`Self::CODES`], for counters.
@@ -137,6 +140,7 @@ impl Reason {
             Self::Flaw(FlawKind::Exponent) => 11,
             Self::Flaw(FlawKind::Nul) => 12,
             Self::Flaw(FlawKind::Surrogate) => 13,
+            Self::ServiceNotAllowed => 14,
         }
     }
 
@@ -169,6 +173,7 @@ impl fmt::Display for Reason {
             Self::TimestampTooFarAhead => {
                 f.write_str("timestamp is further in the future than EVENT_MAX_FUTURE_HOURS after this server's clock")
             }
+            Self::ServiceNotAllowed => f.write_str("the API key may not send events of this service"),
             Self::Flaw(FlawKind::Depth) => {
                 write!(f, "nested too deep; at most {JSON_DEPTH_MAX} levels are accepted, the outermost object is one")
             }
@@ -187,8 +192,9 @@ impl fmt::Display for Reason {
 }
 
 /// How a body holds its events: what a pointer to one of them begins with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Shape {
+    #[default]
     /// `{"events": [ … ]}`: `/events/3`.
     Envelope,
     /// `[ … ]`: `/3`.
@@ -244,6 +250,10 @@ impl Reject {
             Reason::Missing(member) => {
                 pointer.push('/');
                 pointer.push_str(member.name());
+            }
+            Reason::ServiceNotAllowed => {
+                pointer.push('/');
+                pointer.push_str(Member::ServiceName.name());
             }
             _ => pointer::append_path(&mut pointer, body, self.event_at as usize, self.at as usize),
         }

@@ -15,7 +15,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
 use super::histogram::{Histogram, Merged};
-use super::labels::{BatchOutcome, Label, PoolState, SqlstateClass, Statement};
+use super::labels::{AuthFailure, BatchOutcome, Label, PoolState, SqlstateClass, Statement};
 use super::process::ProcessStats;
 use super::registry::Metrics;
 use super::report;
@@ -245,6 +245,9 @@ impl Families<'_> {
             quantile_samples(&mut family, merged, |quantile| [(Statement::KEY, *statement), ("quantile", quantile)])?;
         }
 
+        let help = "Requests that were not let in";
+        self.counters("ingestd_auth_failures", help, AuthFailure::KEY, metrics.auth_failures.iter())?;
+
         let help = "Errors from PostgreSQL, by class of SQLSTATE";
         self.counters("ingestd_db_errors", help, SqlstateClass::KEY, metrics.db_errors.iter())
     }
@@ -356,7 +359,7 @@ mod tests {
     use crate::metrics::{HttpStatus, Route};
 
     /// Every name of the contract's section "Metric names", and its type.
-    const CONTRACT: [(&str, &str); 25] = [
+    const CONTRACT: [(&str, &str); 26] = [
         ("ingestd_events_accepted_total", "counter"),
         ("ingestd_events_rejected_total", "counter"),
         ("ingestd_events_committed_total", "counter"),
@@ -375,6 +378,7 @@ mod tests {
         ("ingestd_copy_rows", "histogram"),
         ("ingestd_db_pool_connections", "gauge"),
         ("ingestd_db_query_seconds", "histogram"),
+        ("ingestd_auth_failures_total", "counter"),
         ("ingestd_db_errors_total", "counter"),
         ("ingestd_ack_latency_quantile_seconds", "gauge"),
         ("process_cpu_seconds_total", "counter"),

@@ -39,6 +39,22 @@ macro_rules! label_set {
 }
 
 label_set! {
+    /// Why a caller was not let in.
+    AuthFailure, "reason" {
+        /// No key.
+        Missing = "key_missing",
+        /// A wrong key.
+        Wrong = "key_invalid",
+        /// A wrong key, after too many others from the same address.
+        Slowed = "too_many_failed_attempts",
+        /// A key without the scope.
+        Forbidden = "scope_missing",
+        /// More than the rate allows.
+        RateLimited = "rate_limited",
+    }
+}
+
+label_set! {
     /// What became of a batch; each batch counts once as queued and once as one of the others.
     BatchOutcome, "status" {
         /// Accepted.

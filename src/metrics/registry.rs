@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 
 use super::cells::{Counter, Counters, Gauge, Gauges, NamedCounters, RequestCounters};
 use super::histogram::{Histogram, Histograms};
-use super::labels::{BatchOutcome, PoolState, SqlstateClass, Statement};
+use super::labels::{AuthFailure, BatchOutcome, PoolState, SqlstateClass, Statement};
 use super::throughput::{Rates, Sample, Samples};
 use crate::limits::THROUGHPUT_WINDOWS;
 use crate::types::Priority;
@@ -32,6 +32,8 @@ pub struct Metrics {
     pub batches: Counters<BatchOutcome>,
     /// Answered requests.
     pub requests: RequestCounters,
+    /// Requests that were not let in.
+    pub auth_failures: Counters<AuthFailure>,
     /// Errors from PostgreSQL.
     pub db_errors: Counters<SqlstateClass>,
 
@@ -83,6 +85,7 @@ impl Metrics {
             events_dead_lettered: Counter::default(),
             batches: Counters::new(),
             requests: RequestCounters::new(),
+            auth_failures: Counters::new(),
             db_errors: Counters::new(),
             queue_batches: Gauges::new(),
             queue_events: Gauges::new(),

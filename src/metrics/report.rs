@@ -191,6 +191,8 @@ pub struct Errors {
     pub rejected_events: BTreeMap<&'static str, u64>,
     /// Requests answered with 4xx and 5xx, by status code.
     pub requests: BTreeMap<&'static str, u64>,
+    /// Requests that were not let in, by reason.
+    pub auth: BTreeMap<&'static str, u64>,
     /// Errors from PostgreSQL by class of SQLSTATE; `connection` are those without one.
     pub database: BTreeMap<&'static str, u64>,
 }
@@ -345,6 +347,7 @@ impl Errors {
         Self {
             rejected_events: metrics.events_rejected.iter().filter(occurred).collect(),
             requests,
+            auth: metrics.auth_failures.iter().filter(occurred).collect(),
             database: metrics.db_errors.iter().filter(occurred).collect(),
         }
     }
@@ -376,7 +379,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::metrics::{HttpStatus, Route, SqlstateClass};
+    use crate::metrics::{AuthFailure, HttpStatus, Route, SqlstateClass};
 
     fn report_of(metrics: &Arc<Metrics>) -> Value {
         serde_json::from_str(&Report::of(metrics).to_json()).expect("the report is JSON")
@@ -428,13 +431,19 @@ mod tests {
     #[test]
     fn errors_are_listed_by_kind_once_they_occur() {
         let metrics = Metrics::new("node-1", &["missing_field", "too_long"]);
-        assert_eq!(report_of(&metrics)["errors"], json!({"rejected_events": {}, "requests": {}, "database": {}}));
+        assert_eq!(
+            report_of(&metrics)["errors"],
+            json!({"rejected_events": {}, "requests": {}, "auth": {}, "database": {}})
+        );
         metrics.events_rejected.add("too_long", 3);
         metrics.requests.count(Route::IngestBatch, HttpStatus(503));
         metrics.requests.count(Route::BatchStatus, HttpStatus(503));
         metrics.requests.count(Route::IngestBatch, HttpStatus(202));
         metrics.db_errors.add(SqlstateClass::of(Some("40001")), 1);
-        let expected = json!({"rejected_events": {"too_long": 3}, "requests": {"503": 2}, "database": {"40": 1}});
+        metrics.auth_failures.add(AuthFailure::Wrong, 4);
+        let expected = json!({
+            "rejected_events": {"too_long": 3}, "requests": {"503": 2}, "auth": {"key_invalid": 4}, "database": {"40": 1},
+        });
         assert_eq!(report_of(&metrics)["errors"], expected);
     }
 

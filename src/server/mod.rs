@@ -107,6 +107,7 @@ impl Server {
     fn start(config: &Config) -> Result<Self, ServeError> {
         let started_at = Instant::now();
         let worker_count = config.workers.unwrap_or_else(affinity::default_workers);
+        let gate = reload::gate(config).map_err(|error| ServeError::Configuration(error.to_string()))?;
         let bound = listen::bind(&config.listen, worker_count)?;
         let node: Arc<str> = Arc::from(config.node_id.as_str());
         let metrics = Metrics::new(&node, &crate::json::REJECTION_CODES);
@@ -160,6 +161,7 @@ impl Server {
         let app = Arc::new(App {
             settings: ingest_settings(config),
             patience: Patience { head: config.header_timeout, idle: config.keep_alive },
+            gate,
             connections: Connections::new(config.connections_max, config.connections_per_address_max),
             rings: (0..worker_count).map(|_| Ring::default()).collect(),
             journal: parker.unparker().clone(),

@@ -1,20 +1,61 @@
-//! SIGHUP: what is read again while the server serves.
+//! What SIGHUP reads again while the server serves: keys and rate limits.
 //!
-//! A source that cannot be used changes nothing: what was in force stays so, and the log says why.
+//! A source that cannot be used changes nothing: what was in force stays so, and the log says why. Requests under way
+//! go on as they began.
 
-use std::sync::Arc;
-
-use crate::config::{Config, Problems};
+use crate::auth::file::{KeysError, KeysFile};
+use crate::auth::gate::Gate;
+use crate::auth::keyring::Keyring;
+use crate::auth::rate::RateLimits;
+use crate::config::{Auth, Config, Problems};
 use crate::http::app::App;
 
 /// Gathers the settings once more from where they came from: flags, environment and file.
 pub type Reread<'a> = &'a dyn Fn() -> Result<Config, Problems>;
 
+/// The gate that `config` asks for.
+///
+/// # Errors
+/// When there is a file of keys and it cannot be used.
+pub fn gate(config: &Config) -> Result<Gate, KeysError> {
+    let Auth::Keys(path) = &config.auth else { return Ok(Gate::open(config.rate_limits)) };
+    let keyring = Keyring::new(KeysFile::at(path).keys()?, config.rate_limits, None);
+    if keyring.is_empty() {
+        tracing::warn!("API_KEYS_FILE holds no key: every request is refused; 'ingestd keys new' makes one");
+    }
+    Ok(Gate::with_keys(keyring))
+}
+
 /// Reads again what SIGHUP concerns.
-pub fn reload(_app: &Arc<App>, reread: Reread<'_>) {
-    if let Err(problems) = reread() {
-        for problem in problems.0 {
-            tracing::error!("SIGHUP: {problem}; what was in force stays in force");
+pub fn reload(app: &App, reread: Reread<'_>) {
+    match reread() {
+        Ok(config) => reload_access(&app.gate, &config),
+        Err(problems) => {
+            for problem in problems.0 {
+                tracing::error!("SIGHUP: {problem}; what was in force stays in force");
+            }
         }
+    }
+}
+
+fn reload_access(gate: &Gate, config: &Config) {
+    match (&config.auth, gate.keyring()) {
+        (Auth::Keys(path), Some(before)) => {
+            match KeysFile::at(path).keys().map(|keys| Keyring::new(keys, config.rate_limits, Some(&before))) {
+                Ok(keyring) => {
+                    tracing::info!(keys = keyring.len(), "SIGHUP: API keys and rate limits were read again");
+                    gate.replace_keys(keyring);
+                }
+                Err(error) => tracing::error!("SIGHUP: {error}; the keys that were in force stay in force"),
+            }
+        }
+        (Auth::Loopback | Auth::Off, None) => {
+            gate.replace_limits(config.rate_limits);
+            tracing::info!(
+                limited = config.rate_limits != RateLimits::default(),
+                "SIGHUP: rate limits were read again"
+            );
+        }
+        _ => tracing::error!("SIGHUP: whether API keys are asked for changes only when the server is started anew"),
     }
 }

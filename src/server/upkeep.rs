@@ -73,6 +73,7 @@ impl Chores {
             self.app.metrics.tick(now);
             if now >= self.expiry_due {
                 self.app.batches.expire(now);
+                self.app.gate.forget_idle(now);
                 self.expiry_due = now + EXPIRY_INTERVAL;
             }
             let working = self.app.database.is_working();

@@ -112,6 +112,7 @@ async fn accept(worker: Rc<Worker>, listener: tokio::net::TcpListener, drain: wa
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
+                Ok((stream, _)) if !door.has_spare() => door.exchange(stream),
                 Ok((stream, address)) => match worker.app.connections.enter(address.ip()) {
                     Ok(connected) => {
                         let peer = Peer { address: address.ip(), certificate: None };
@@ -147,6 +148,19 @@ struct Door {
 impl Door {
     fn new() -> Self {
         Self { spare: File::open("/dev/null").ok(), told_at: None }
+    }
+
+    /// True when there is a file to give up; gets one if it can.
+    fn has_spare(&mut self) -> bool {
+        self.spare = self.spare.take().or_else(|| File::open("/dev/null").ok());
+        self.spare.is_some()
+    }
+
+    /// Closes a connection for the sake of a spare file: it came by the one that another worker gave up. Of several
+    /// workers at the limit each would otherwise end without, and leave who waits for it waiting.
+    fn exchange(&mut self, stream: TcpStream) {
+        drop(stream);
+        self.has_spare();
     }
 
     /// Answers 503 as far as the socket takes it at once, and waits for nothing.

@@ -9,7 +9,7 @@ use super::event::{EventScanner, text};
 use super::reject::Shape;
 use super::scan::source::Source;
 use super::scan::walk::{StringEnd, SyntaxFault, SyntaxKind, Walker};
-use super::{ScanLimits, Scratch};
+use super::{Dialect, ScanLimits, Scratch};
 
 /// Why a body is refused as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -75,6 +75,8 @@ impl EnvelopeMember {
 pub enum EnvelopeReason {
     /// The body is neither an object nor an array.
     NotABatch,
+    /// A batch of CloudEvents that is no array.
+    NotAnArray,
     /// The object has no `events`.
     EventsMissing,
     /// `events` is not an array.
@@ -99,6 +101,7 @@ impl EnvelopeReason {
     pub const fn code(self) -> &'static str {
         match self {
             Self::NotABatch => "body_not_object_or_array",
+            Self::NotAnArray => "body_not_array",
             Self::EventsMissing => "events_missing",
             Self::EventsNotArray => "events_not_array",
             Self::EventsEmpty { .. } => "events_empty",
@@ -112,7 +115,7 @@ impl EnvelopeReason {
     /// RFC 6901 pointer to the place; for what is missing, to where it should be.
     pub const fn pointer(self) -> &'static str {
         match self {
-            Self::NotABatch | Self::EventsEmpty { bare: true } => "",
+            Self::NotABatch | Self::NotAnArray | Self::EventsEmpty { bare: true } => "",
             Self::EventsMissing | Self::EventsNotArray | Self::EventsEmpty { bare: false } => "/events",
             Self::BatchIdNotString | Self::BatchIdMalformed => "/batch_id",
             Self::PriorityInvalid => "/priority",
@@ -128,6 +131,7 @@ impl fmt::Display for EnvelopeReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Self::NotABatch => f.write_str("the body must be an object with events, or an array of events"),
+            Self::NotAnArray => f.write_str("a batch of CloudEvents must be an array of them"),
             Self::EventsMissing => f.write_str("events is required and must be an array of events"),
             Self::EventsNotArray => f.write_str("events must be an array of events"),
             Self::EventsEmpty { .. } => f.write_str("there is no event in the batch; at least one is expected"),
@@ -150,16 +154,33 @@ impl fmt::Display for EnvelopeReason {
 /// # Panics
 /// When the body is longer than [`BODY_BYTES_MAX`]: the HTTP layer bounds it far below.
 pub fn scan_body(body: &[u8], limits: &ScanLimits, scratch: &mut Scratch) -> Result<(), BodyError> {
+    scan_in(Dialect::Native, body, limits, scratch, |scanner, at| scanner.body(at))
+}
+
+/// Scans a whole body whose one value `value` walks.
+pub(super) fn scan_in(
+    dialect: Dialect,
+    body: &[u8],
+    limits: &ScanLimits,
+    scratch: &mut Scratch,
+    value: impl FnOnce(&mut EnvelopeScanner<'_>, usize) -> Result<usize, SyntaxFault>,
+) -> Result<(), BodyError> {
     assert!(body.len() <= BODY_BYTES_MAX);
     scratch.clear();
-    let result = scan(body, limits, scratch);
+    scratch.dialect = dialect;
+    let result = scan(body, limits, scratch, value);
     if result.is_err() {
         scratch.clear();
     }
     result
 }
 
-fn scan(body: &[u8], limits: &ScanLimits, scratch: &mut Scratch) -> Result<(), BodyError> {
+fn scan(
+    body: &[u8],
+    limits: &ScanLimits,
+    scratch: &mut Scratch,
+    value: impl FnOnce(&mut EnvelopeScanner<'_>, usize) -> Result<usize, SyntaxFault>,
+) -> Result<(), BodyError> {
     scratch.stops.build(body)?;
     let mut envelope = EnvelopeScanner {
         scanner: EventScanner {
@@ -169,20 +190,23 @@ fn scan(body: &[u8], limits: &ScanLimits, scratch: &mut Scratch) -> Result<(), B
             events: &mut scratch.events,
             rejects: &mut scratch.rejects,
             decoded: &mut scratch.decoded,
+            made: &mut scratch.made,
         },
+        dialect: scratch.dialect,
         batch_id: &mut scratch.batch_id,
         priority: &mut scratch.priority,
         seen: 0,
         wrong: None,
     };
-    envelope.body()?;
+    envelope.only(value)?;
     scratch.shape = envelope.scanner.shape;
     envelope.wrong.map_or(Ok(()), Err)
 }
 
 /// Walks the one value that a body is.
-struct EnvelopeScanner<'a> {
-    scanner: EventScanner<'a>,
+pub(super) struct EnvelopeScanner<'a> {
+    pub(super) scanner: EventScanner<'a>,
+    dialect: Dialect,
     batch_id: &'a mut String,
     priority: &'a mut Option<Priority>,
     /// A bit per [`EnvelopeMember`] seen.
@@ -192,16 +216,10 @@ struct EnvelopeScanner<'a> {
 }
 
 impl EnvelopeScanner<'_> {
-    fn body(&mut self) -> Result<(), SyntaxFault> {
+    /// Walks the value that the body is with `value`; nothing may follow.
+    fn only(&mut self, value: impl FnOnce(&mut Self, usize) -> Result<usize, SyntaxFault>) -> Result<(), SyntaxFault> {
         let at = self.scanner.walker.source.blank(0);
-        let end = match self.scanner.walker.source.byte(at) {
-            b'{' => self.object(at)?,
-            b'[' => {
-                self.scanner.shape = Shape::Bare;
-                self.events(at)?
-            }
-            _ => self.other(at)?,
-        };
+        let end = value(self, at)?;
         let end = self.scanner.walker.source.blank(end);
         if end < self.scanner.walker.source.body.len() {
             return Err(SyntaxFault::new(end, SyntaxKind::Trailing));
@@ -209,9 +227,23 @@ impl EnvelopeScanner<'_> {
         Ok(())
     }
 
-    /// A body that is neither an object nor an array, if it is JSON at all.
+    fn body(&mut self, at: usize) -> Result<usize, SyntaxFault> {
+        match self.scanner.walker.source.byte(at) {
+            b'{' => self.object(at),
+            b'[' => self.bare_events(at),
+            _ => self.other(at, EnvelopeReason::NotABatch),
+        }
+    }
+
+    /// The array of events that the body is.
+    pub(super) fn bare_events(&mut self, at: usize) -> Result<usize, SyntaxFault> {
+        self.scanner.shape = Shape::Bare;
+        self.events(at)
+    }
+
+    /// A body that is refused for `reason`, if it is JSON at all.
     #[cold]
-    fn other(&mut self, at: usize) -> Result<usize, SyntaxFault> {
+    pub(super) fn other(&mut self, at: usize, reason: EnvelopeReason) -> Result<usize, SyntaxFault> {
         let body = self.scanner.walker.source.body;
         if at == body.len() {
             return Err(SyntaxFault::new(at, SyntaxKind::Empty));
@@ -219,7 +251,7 @@ impl EnvelopeScanner<'_> {
         if body.starts_with("\u{feff}".as_bytes()) {
             return Err(SyntaxFault::new(0, SyntaxKind::ByteOrderMark));
         }
-        self.refuse(EnvelopeReason::NotABatch);
+        self.refuse(reason);
         self.scanner.walker.value(at)
     }
 
@@ -278,7 +310,10 @@ impl EnvelopeScanner<'_> {
         let events_max = self.scanner.limits.events_max;
         for index in 0.. {
             if index < events_max {
-                pos = self.scanner.event(pos, index)?;
+                pos = match self.dialect {
+                    Dialect::Native => self.scanner.event(pos, index)?,
+                    Dialect::CloudEvents => self.scanner.cloud_event(pos, index)?,
+                };
             } else {
                 self.wrong.get_or_insert(BodyError::TooManyEvents { events_max });
                 pos = self.scanner.walker.value(pos)?;

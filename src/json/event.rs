@@ -8,7 +8,7 @@ use crate::types::UnixMicros;
 
 use super::reject::Shape;
 use super::scan::walk::{StringEnd, SyntaxFault, SyntaxKind, Walker};
-use super::{Member, Reason, Reject, ScanLimits, Span, TextSpan};
+use super::{Dialect, Member, Reason, Reject, ScanLimits, Span, TextSpan};
 
 /// A good event: its members' places in the body.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -36,14 +36,16 @@ pub(crate) struct EventScanner<'a> {
     pub rejects: &'a mut Vec<Reject>,
     /// Room to unescape a string in.
     pub decoded: &'a mut Vec<u8>,
+    /// Room for JSON that the body does not have as one piece.
+    pub made: &'a mut Vec<u8>,
 }
 
 /// An event of which some members have been seen.
 #[derive(Default)]
-struct Draft {
-    spans: EventSpans,
+pub(super) struct Draft {
+    pub(super) spans: EventSpans,
     /// A bit per [`Member`] seen, `null`s included.
-    seen: u8,
+    seen: u16,
     /// The event's id has been read and is valid.
     identified: bool,
     /// The first thing wrong, and where.
@@ -51,8 +53,24 @@ struct Draft {
 }
 
 impl Draft {
+    /// True when nothing is wrong and all of `required` were seen.
+    #[inline(always)]
+    pub(super) fn is_good(&self, required: &[Member; 4]) -> bool {
+        let bits = required.iter().fold(0, |bits, &member| bits | 1 << member as u16);
+        self.wrong.is_none() && self.seen & bits == bits
+    }
+
+    /// Notes that `member` was seen; false when it has been seen before.
+    #[inline(always)]
+    pub(super) fn see(&mut self, member: Member) -> bool {
+        let bit = 1 << member as u16;
+        let is_new = self.seen & bit == 0;
+        self.seen |= bit;
+        is_new
+    }
+
     #[cold]
-    fn refuse(&mut self, reason: Reason, at: usize) {
+    pub(super) fn refuse(&mut self, reason: Reason, at: usize) {
         self.wrong.get_or_insert((reason, at));
     }
 }
@@ -69,22 +87,22 @@ impl EventScanner<'_> {
             draft.refuse(Reason::NotAnObject, at);
             self.walker.value(at)?
         };
-        const REQUIRED: u8 = 1 << Member::EventId as u8
-            | 1 << Member::ServiceName as u8
-            | 1 << Member::EventType as u8
-            | 1 << Member::Payload as u8;
-        if draft.wrong.is_none() && draft.seen & REQUIRED == REQUIRED {
+        if draft.is_good(&Member::REQUIRED) {
             self.events.push(draft.spans);
         } else {
-            self.reject(&draft, at, index);
+            self.reject(&draft, Dialect::Native, at, index);
         }
         Ok(end)
     }
 
     #[cold]
-    fn reject(&mut self, draft: &Draft, event_at: usize, index: usize) {
+    pub(super) fn reject(&mut self, draft: &Draft, dialect: Dialect, event_at: usize, index: usize) {
+        let required = match dialect {
+            Dialect::Native => Member::REQUIRED,
+            Dialect::CloudEvents => Member::REQUIRED_OF_CLOUD_EVENTS,
+        };
         let missing = || {
-            let missed = Member::REQUIRED.into_iter().find(|&member| draft.seen & (1 << member as u8) == 0);
+            let missed = required.into_iter().find(|&member| draft.seen & (1 << member as u16) == 0);
             (Reason::Missing(missed.expect("nothing is wrong, so a member is missing")), event_at)
         };
         let (reason, at) = draft.wrong.unwrap_or_else(missing);
@@ -93,6 +111,7 @@ impl EventScanner<'_> {
             reason,
             event_id: draft.identified.then_some(draft.spans.event_id),
             shape: self.shape,
+            service: dialect.service(),
             event_at: event_at as u32,
             at: at as u32,
         });
@@ -144,11 +163,10 @@ impl EventScanner<'_> {
         at: usize,
         draft: &mut Draft,
     ) -> Result<usize, SyntaxFault> {
-        if draft.seen & (1 << member as u8) != 0 {
+        if !draft.see(member) {
             draft.refuse(Reason::Duplicate(member), key_at);
             return self.walker.value(at);
         }
-        draft.seen |= 1 << member as u8;
         match (member, self.walker.source.byte(at)) {
             (Member::EventId | Member::ServiceName | Member::EventType, b'"') => self.text_member(member, at, draft),
             (Member::Payload | Member::Metadata, b'{') => self.object_member(member, at, draft),
@@ -162,7 +180,7 @@ impl EventScanner<'_> {
     }
 
     #[inline(always)]
-    fn text_member(&mut self, member: Member, at: usize, draft: &mut Draft) -> Result<usize, SyntaxFault> {
+    pub(super) fn text_member(&mut self, member: Member, at: usize, draft: &mut Draft) -> Result<usize, SyntaxFault> {
         self.walker.flaw = None;
         let end = self.walker.string(at)?;
         let text = text(at, end);
@@ -175,8 +193,8 @@ impl EventScanner<'_> {
             draft.refuse(Reason::TooLong(member), at);
         } else {
             match member {
-                Member::ServiceName => draft.spans.service_name = text,
-                Member::EventType => draft.spans.event_type = text,
+                Member::ServiceName | Member::CloudSource => draft.spans.service_name = text,
+                Member::EventType | Member::CloudType => draft.spans.event_type = text,
                 _ => {
                     draft.spans.event_id = text;
                     draft.identified = true;
@@ -187,21 +205,21 @@ impl EventScanner<'_> {
     }
 
     #[inline(always)]
-    fn object_member(&mut self, member: Member, at: usize, draft: &mut Draft) -> Result<usize, SyntaxFault> {
+    pub(super) fn object_member(&mut self, member: Member, at: usize, draft: &mut Draft) -> Result<usize, SyntaxFault> {
         self.walker.flaw = None;
         let end = self.walker.value(at)?;
         if let Some(flaw) = self.walker.flaw {
             draft.refuse(Reason::Flaw(flaw.kind), flaw.at as usize);
         }
         match member {
-            Member::Payload => draft.spans.payload = Span::new(at, end),
+            Member::Payload | Member::CloudData => draft.spans.payload = Span::new(at, end),
             _ => draft.spans.metadata = Some(Span::new(at, end)),
         }
         Ok(end)
     }
 
     #[inline(always)]
-    fn timestamp_member(&mut self, at: usize, draft: &mut Draft) -> Result<usize, SyntaxFault> {
+    pub(super) fn timestamp_member(&mut self, at: usize, draft: &mut Draft) -> Result<usize, SyntaxFault> {
         self.walker.flaw = None;
         let end = self.walker.string(at)?;
         let body = self.walker.source.body;

@@ -22,37 +22,42 @@
 //! Beside the path is [`peek`]: a hint for a server under overload.
 //!
 //! Absent on purpose: values. Numbers stay text, strings are unescaped only where they become text columns.
-//! NDJSON and CloudEvents will be siblings of [`envelope`] that call [`event::EventScanner::event`] per line or item.
 
+pub mod cloud_events;
 pub mod envelope;
 pub mod event;
+pub mod lines;
 pub mod peek;
 mod pointer;
 pub mod reject;
 pub mod scan;
 pub mod text;
 
+pub use cloud_events::{scan_cloud_event, scan_cloud_events};
 pub use envelope::{BodyError, EnvelopeReason, scan_body};
 pub use event::EventSpans;
+pub use lines::scan_line;
 pub use reject::{Member, Reason, Reject};
 pub use text::{Span, TextSpan};
 
 use crate::types::{Priority, UnixMicros};
+use std::borrow::Cow;
+
 use reject::Shape;
 use scan::index::Stops;
 
 /// Every code that a refused body or event is counted under: the closed set of the metric's label.
-pub const REJECTION_CODES: [&str; 24] = {
-    let mut codes = [""; 24];
+pub const REJECTION_CODES: [&str; 26] = {
+    let mut codes = [""; 26];
     let mut at = 0;
     while at < Reason::CODES.len() {
         codes[at] = Reason::CODES[at];
         at += 1;
     }
     let rest = [
-        "not_json",
         "too_many_events",
         "body_not_object_or_array",
+        "body_not_array",
         "events_missing",
         "events_not_array",
         "events_empty",
@@ -67,6 +72,25 @@ pub const REJECTION_CODES: [&str; 24] = {
     }
     codes
 };
+
+/// Whose names an event's members have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Dialect {
+    /// Ours.
+    #[default]
+    Native,
+    /// Those of CloudEvents 1.0.
+    CloudEvents,
+}
+
+impl Dialect {
+    fn service(self) -> Member {
+        match self {
+            Self::Native => Member::ServiceName,
+            Self::CloudEvents => Member::CloudSource,
+        }
+    }
+}
 
 /// What a deployment allows; the fixed limits are in [`crate::limits`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,6 +116,9 @@ pub struct Scratch {
     batch_id: String,
     priority: Option<Priority>,
     shape: Shape,
+    dialect: Dialect,
+    /// JSON that no body has as one piece; spans beyond the body's end lie here.
+    made: Vec<u8>,
 }
 
 impl Scratch {
@@ -108,6 +135,11 @@ impl Scratch {
     /// One verdict for each bad event, in the body's order.
     pub fn rejects(&self) -> &[Reject] {
         &self.rejects
+    }
+
+    /// What the events' spans are places in: the scanned `body`, and behind it what was made of its pieces.
+    pub fn source<'a>(&self, body: &'a [u8]) -> Cow<'a, [u8]> {
+        if self.made.is_empty() { Cow::Borrowed(body) } else { Cow::Owned([body, &self.made].concat()) }
     }
 
     /// Refuses the good events of services that `allowed` does not allow; `body` is what was scanned.
@@ -129,6 +161,7 @@ impl Scratch {
                     reason: Reason::ServiceNotAllowed,
                     event_id: Some(event.event_id),
                     shape: self.shape,
+                    service: self.dialect.service(),
                     event_at: 0,
                     at: 0,
                 });
@@ -163,5 +196,7 @@ impl Scratch {
         self.batch_id.clear();
         self.priority = None;
         self.shape = Shape::default();
+        self.dialect = Dialect::default();
+        self.made.clear();
     }
 }

@@ -8,7 +8,7 @@ use std::fmt;
 
 use crate::limits::{EVENT_ID_BYTES_MAX, JSON_DEPTH_MAX, NAME_BYTES_MAX, NUMBER_DIGITS_MAX, NUMBER_EXPONENT_MAX};
 
-use super::scan::walk::FlawKind;
+use super::scan::walk::{FlawKind, SyntaxKind};
 use super::{TextSpan, pointer};
 
 /// A member of an event that has a meaning here; all others are ignored.
@@ -26,11 +26,40 @@ pub enum Member {
     Timestamp,
     /// `metadata`
     Metadata,
+    /// `id` of a CloudEvent: the event id.
+    CloudId,
+    /// `source` of a CloudEvent: the service name.
+    CloudSource,
+    /// `type` of a CloudEvent: the event type.
+    CloudType,
+    /// `data` of a CloudEvent: the payload.
+    CloudData,
+    /// `time` of a CloudEvent: the timestamp.
+    CloudTime,
+    /// `specversion` of a CloudEvent.
+    SpecVersion,
 }
 
 impl Member {
     /// The members without which an event is refused, in the order in which they are missed.
     pub const REQUIRED: [Self; 4] = [Self::EventId, Self::ServiceName, Self::EventType, Self::Payload];
+
+    /// The members without which a CloudEvent is refused (CloudEvents 1.0.2, "Required Attributes").
+    pub const REQUIRED_OF_CLOUD_EVENTS: [Self; 4] =
+        [Self::CloudId, Self::CloudSource, Self::CloudType, Self::SpecVersion];
+
+    /// The member of a CloudEvent called `name` that has a meaning here; all others are kept as metadata.
+    pub fn named_in_cloud_event(name: &[u8]) -> Option<Self> {
+        match name {
+            b"id" => Some(Self::CloudId),
+            b"source" => Some(Self::CloudSource),
+            b"type" => Some(Self::CloudType),
+            b"data" => Some(Self::CloudData),
+            b"time" => Some(Self::CloudTime),
+            b"specversion" => Some(Self::SpecVersion),
+            _ => None,
+        }
+    }
 
     /// The member called `name`.
     #[inline(always)]
@@ -55,23 +84,40 @@ impl Member {
             Self::Payload => "payload",
             Self::Timestamp => "timestamp",
             Self::Metadata => "metadata",
+            Self::CloudId => "id",
+            Self::CloudSource => "source",
+            Self::CloudType => "type",
+            Self::CloudData => "data",
+            Self::CloudTime => "time",
+            Self::SpecVersion => "specversion",
         }
     }
 
     /// Longest text of this member in bytes; 0 for those that are not bounded texts.
     pub const fn text_bytes_max(self) -> usize {
         match self {
-            Self::EventId => EVENT_ID_BYTES_MAX,
-            Self::ServiceName | Self::EventType => NAME_BYTES_MAX,
-            Self::Payload | Self::Timestamp | Self::Metadata => 0,
+            Self::EventId | Self::CloudId => EVENT_ID_BYTES_MAX,
+            Self::ServiceName | Self::EventType | Self::CloudSource | Self::CloudType => NAME_BYTES_MAX,
+            Self::Payload
+            | Self::Timestamp
+            | Self::Metadata
+            | Self::CloudData
+            | Self::CloudTime
+            | Self::SpecVersion => 0,
         }
     }
 
     const fn expected(self) -> &'static str {
         match self {
-            Self::EventId | Self::ServiceName | Self::EventType => "a string",
-            Self::Timestamp => "an RFC 3339 string",
-            Self::Payload | Self::Metadata => "an object",
+            Self::EventId
+            | Self::ServiceName
+            | Self::EventType
+            | Self::CloudId
+            | Self::CloudSource
+            | Self::CloudType => "a string",
+            Self::Timestamp | Self::CloudTime => "an RFC 3339 string",
+            Self::Payload | Self::Metadata | Self::CloudData => "an object",
+            Self::SpecVersion => "the string 1.0",
         }
     }
 }
@@ -99,13 +145,17 @@ pub enum Reason {
     TimestampTooFarAhead,
     /// The caller may not send events of this service.
     ServiceNotAllowed,
+    /// The line is not JSON.
+    Syntax(SyntaxKind),
+    /// A CloudEvent of another version than 1.0.
+    SpecVersion,
     /// PostgreSQL, or a limit, refuses something inside a value.
     Flaw(FlawKind),
 }
 
 impl Reason {
     /// Every code there is: the closed set behind the `code` label of metrics.
-    pub const CODES: [&'static str; 15] = [
+    pub const CODES: [&'static str; 17] = [
         "event_not_object",
         "member_missing",
         "member_duplicate",
@@ -121,6 +171,8 @@ impl Reason {
         "nul_character",
         "lone_surrogate",
         "service_not_allowed",
+        "not_json",
+        "specversion_unsupported",
     ];
 
     /// Index of [`Self::code`] in [`Self::CODES`], for counters.
@@ -141,6 +193,8 @@ impl Reason {
             Self::Flaw(FlawKind::Nul) => 12,
             Self::Flaw(FlawKind::Surrogate) => 13,
             Self::ServiceNotAllowed => 14,
+            Self::Syntax(_) => 15,
+            Self::SpecVersion => 16,
         }
     }
 
@@ -174,6 +228,8 @@ impl fmt::Display for Reason {
                 f.write_str("timestamp is further in the future than EVENT_MAX_FUTURE_HOURS after this server's clock")
             }
             Self::ServiceNotAllowed => f.write_str("the API key may not send events of this service"),
+            Self::Syntax(kind) => write!(f, "the line is not JSON: {}", kind.message().replace("the body", "it")),
+            Self::SpecVersion => f.write_str("specversion must be 1.0"),
             Self::Flaw(FlawKind::Depth) => {
                 write!(f, "nested too deep; at most {JSON_DEPTH_MAX} levels are accepted, the outermost object is one")
             }
@@ -199,15 +255,8 @@ pub enum Shape {
     Envelope,
     /// `[ … ]`: `/3`.
     Bare,
-}
-
-impl Shape {
-    pub(crate) const fn prefix(self) -> &'static str {
-        match self {
-            Self::Envelope => "/events/",
-            Self::Bare => "/",
-        }
-    }
+    /// A document of its own, such as a line: the pointer begins in the event.
+    Alone,
 }
 
 /// The verdict on one event: the first thing found wrong with it, in the body's order; what is missing comes last.
@@ -219,6 +268,8 @@ pub struct Reject {
     pub reason: Reason,
     pub(crate) event_id: Option<TextSpan>,
     pub(crate) shape: Shape,
+    /// The member that names the event's service.
+    pub(crate) service: Member,
     /// Where the event begins.
     pub(crate) event_at: u32,
     /// Where the token begins that the verdict is about.
@@ -238,14 +289,21 @@ impl Reject {
 
     /// What is wrong and what is expected, as a sentence.
     pub fn detail(&self) -> String {
-        self.reason.to_string()
+        match self.reason {
+            Reason::Syntax(_) => format!("{} at byte {}", self.reason, self.at),
+            reason => reason.to_string(),
+        }
     }
 
     /// RFC 6901 pointer to the place; for a missing member, to where it should be. Walks the event once more.
     ///
     /// At most [`crate::limits::POINTER_BYTES_MAX`] bytes: a longer one ends at an ancestor.
     pub fn pointer(&self, body: &[u8]) -> String {
-        let mut pointer = format!("{}{}", self.shape.prefix(), self.index);
+        let mut pointer = match self.shape {
+            Shape::Envelope => format!("/events/{}", self.index),
+            Shape::Bare => format!("/{}", self.index),
+            Shape::Alone => String::new(),
+        };
         match self.reason {
             Reason::Missing(member) => {
                 pointer.push('/');
@@ -253,8 +311,9 @@ impl Reject {
             }
             Reason::ServiceNotAllowed => {
                 pointer.push('/');
-                pointer.push_str(Member::ServiceName.name());
+                pointer.push_str(self.service.name());
             }
+            Reason::Syntax(_) => {}
             _ => pointer::append_path(&mut pointer, body, self.event_at as usize, self.at as usize),
         }
         pointer

@@ -356,6 +356,7 @@ impl Reader<'_> {
                 reason,
                 event_id,
                 shape: self.shape,
+                service: Member::ServiceName,
                 event_at: event_at as u32,
                 at: at as u32,
             }),
@@ -413,6 +414,7 @@ impl Reader<'_> {
                     _ => spans.event_type = text,
                 }
             }
+            _ => unreachable!("the oracle knows our own events"),
         }
         Ok(())
     }

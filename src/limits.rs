@@ -105,6 +105,38 @@ pub const COMMIT_ACK_WAIT_MAX: Duration = Duration::from_secs(30);
 /// A second request for a batch that is still being made durable looks again this often.
 pub const ADMITTING_POLL: Duration = Duration::from_millis(1);
 
+// --- HTTP/2 --------------------------------------------------------------------------------------
+
+/// Streams open at once on a connection: the least that RFC 9113, 6.5.2, recommends. A client keeps further requests
+/// back, or they are refused and it may send them again.
+pub const HTTP2_STREAMS_MAX: u32 = 100;
+/// Bytes of one body that its client may send before they are read: what the protocol begins with. A body is read as it
+/// comes, and counted by `MAX_REQUESTS_MB` then; what a window holds is counted nowhere else.
+pub const HTTP2_STREAM_WINDOW_BYTES: u32 = 64 * KIB as u32 - 1;
+/// The same of all bodies of a connection: two windows, so that one request that waits does not stop the others. It
+/// bounds a sender to as much for each round trip.
+pub const HTTP2_CONNECTION_WINDOW_BYTES: u32 = 2 * HTTP2_STREAM_WINDOW_BYTES;
+/// Largest frame taken: the least that the protocol allows.
+pub const HTTP2_FRAME_BYTES_MAX: u32 = 16 * KIB as u32;
+/// A request's header list at most, as HTTP/1's: 431 beyond. Many CONTINUATION frames end the connection earlier.
+pub const HTTP2_HEADER_LIST_BYTES_MAX: u32 = CONNECTION_BUFFER_BYTES_MAX as u32;
+/// Memory of a connection's header compression: what the protocol begins with.
+pub const HTTP2_HEADER_TABLE_BYTES: u32 = 4 * KIB as u32;
+/// Requests that a client may take back before they are even begun; one more ends the connection (CVE-2023-44487).
+pub const HTTP2_RESETS_PENDING_MAX: usize = 20;
+/// Streams that a client may make us reset by its errors; one more ends the connection (CVE-2025-8671). A client whose
+/// large bodies are refused while it sends them causes some.
+pub const HTTP2_LOCAL_RESETS_MAX: usize = 1024;
+/// Bytes of an answer that wait for its client's window.
+pub const HTTP2_SEND_BUFFER_BYTES_MAX: usize = 64 * KIB;
+/// How long a client that was told to go (GOAWAY) may take to say that it knows, before its connection is cut.
+pub const HTTP2_GOAWAY_WAIT_MAX: Duration = Duration::from_secs(5);
+
+const _: () = assert!(HTTP2_STREAM_WINDOW_BYTES <= HTTP2_CONNECTION_WINDOW_BYTES);
+// Neither counts against `MAX_REQUESTS_MB`: together no more than a few requests' heads.
+const _: () = assert!(HTTP2_CONNECTION_WINDOW_BYTES as usize <= 4 * CONNECTION_BUFFER_BYTES_MAX);
+const _: () = assert!(HTTP2_GOAWAY_WAIT_MAX.as_secs() < HTTP_DRAIN_WAIT_MAX.as_secs());
+
 // --- Blocks and queues ---------------------------------------------------------------------------
 
 /// Smallest block buffer that is kept for reuse; smaller blocks are left to the allocator.

@@ -70,6 +70,8 @@ pub async fn post(worker: &Worker, caller: &Caller, request: Request<Incoming>) 
     require_json(&head.headers)?;
     let query = IngestQuery::parse(head.uri.query()).map_err(Problem::and_close)?;
     let id = chosen_id(&head.headers, &query).map_err(Problem::and_close)?;
+    // Nothing of it is needed while the body comes, and HTTP/2 has many requests a connection, each with one.
+    drop(head);
     let settings = &worker.app.settings;
     let budget = &worker.app.request_bytes;
     let reader = Reader::begin(incoming, settings.body_limits, &worker.buffers, budget).await?;

@@ -1,6 +1,7 @@
 //! HTTP: pinned workers, one a core, each with its own listener, runtime and connections.
 //!
-//! [`worker`] accepts and serves connections ([`connections`] counts them, [`stream`] bounds their waits and closes them),
+//! [`worker`] accepts connections ([`connections`] counts them), [`connection`] serves one by HTTP/1 or HTTP/2 ([`stream`]
+//! bounds its waits and closes it),
 //! [`route`] picks the handler, [`body`] reads within limits and [`inflate`] decompresses within the same ones,
 //! [`peer`] is who sends and [`access`] whether they may; [`ingest`] turns a body into a block and waits for its acknowledgement; [`status`], [`health`] and
 //! [`observe`] answer questions. [`app`] is what all workers share.
@@ -11,6 +12,7 @@
 pub mod access;
 pub mod app;
 pub mod body;
+pub mod connection;
 pub mod connections;
 pub mod health;
 pub mod inflate;

@@ -12,9 +12,10 @@ use percent_encoding::percent_decode_str;
 use crate::auth::gate::{Caller, Denied};
 use crate::http::peer::Peer;
 use crate::http::problem::Problem;
+use crate::http::query::parameter;
 use crate::http::worker::Worker;
 use crate::http::{access, health, ingest, observe, status};
-use crate::limits::URL_BYTES_MAX;
+use crate::limits::{HEADERS_MAX, URL_BYTES_MAX};
 use crate::metrics::{HttpStatus, Route};
 
 /// What handlers give back.
@@ -86,6 +87,7 @@ async fn handle(
 fn check(request: &Request<Incoming>, route: Route) -> Result<(), Problem> {
     match (route, request.method()) {
         _ if url_bytes(request) > URL_BYTES_MAX => Err(url_too_long()),
+        _ if request.headers().len() > HEADERS_MAX => Err(too_many_headers()),
         (Route::Other | Route::OpenApi | Route::Dashboard, _) => Err(unknown_resource()),
         (Route::IngestBatch, &Method::POST) => Ok(()),
         (Route::IngestBatch, _) => Err(Problem::method_not_allowed("POST")),
@@ -105,7 +107,11 @@ async fn dispatch(
     let leaves_body = route != Route::IngestBatch && !request.body().is_end_stream();
     let reply = match (route, caller) {
         (Route::IngestBatch, Some(caller)) => ingest::post(worker, caller, request).await,
-        (Route::BatchStatus, Some(caller)) => status::get(worker, caller, id.unwrap_or_default(), &request).await,
+        (Route::BatchStatus, Some(caller)) => {
+            let owner = parameter(request.uri().query(), "owner");
+            drop(request);
+            status::get(worker, caller, id.unwrap_or_default(), owner).await
+        }
         (Route::Health, caller) => health::get(worker, caller),
         (Route::Metrics, _) => observe::get(worker, &request),
         (Route::Live, _) => Ok(plain(StatusCode::OK, "alive\n")),
@@ -123,6 +129,12 @@ fn url_bytes(request: &Request<Incoming>) -> usize {
 fn url_too_long() -> Problem {
     let detail = format!("path and query are longer than {URL_BYTES_MAX} bytes; no resource needs as much");
     Problem::new(StatusCode::URI_TOO_LONG, "url_too_long", detail).and_close()
+}
+
+/// For HTTP/2: HTTP/1 refuses them itself.
+fn too_many_headers() -> Problem {
+    let detail = format!("the request has more than {HEADERS_MAX} headers");
+    Problem::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "too_many_headers", detail).and_close()
 }
 
 fn unknown_resource() -> Problem {

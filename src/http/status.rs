@@ -6,14 +6,12 @@
 use std::sync::Arc;
 
 use futures_util::future::join_all;
-use hyper::body::Incoming;
-use hyper::{Request, StatusCode};
+use hyper::StatusCode;
 
 use crate::auth::gate::{Caller, Denied};
 use crate::auth::scope::Scope;
 use crate::http::access;
 use crate::http::problem::Problem;
-use crate::http::query::parameter;
 use crate::http::route::{Reply, json};
 use crate::http::worker::Worker;
 use crate::limits::{LOOKUP_STATUS_WAIT_MAX, RETRY_AFTER_BUSY_SECONDS, STATUS_OWNERS_MAX};
@@ -22,11 +20,11 @@ use crate::status::model::StatusDocument;
 use crate::types::{BatchKey, batch_id_is_valid};
 
 /// This process first, then Redis and the ledger.
-pub async fn get(worker: &Worker, caller: &Caller, id: String, request: &Request<Incoming>) -> Reply {
+pub async fn get(worker: &Worker, caller: &Caller, id: String, owner: Option<String>) -> Reply {
     if !batch_id_is_valid(&id) {
         return Err(unknown());
     }
-    let owners = owners(worker, caller, parameter(request.uri().query(), "owner"))?;
+    let owners = owners(worker, caller, owner)?;
     let answers = join_all(owners.iter().map(|owner| find(worker, owner, &id))).await;
     let found: Vec<_> =
         owners.iter().zip(&answers).filter_map(|(owner, answer)| Some((owner, document(answer)?))).collect();

@@ -2,17 +2,12 @@
 //! Nothing is stolen from other workers and nothing is shared with them but [`App`].
 
 use std::cell::RefCell;
-use std::convert::Infallible;
 use std::fs::File;
 use std::net::{SocketAddr, TcpListener};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
-use hyper::header::CONNECTION;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
 use rustix::io::Errno;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -22,17 +17,13 @@ use uuid::ContextV7;
 
 use crate::http::app::App;
 use crate::http::body::BufferPool;
-use crate::http::connections::{Connected, Full};
+use crate::http::connection;
+use crate::http::connections::Full;
 use crate::http::inflate::Inflater;
 use crate::http::peer::Peer;
 use crate::http::problem::Problem;
-use crate::http::route;
-use crate::http::stream::ClientStream;
 use crate::json::Scratch;
-use crate::limits::{
-    ACCEPT_RETRY_WAIT, CONNECTION_BUFFER_BYTES_MAX, HEADERS_MAX, HTTP_DRAIN_WAIT_MAX, REFUSED_CONNECTIONS_TOLD_EVERY,
-    RETRY_AFTER_BUSY_SECONDS,
-};
+use crate::limits::{ACCEPT_RETRY_WAIT, HTTP_DRAIN_WAIT_MAX, REFUSED_CONNECTIONS_TOLD_EVERY, RETRY_AFTER_BUSY_SECONDS};
 use crate::metrics::Recorder;
 use crate::sys::affinity::{self, CoreId};
 
@@ -116,7 +107,8 @@ async fn accept(worker: Rc<Worker>, listener: tokio::net::TcpListener, drain: wa
                 Ok((stream, address)) => match worker.app.connections.enter(address.ip()) {
                     Ok(connected) => {
                         let peer = Peer { address: address.ip(), certificate: None };
-                        connections.spawn_local(connection(Rc::clone(&worker), stream, peer, connected, drain.clone()));
+                        let worker = Rc::clone(&worker);
+                        connections.spawn_local(connection::serve(worker, stream, peer, connected, drain.clone()));
                     }
                     Err(full) => door.refuse(&stream, address, full),
                 },
@@ -206,49 +198,6 @@ impl Door {
 }
 
 /// Ends when the server begins to drain (or its main thread is gone).
-async fn drained(drain: &mut watch::Receiver<bool>) {
+pub(super) async fn drained(drain: &mut watch::Receiver<bool>) {
     let _ = drain.wait_for(|draining| *draining).await;
-}
-
-async fn connection(
-    worker: Rc<Worker>,
-    stream: TcpStream,
-    peer: Peer,
-    _connected: Connected,
-    mut drain: watch::Receiver<bool>,
-) {
-    // Answers are small and awaited: do not hold them back. A failure only costs latency.
-    let _ = stream.set_nodelay(true);
-    let (stream, progress) = ClientStream::new(stream, worker.app.patience);
-    let peer = Rc::new(peer);
-    let service = service_fn(move |request| {
-        let (worker, peer, progress) = (Rc::clone(&worker), Rc::clone(&peer), Rc::clone(&progress));
-        // Boxed: a connection without a request does not hold the room for one.
-        Box::pin(async move {
-            progress.request_begins();
-            let response = route::answer(&worker, &peer, request).await;
-            // A handler closes the connection when it left a body unread.
-            progress.request_ends(response.headers().contains_key(CONNECTION));
-            Ok::<_, Infallible>(response)
-        })
-    });
-    let connection = http1::Builder::new()
-        // The stream's deadlines tell the wait for a head from the wait for the next request.
-        .header_read_timeout(None)
-        // Who has sent everything may close that side, and still wants the answer.
-        .half_close(true)
-        .max_headers(HEADERS_MAX)
-        .max_buf_size(CONNECTION_BUFFER_BYTES_MAX)
-        .serve_connection(TokioIo::new(stream), service);
-    tokio::pin!(connection);
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = drained(&mut drain) => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-    };
-    if let Err(error) = ended {
-        tracing::debug!(%error, "connection ended");
-    }
 }

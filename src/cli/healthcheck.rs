@@ -1,14 +1,22 @@
 //! `ingestd healthcheck`: does the local server take traffic? For containers, which have no curl.
+//!
+//! With TLS the server's certificate is not verified over loopback, where nobody else can answer; at another address it
+//! must be the one in `TLS_CERT_FILE`.
 
 use std::io::{ErrorKind, Read, Write, stdout};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::{ArgMatches, Command};
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection, StreamOwned};
 
 use super::failure::Failure;
-use super::settings;
+use super::{local_tls, settings};
+use crate::config::TlsFiles;
 use crate::config::settings::Key;
+use crate::http::tls;
 
 /// Time for all of it: container runtimes count a slow answer as none.
 const WAIT_MAX: Duration = Duration::from_secs(2);
@@ -21,10 +29,11 @@ pub(super) fn command() -> Command {
             .about("Exit 0 when the local server is ready, 1 when it is not")
             .long_about(
                 "Ask /readyz of the server at the first address of LISTEN_ADDR, for at most two seconds. Exit code 0 \
-                 when it may take traffic, 1 when not or when it cannot be reached.",
+                 when it may take traffic, 1 when not or when it cannot be reached. With TLS_CERT_FILE it asks by \
+                 HTTPS: over loopback without verifying the certificate, else it must be the one in the file.",
             )
             .after_help("Example, in a Dockerfile: HEALTHCHECK CMD [\"ingestd\", \"healthcheck\"]"),
-        &[Key::ListenAddr, Key::Auth],
+        &[Key::ListenAddr, Key::Auth, Key::TlsCertFile, Key::TlsKeyFile, Key::TlsClientCaFile],
     )
 }
 
@@ -34,7 +43,8 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
     if address.port() == 0 {
         return Err(Failure::usage("LISTEN_ADDR has port 0, any free port: name the server's port"));
     }
-    let status = ask(address).map_err(|error| match error.kind() {
+    let tls = config.tls.as_ref().map(|files| client(address, files)).transpose().map_err(Failure::usage)?;
+    let status = ask(address, tls).map_err(|error| match error.kind() {
         ErrorKind::WouldBlock | ErrorKind::TimedOut => {
             Failure::runtime(format!("no answer from {address} within {} s", WAIT_MAX.as_secs()))
         }
@@ -56,28 +66,76 @@ fn reachable(listen: &SocketAddr) -> SocketAddr {
     SocketAddr::new(ip, listen.port())
 }
 
-/// The status of `GET /readyz`.
-fn ask(address: SocketAddr) -> std::io::Result<u16> {
-    let deadline = Instant::now() + WAIT_MAX;
-    let left = || match deadline.saturating_duration_since(Instant::now()) {
-        Duration::ZERO => Err(std::io::Error::from(ErrorKind::TimedOut)),
-        left => Ok(left),
+/// What is trusted at `address` of a server that serves HTTPS with `files`.
+fn client(address: SocketAddr, files: &TlsFiles) -> Result<Arc<ClientConfig>, String> {
+    let expected = if address.ip().is_loopback() {
+        None
+    } else {
+        tls::read_certificates(Key::TlsCertFile.name(), &files.certificate)?.into_iter().next()
     };
-    let mut stream = TcpStream::connect_timeout(&address, WAIT_MAX)?;
-    stream.set_write_timeout(Some(left()?))?;
+    local_tls::config(expected)
+}
+
+/// The status of `GET /readyz`.
+fn ask(address: SocketAddr, tls: Option<Arc<ClientConfig>>) -> std::io::Result<u16> {
+    let deadline = Instant::now() + WAIT_MAX;
+    let stream = Bounded { stream: TcpStream::connect_timeout(&address, WAIT_MAX)?, deadline };
+    match tls {
+        None => exchange(stream, address),
+        Some(config) => {
+            let session =
+                ClientConnection::new(config, ServerName::from(address.ip())).map_err(std::io::Error::other)?;
+            exchange(StreamOwned::new(session, stream), address)
+        }
+    }
+}
+
+fn exchange(mut stream: impl Read + Write, address: SocketAddr) -> std::io::Result<u16> {
     // Built first and sent at once: `write!` would send it in pieces.
     let request = format!("GET /readyz HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes())?;
     let mut answer = Vec::new();
     let mut chunk = [0; ANSWER_BYTES_MAX];
     while answer.len() < ANSWER_BYTES_MAX && !answer.contains(&b'\n') {
-        stream.set_read_timeout(Some(left()?))?;
         match stream.read(&mut chunk)? {
             0 => break,
             count => answer.extend_from_slice(&chunk[..count]),
         }
     }
     status(&answer).ok_or_else(|| std::io::Error::other("the answer is not HTTP"))
+}
+
+/// A connection whose reads and writes all together end by a deadline.
+struct Bounded {
+    stream: TcpStream,
+    deadline: Instant,
+}
+
+impl Bounded {
+    fn left(&self) -> std::io::Result<Duration> {
+        match self.deadline.saturating_duration_since(Instant::now()) {
+            Duration::ZERO => Err(ErrorKind::TimedOut.into()),
+            left => Ok(left),
+        }
+    }
+}
+
+impl Read for Bounded {
+    fn read(&mut self, bytes: &mut [u8]) -> std::io::Result<usize> {
+        self.stream.set_read_timeout(Some(self.left()?))?;
+        self.stream.read(bytes)
+    }
+}
+
+impl Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.stream.set_write_timeout(Some(self.left()?))?;
+        self.stream.write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.stream.flush()
+    }
 }
 
 /// The status in `HTTP/1.1 200 OK`.

@@ -14,6 +14,7 @@ mod healthcheck;
 mod journal;
 mod keys;
 mod load;
+mod local_tls;
 mod migrate;
 mod partitions;
 mod print_config;

@@ -40,6 +40,9 @@ pub(super) fn of(config: &Config, raw: &Raw) -> Vec<String> {
             lines.push(format!("AUTH=off: everyone who can reach {} may ingest and read", open.join(", ")));
         }
     }
+    if config.tls.as_ref().is_some_and(|files| files.client_ca.is_some()) {
+        lines.push("TLS_CLIENT_CA_FILE: a client without a certificate is served all the same".into());
+    }
     if config.pool_connections_max == 1 {
         lines.push("DB_POOL_MAX_SIZE=1: no connection is reserved for priorities 8 to 10".into());
     }

@@ -71,6 +71,17 @@ pub enum LogFormat {
     Json,
 }
 
+/// What HTTPS is served with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// `TLS_CERT_FILE`: the server's certificate, then those that lead to its authority.
+    pub certificate: PathBuf,
+    /// `TLS_KEY_FILE`.
+    pub key: PathBuf,
+    /// `TLS_CLIENT_CA_FILE`; `None`: clients are not asked for certificates.
+    pub client_ca: Option<PathBuf>,
+}
+
 /// A Redis URL. `Debug` never shows the password.
 #[derive(Clone, PartialEq, Eq)]
 pub struct RedisUrl(String);
@@ -151,6 +162,8 @@ pub struct Config {
     pub auth: Auth,
     /// `RATE_LIMIT_EVENTS_PER_SECOND`, `RATE_LIMIT_BURST` and the same of requests.
     pub rate_limits: RateLimits,
+    /// `TLS_CERT_FILE` and the others; `None`: plain HTTP.
+    pub tls: Option<TlsFiles>,
     /// `STATUS_TTL_SECONDS`.
     pub status_ttl: Duration,
     /// `NODE_ID`, by default the host name.

@@ -8,14 +8,10 @@ use std::time::Duration;
 
 use super::raw::{Origin, Raw};
 use super::settings::{Fallback, Key, Kind};
-use super::{Auth, Config, Database, DatabaseUrl, Linger, LogFormat, Problems, RedisUrl};
+use super::{Auth, Config, Database, DatabaseUrl, Linger, LogFormat, Problems, RedisUrl, TlsFiles};
 use crate::auth::rate::{RateLimit, RateLimits};
 use crate::limits::{KIB, MIB};
 use crate::types::AckLevel;
-
-/// Settings of the contract that this version does not honour yet: refused, never silently ignored.
-/// A setting leaves this list in the change that makes it work.
-const NOT_SUPPORTED_YET: &[Key] = &[Key::TlsCertFile, Key::TlsKeyFile];
 
 const SECONDS_PER_DAY: u64 = 86_400;
 const SECONDS_PER_HOUR: u64 = 3_600;
@@ -62,6 +58,7 @@ pub(super) fn config(raw: &Raw) -> Result<Config, Problems> {
             events: reader.rate_limit(Key::RateLimitEventsPerSecond, Key::RateLimitBurst),
             requests: reader.rate_limit(Key::RateLimitRequestsPerSecond, Key::RateLimitRequestsBurst),
         },
+        tls: reader.tls(),
         status_ttl: Duration::from_secs(reader.whole(Key::StatusTtlSeconds)),
         node_id: reader.node_id(),
         log_format: if reader.word(Key::LogFormat) == "json" { LogFormat::Json } else { LogFormat::Text },
@@ -116,11 +113,6 @@ impl Reader<'_> {
     }
 
     fn refuse_unsupported(&mut self) {
-        for &key in NOT_SUPPORTED_YET {
-            if self.raw.get(key).text.is_some() {
-                self.refuse(key, "is not supported by this version yet; unset it");
-            }
-        }
         if self.word(Key::Sharding) == "citus" {
             self.refuse(Key::Sharding, "is not supported by this version yet; set it to 'none'");
         }
@@ -241,6 +233,25 @@ impl Reader<'_> {
             }
         }
         addresses
+    }
+
+    /// The files themselves are read when they are used.
+    fn tls(&mut self) -> Option<TlsFiles> {
+        let (certificate, key) = (self.path(Key::TlsCertFile), self.path(Key::TlsKeyFile));
+        let client_ca = self.path(Key::TlsClientCaFile);
+        let is_given = |reader: &Self, key: Key| reader.raw.get(key).text.is_some();
+        if certificate.is_some() && !is_given(self, Key::TlsKeyFile) {
+            self.refuse(Key::TlsCertFile, "needs TLS_KEY_FILE too, the private key of the certificate");
+        }
+        if key.is_some() && !is_given(self, Key::TlsCertFile) {
+            self.refuse(Key::TlsKeyFile, "needs TLS_CERT_FILE too, the certificate of the private key");
+        } else if client_ca.is_some() && !is_given(self, Key::TlsCertFile) {
+            self.refuse(
+                Key::TlsClientCaFile,
+                "needs TLS_CERT_FILE and TLS_KEY_FILE: without TLS there are no certificates",
+            );
+        }
+        Some(TlsFiles { certificate: certificate?, key: key?, client_ca })
     }
 
     fn node_id(&mut self) -> String {
@@ -430,9 +441,20 @@ mod tests {
 
     #[test]
     fn settings_of_later_versions_are_refused_not_ignored() {
-        for (key, text) in [(Key::TlsCertFile, "c.pem"), (Key::TlsKeyFile, "k.pem"), (Key::Sharding, "citus")] {
-            assert!(problem(key, text).contains("is not supported by this version yet"));
-        }
+        assert!(problem(Key::Sharding, "citus").contains("is not supported by this version yet"));
+    }
+
+    #[test]
+    fn a_certificate_needs_its_key_and_the_other_way_round() {
+        let (certificate, key, client_ca) = (Key::TlsCertFile, Key::TlsKeyFile, Key::TlsClientCaFile);
+        assert!(problem(certificate, "c.pem").starts_with("TLS_CERT_FILE=c.pem: needs TLS_KEY_FILE too"));
+        assert!(problem(key, "k.pem").starts_with("TLS_KEY_FILE=k.pem: needs TLS_CERT_FILE too"));
+        assert!(problem(client_ca, "ca.pem").starts_with("TLS_CLIENT_CA_FILE=ca.pem: needs TLS_CERT_FILE and"));
+        assert_eq!(parse(&[]).expect("valid").tls, None);
+        let given = [(certificate, "c.pem"), (key, "k.pem"), (client_ca, "ca.pem")];
+        let files = parse(&given).expect("valid").tls.expect("TLS");
+        assert_eq!((files.certificate, files.key), ("c.pem".into(), "k.pem".into()));
+        assert_eq!(files.client_ca, Some("ca.pem".into()));
     }
 
     #[test]

@@ -43,6 +43,7 @@ pub enum Key {
     RateLimitRequestsBurst,
     TlsCertFile,
     TlsKeyFile,
+    TlsClientCaFile,
     StatusTtlSeconds,
     NodeId,
     Sharding,
@@ -105,7 +106,7 @@ use Fallback::{Unset, Value};
 use Kind::{Addresses, Choice, Name, Path, PostgresUrl, RedisUrl, Whole, WordOrWhole};
 
 /// How many settings there are.
-pub const SETTINGS_COUNT: usize = 43;
+pub const SETTINGS_COUNT: usize = 44;
 
 /// Every setting, in the contract's order.
 #[rustfmt::skip]
@@ -183,7 +184,9 @@ pub const SETTINGS: [Setting; SETTINGS_COUNT] = [
     row(Key::TlsCertFile, "TLS_CERT_FILE", Unset("plain HTTP"), Path,
         "certificate chain (PEM) to serve HTTPS with; reloaded on SIGHUP"),
     row(Key::TlsKeyFile, "TLS_KEY_FILE", Unset("plain HTTP"), Path,
-        "private key (PEM) of TLS_CERT_FILE"),
+        "private key (PEM) of TLS_CERT_FILE; reloaded on SIGHUP"),
+    row(Key::TlsClientCaFile, "TLS_CLIENT_CA_FILE", Unset("clients are not asked for certificates"), Path,
+        "authorities (PEM) of clients' certificates: a client may show one, and a wrong one is refused; reloaded on SIGHUP"),
     row(Key::StatusTtlSeconds, "STATUS_TTL_SECONDS", Value("86400"), Whole(1, 31_536_000),
         "how long a batch's status is kept in Redis or in process"),
     row(Key::NodeId, "NODE_ID", Unset("host name"), Name,

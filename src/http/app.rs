@@ -15,6 +15,7 @@ use crate::http::body::BodyLimits;
 use crate::http::connections::Connections;
 use crate::http::stream::Patience;
 use crate::http::submission::Submission;
+use crate::http::tls::Tls;
 use crate::journal::{JournalHealth, JournalSpace};
 use crate::limits::JOURNAL_FULL_HEADROOM_SHARE;
 use crate::metrics::Metrics;
@@ -57,6 +58,8 @@ pub struct App {
     pub settings: IngestSettings,
     /// How long a connection may wait for its client.
     pub patience: Patience,
+    /// What HTTPS is served with; `None`: plain HTTP.
+    pub tls: Option<Tls>,
     /// Who is connected.
     pub connections: Arc<Connections>,
     /// Who may do what.

@@ -1,7 +1,7 @@
 //! One connection: which protocol it speaks, and its requests.
 //!
-//! HTTP/2 is spoken with a client that begins with its preface, HTTP/1 with all others. Absent on purpose: `Upgrade: h2c`,
-//! which RFC 9113 has given up.
+//! With TLS both agree on the protocol in the handshake (ALPN). Without, HTTP/2 is spoken with a client that begins with
+//! its preface, HTTP/1 with all others. Absent on purpose: `Upgrade: h2c`, which RFC 9113 has given up.
 
 use std::convert::Infallible;
 use std::rc::Rc;
@@ -12,16 +12,20 @@ use hyper::header::CONNECTION;
 use hyper::rt::Executor;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
-use hyper::{Request, Response, Version};
+use hyper::{Request, Response, StatusCode, Version};
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
+use tokio_rustls::TlsAcceptor;
 
+use crate::auth::key::Fingerprint;
 use crate::http::connections::Connected;
 use crate::http::peer::Peer;
+use crate::http::problem::Problem;
 use crate::http::route;
 use crate::http::stream::{ClientStream, Opening, Progress};
+use crate::http::tls::{ALPN_HTTP2, Tls};
 use crate::http::worker::{Worker, drained};
 use crate::limits::{
     CONNECTION_BUFFER_BYTES_MAX, HEADERS_MAX, HTTP2_CONNECTION_WINDOW_BYTES, HTTP2_FRAME_BYTES_MAX,
@@ -38,11 +42,14 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, peer: Peer, _connected
     let _ = stream.set_nodelay(true);
     let (mut stream, progress) = ClientStream::new(stream, worker.app.patience);
     let Some(opening) = opening(&mut stream, &mut drain).await else { return };
+    let acceptor = worker.app.tls.as_ref().map(Tls::acceptor);
     let requests = Requests { worker, peer: Rc::new(peer), progress };
-    match opening {
-        // Boxed, as the two differ in size: there may be many idle connections of HTTP/1.
-        Opening::Http2 => Box::pin(serve_http2(stream, requests, drain)).await,
-        Opening::Http1 => serve_http1(stream, requests, drain).await,
+    match (opening, acceptor) {
+        // Boxed, as they differ in size: there may be many idle connections of plain HTTP/1.
+        (Opening::Tls, Some(acceptor)) => Box::pin(serve_tls(stream, acceptor, requests, drain)).await,
+        (_, Some(_)) => Box::pin(refuse_plain(stream, &requests.progress)).await,
+        (Opening::Http2, None) => Box::pin(serve_http2(stream, requests, drain)).await,
+        (Opening::Http1 | Opening::Tls, None) => serve_http1(stream, requests, drain).await,
     }
 }
 
@@ -60,6 +67,42 @@ async fn opening(stream: &mut ClientStream, drain: &mut Drain) -> Option<Opening
         None => return None,
     };
     opening.inspect_err(|error| tracing::debug!(%error, "connection ended")).ok()
+}
+
+/// Shakes hands, and serves what was agreed on. The stream's deadline for the first head bounds the handshake too.
+async fn serve_tls(stream: ClientStream, acceptor: TlsAcceptor, mut requests: Requests, mut drain: Drain) {
+    let accepted = tokio::select! {
+        biased;
+        accepted = acceptor.accept(stream) => accepted,
+        // Nothing was asked yet.
+        () = drained(&mut drain) => return,
+    };
+    let stream = match accepted {
+        Ok(stream) => stream,
+        Err(error) => {
+            tracing::debug!(%error, "TLS handshake failed");
+            return;
+        }
+    };
+    let session = stream.get_ref().1;
+    let certificate = session.peer_certificates().and_then(|chain| chain.first());
+    let certificate = certificate.map(|leaf| Fingerprint::of(leaf));
+    requests.peer = Rc::new(Peer { address: requests.peer.address, certificate });
+    if session.alpn_protocol() == Some(ALPN_HTTP2) {
+        serve_http2(stream, requests, drain).await;
+    } else {
+        serve_http1(stream, requests, drain).await;
+    }
+}
+
+/// Tells a client that does not know of TLS.
+async fn refuse_plain(mut stream: ClientStream, progress: &Progress) {
+    let detail = "this address serves HTTPS only; use https:// in its URL";
+    let problem = Problem::new(StatusCode::BAD_REQUEST, "https_required", detail).and_close();
+    progress.is_refused();
+    // It may be gone, which is fine.
+    let _ = stream.write_all(&problem.into_bytes()).await;
+    let _ = stream.shutdown().await;
 }
 
 async fn serve_http1<S>(stream: S, requests: Requests, mut drain: Drain)

@@ -3,7 +3,8 @@
 //! [`worker`] accepts connections ([`connections`] counts them), [`connection`] serves one by HTTP/1 or HTTP/2 ([`stream`]
 //! bounds its waits and closes it),
 //! [`route`] picks the handler, [`body`] reads within limits and [`inflate`] decompresses within the same ones,
-//! [`peer`] is who sends and [`access`] whether they may; [`ingest`] turns a body into a block and waits for its acknowledgement; [`status`], [`health`] and
+//! [`tls`] is what HTTPS is served with, [`peer`] is who sends and [`access`] whether they may; [`ingest`] turns a body
+//! into a block and waits for its acknowledgement; [`status`], [`health`] and
 //! [`observe`] answer questions. [`app`] is what all workers share.
 //!
 //! Invariant: on the path from socket to ring nothing takes a lock that another core can hold, and nothing
@@ -25,4 +26,5 @@ pub mod route;
 pub mod status;
 pub mod stream;
 pub mod submission;
+pub mod tls;
 pub mod worker;

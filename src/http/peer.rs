@@ -9,6 +9,6 @@ use crate::auth::key::Fingerprint;
 pub struct Peer {
     /// The client's address; a proxy's when there is one in front.
     pub address: IpAddr,
-    /// Of the client certificate that was verified; `None` without one.
+    /// Of its certificate, verified against `TLS_CLIENT_CA_FILE`; `None`: it showed none, or was not asked.
     pub certificate: Option<Fingerprint>,
 }

@@ -77,6 +77,11 @@ impl Progress {
         self.lingers.set(true);
     }
 
+    /// The client is refused without a look at what it still sends.
+    pub fn is_refused(&self) {
+        self.lingers.set(true);
+    }
+
     /// The client was told to open no more streams.
     pub fn goes_away(&self) {
         self.going_since.set(Some(Instant::now()));
@@ -145,6 +150,8 @@ impl Drop for UnderWay {
 pub enum Opening {
     /// HTTP/2's preface: the client knows that the server speaks it (RFC 9113, 3.3).
     Http2,
+    /// A handshake of TLS (RFC 8446, 5.1).
+    Tls,
     /// Anything else, for HTTP/1 to find out.
     Http1,
 }
@@ -152,8 +159,14 @@ pub enum Opening {
 /// A client's connection preface (RFC 9113, 3.4). No request of HTTP/1 begins with it.
 const HTTP2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
+/// The content type of a handshake record.
+const TLS_HANDSHAKE: u8 = 22;
+
 /// What begins with `bytes`; `None` when that takes more of them.
 fn opening_of(bytes: &[u8]) -> Option<Opening> {
+    if bytes.first() == Some(&TLS_HANDSHAKE) {
+        return Some(Opening::Tls);
+    }
     if !HTTP2_PREFACE.starts_with(bytes) {
         return Some(Opening::Http1);
     }
@@ -351,9 +364,10 @@ mod tests {
             assert_eq!(opening_of(&HTTP2_PREFACE[..bytes]), None);
         }
         assert_eq!(opening_of(HTTP2_PREFACE), Some(Opening::Http2));
-        for other in [&b"POST /v1"[..], b"G", b"PRI * HTTP/2.1", b"PRI * HTTP/2.0\r\n\r\nXX", b"\x16\x03\x01"] {
+        for other in [&b"POST /v1"[..], b"G", b"PRI * HTTP/2.1", b"PRI * HTTP/2.0\r\n\r\nXX"] {
             assert_eq!(opening_of(other), Some(Opening::Http1), "{other:?}");
         }
+        assert_eq!(opening_of(b"\x16\x03\x01"), Some(Opening::Tls));
     }
 
     #[test]

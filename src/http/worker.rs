@@ -110,7 +110,7 @@ async fn accept(worker: Rc<Worker>, listener: tokio::net::TcpListener, drain: wa
                         let worker = Rc::clone(&worker);
                         connections.spawn_local(connection::serve(worker, stream, peer, connected, drain.clone()));
                     }
-                    Err(full) => door.refuse(&stream, address, full),
+                    Err(full) => door.refuse(&stream, address, full, worker.app.tls.is_some()),
                 },
                 Err(error) => {
                     if !door.shut_out(&error, &listener).await {
@@ -155,14 +155,17 @@ impl Door {
         self.has_spare();
     }
 
-    /// Answers 503 as far as the socket takes it at once, and waits for nothing.
-    fn refuse(&mut self, stream: &TcpStream, address: SocketAddr, full: Full) {
+    /// Answers 503 as far as the socket takes it at once, and waits for nothing. Who expects a handshake is only closed.
+    fn refuse(&mut self, stream: &TcpStream, address: SocketAddr, full: Full, is_tls: bool) {
         let setting = match full {
             Full::Server => "MAX_CONNECTIONS",
             Full::Client => "MAX_CONNECTIONS_PER_ADDRESS",
         };
         if self.may_tell() {
             tracing::warn!(%address, "refusing connections: {setting} are open");
+        }
+        if is_tls {
+            return;
         }
         let detail = format!("too many connections are open ({setting}); use fewer, or come again later");
         let problem = Problem::unavailable("too_many_connections", detail, RETRY_AFTER_BUSY_SECONDS);

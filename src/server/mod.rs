@@ -38,6 +38,7 @@ use crate::http::app::{App, IngestSettings};
 use crate::http::body::BodyLimits;
 use crate::http::connections::Connections;
 use crate::http::stream::Patience;
+use crate::http::tls::{self, Tls};
 use crate::http::worker::{self, WorkerStart};
 use crate::journal::{Journal, JournalHealth};
 use crate::limits::{FLUSH_DRAIN_WAIT_MAX, FLUSH_STOP_WAIT_MAX, STOP_POLL, queue_batches_max};
@@ -108,6 +109,7 @@ impl Server {
         let started_at = Instant::now();
         let worker_count = config.workers.unwrap_or_else(affinity::default_workers);
         let gate = reload::gate(config).map_err(|error| ServeError::Configuration(error.to_string()))?;
+        let tls = start_tls(config)?;
         let bound = listen::bind(&config.listen, worker_count)?;
         let node: Arc<str> = Arc::from(config.node_id.as_str());
         let metrics = Metrics::new(&node, &crate::json::REJECTION_CODES);
@@ -162,6 +164,7 @@ impl Server {
             settings: ingest_settings(config),
             patience: Patience { head: config.header_timeout, idle: config.keep_alive },
             gate,
+            tls,
             connections: Connections::new(config.connections_max, config.connections_per_address_max),
             rings: (0..worker_count).map(|_| Ring::default()).collect(),
             journal: parker.unparker().clone(),
@@ -185,12 +188,13 @@ impl Server {
         let (journal_thread, journal_stopping) = start_journal_thread(&app, journal, feed, parker)?;
         let (drain, draining) = watch::channel(false);
         let workers = start_workers(&app, bound, &draining)?;
+        let scheme = if app.tls.is_some() { "https" } else { "http" };
         for address in &app.addresses {
             tracing::info!(
                 workers = worker_count,
                 ack = config.ack.name(),
                 node = &*app.node,
-                "listening on http://{address}"
+                "listening on {scheme}://{address}"
             );
         }
         Ok(Self { app, database, shared, upkeep, workers, flushers, journal_thread, journal_stopping, drain })
@@ -229,6 +233,16 @@ impl Server {
         }
         Ok(())
     }
+}
+
+/// Reads the files of TLS, where it is set.
+fn start_tls(config: &Config) -> Result<Option<Tls>, ServeError> {
+    let Some(files) = &config.tls else { return Ok(None) };
+    let loaded = tls::load(files).map_err(ServeError::Configuration)?;
+    for warning in &loaded.warnings {
+        tracing::warn!("{warning}");
+    }
+    Ok(Some(Tls::new(loaded)))
 }
 
 fn flush_queue(config: &Config, worker_count: usize) -> (Arc<FlushQueue>, Vec<crate::flush::sleepers::Seat>) {

@@ -1,4 +1,4 @@
-//! What SIGHUP reads again while the server serves: keys and rate limits.
+//! What SIGHUP reads again while the server serves: keys, rate limits and certificates.
 //!
 //! A source that cannot be used changes nothing: what was in force stays so, and the log says why. Requests under way
 //! go on as they began.
@@ -7,8 +7,9 @@ use crate::auth::file::{KeysError, KeysFile};
 use crate::auth::gate::Gate;
 use crate::auth::keyring::Keyring;
 use crate::auth::rate::RateLimits;
-use crate::config::{Auth, Config, Problems};
+use crate::config::{Auth, Config, Problems, TlsFiles};
 use crate::http::app::App;
+use crate::http::tls;
 
 /// Gathers the settings once more from where they came from: flags, environment and file.
 pub type Reread<'a> = &'a dyn Fn() -> Result<Config, Problems>;
@@ -29,7 +30,10 @@ pub fn gate(config: &Config) -> Result<Gate, KeysError> {
 /// Reads again what SIGHUP concerns.
 pub fn reload(app: &App, reread: Reread<'_>) {
     match reread() {
-        Ok(config) => reload_access(&app.gate, &config),
+        Ok(config) => {
+            reload_access(&app.gate, &config);
+            reload_tls(app, config.tls.as_ref());
+        }
         Err(problems) => {
             for problem in problems.0 {
                 tracing::error!("SIGHUP: {problem}; what was in force stays in force");
@@ -57,5 +61,30 @@ fn reload_access(gate: &Gate, config: &Config) {
             );
         }
         _ => tracing::error!("SIGHUP: whether API keys are asked for changes only when the server is started anew"),
+    }
+}
+
+/// Serves new connections with the certificates that are in `files` now. Open ones go on with theirs.
+fn reload_tls(app: &App, files: Option<&TlsFiles>) {
+    let (tls, files) = match (&app.tls, files) {
+        (Some(tls), Some(files)) => (tls, files),
+        (None, None) => return,
+        (Some(_), None) | (None, Some(_)) => {
+            tracing::error!("SIGHUP: TLS is neither begun nor given up while serving; restart the server for that");
+            return;
+        }
+    };
+    match tls::load(files) {
+        Ok(loaded) => {
+            for warning in &loaded.warnings {
+                tracing::warn!("SIGHUP: {warning}");
+            }
+            tls.replace(loaded);
+            tracing::info!(
+                "SIGHUP: new connections get the certificate that is in {} now",
+                files.certificate.display()
+            );
+        }
+        Err(problem) => tracing::error!("SIGHUP: {problem}; the certificates in force stay in force"),
     }
 }

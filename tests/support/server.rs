@@ -28,8 +28,8 @@ const EXIT_WAIT_MAX: Duration = Duration::from_secs(60);
 const REQUEST_WAIT_MAX: Duration = Duration::from_secs(60);
 /// The user that owns nothing.
 const NOBODY: u32 = 65534;
-/// What the server logs once it takes connections; the address follows.
-const LISTENING: &str = "listening on http://";
+/// What the server logs once it takes connections; scheme and address follow.
+const LISTENING: &str = "listening on ";
 /// What a server under test inherits; the settings of whoever runs the tests are not among it.
 const INHERITED: [&str; 6] = ["PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH", "LLVM_PROFILE_FILE", "RUST_BACKTRACE"];
 
@@ -78,6 +78,7 @@ impl Builder {
 struct Process {
     child: Child,
     log: Arc<Log>,
+    scheme: String,
     address: String,
 }
 
@@ -97,7 +98,7 @@ impl Ingestd {
 
     /// The URL of `path` (which begins with `/`) on this server.
     pub fn url(&self, path: &str) -> String {
-        format!("http://{}{path}", self.process.address)
+        format!("{}://{}{path}", self.process.scheme, self.process.address)
     }
 
     /// The address that it listens on, `127.0.0.1:PORT`; another one after a restart.
@@ -207,20 +208,21 @@ impl Ingestd {
         Finished { code: status.code(), stdout, stderr }
     }
 
-    /// Waits for the address in the log, then for `/readyz`.
+    /// Waits for the address in the log, then for `/readyz`; where that takes HTTPS, the log is enough.
     pub fn wait_until_ready(&mut self) {
         let deadline = Instant::now() + START_WAIT_MAX;
         loop {
             // Short waits, so that a server that ends at once is noticed at once.
             let found = self.process.log.wait_for(Duration::from_millis(50), address_in);
-            if let Some(address) = found {
+            if let Some((scheme, address)) = found {
+                self.process.scheme = scheme;
                 self.process.address = address;
                 break;
             }
             self.assert_alive(deadline, "listening");
         }
         let ready = self.url("/readyz");
-        while try_get(&ready).is_none_or(|reply| reply.status != 200) {
+        while self.process.scheme == "http" && try_get(&ready).is_none_or(|reply| reply.status != 200) {
             self.assert_alive(deadline, "ready");
             thread::sleep(Duration::from_millis(10));
         }
@@ -276,7 +278,7 @@ fn launch(builder: &Builder, folder: &TempDir) -> Process {
     let log = Arc::new(Log::default());
     Log::follow(&log, child.stdout.take().expect("it is a pipe"));
     Log::follow(&log, child.stderr.take().expect("it is a pipe"));
-    Process { child, log, address: String::new() }
+    Process { child, log, scheme: String::new(), address: String::new() }
 }
 
 /// What a server says, line by line.
@@ -316,12 +318,12 @@ impl Log {
     }
 }
 
-/// The address after [`LISTENING`], once all of its line is there.
-fn address_in(log: &str) -> Option<String> {
+/// Scheme and address after [`LISTENING`], once all of the line is there.
+fn address_in(log: &str) -> Option<(String, String)> {
     let line = log.split_inclusive('\n').find(|line| line.contains(LISTENING)).filter(|line| line.ends_with('\n'))?;
-    let rest = line.split_once(LISTENING)?.1;
+    let (scheme, rest) = line.split_once(LISTENING)?.1.split_once("://")?;
     let end = rest.find(|c: char| !(c.is_ascii_digit() || c == '.' || c == ':')).unwrap_or(rest.len());
-    Some(rest[..end].to_string())
+    Some((scheme.to_string(), rest[..end].to_string()))
 }
 
 fn read_all(mut output: impl Read + Send + 'static) -> thread::JoinHandle<String> {

@@ -4,11 +4,12 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{BasicConstraints, Certificate, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 /// What comes before the handshake.
@@ -23,11 +24,15 @@ pub enum Greeting {
 /// The certificates of one test.
 pub struct Certificates {
     folder: tempfile::TempDir,
-    server: (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>),
+    server: Identity,
 }
 
+/// A certificate, with its chain, and its key.
+pub type Identity = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
+
 impl Certificates {
-    /// A server certificate for `name`, signed by an authority that is in `ca.pem`; `other.pem` holds another one.
+    /// A server certificate for `name`, signed by an authority that is in `ca.pem`; `other.pem` holds another one. They
+    /// have both signed certificates of clients, see [`Self::identity`].
     pub fn signed(name: &str) -> Self {
         let authority = || {
             let mut params = CertificateParams::new(Vec::new()).expect("no names");
@@ -38,7 +43,23 @@ impl Certificates {
         let key = KeyPair::generate().expect("key");
         let params = CertificateParams::new(vec![name.to_owned()]).expect("a name");
         let certificate = params.signed_by(&key, &ours).expect("signed");
-        Self::files(&[("ca.pem", ours.pem()), ("other.pem", other.pem())], certificate.der().clone(), &key)
+        let mut files = vec![("ca.pem".to_owned(), ours.pem()), ("other.pem".to_owned(), other.pem())];
+        for (client, authority) in [("client", &ours), ("stranger", &other)] {
+            let key = KeyPair::generate().expect("key");
+            let params = CertificateParams::new(vec![client.to_owned()]).expect("a name");
+            files.push((format!("{client}.pem"), params.signed_by(&key, authority).expect("signed").pem()));
+            files.push((format!("{client}-key.pem"), key.serialize_pem()));
+        }
+        Self::files(&files, &certificate, &key)
+    }
+
+    /// A server certificate for `name` that has expired long ago.
+    pub fn expired(name: &str) -> Self {
+        let mut params = CertificateParams::new(vec![name.to_owned()]).expect("a name");
+        params.not_before = rcgen::date_time_ymd(2000, 1, 1);
+        params.not_after = rcgen::date_time_ymd(2001, 1, 1);
+        let key = KeyPair::generate().expect("key");
+        Self::files(&[], &params.self_signed(&key).expect("signed"), &key)
     }
 
     /// A certificate that signed itself, as `openssl req -x509` makes it; `ca.pem` holds it.
@@ -47,16 +68,25 @@ impl Certificates {
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate().expect("key");
         let certificate = params.self_signed(&key).expect("signed");
-        Self::files(&[("ca.pem", certificate.pem())], certificate.der().clone(), &key)
+        Self::files(&[("ca.pem".to_owned(), certificate.pem())], &certificate, &key)
     }
 
-    fn files(files: &[(&str, String)], certificate: CertificateDer<'static>, key: &KeyPair) -> Self {
+    /// Writes `files`, and `server.pem` and `server-key.pem`.
+    fn files(files: &[(String, String)], certificate: &Certificate, key: &KeyPair) -> Self {
         let folder = tempfile::tempdir().expect("temporary folder");
-        for (name, text) in files {
+        let server = [("server.pem".to_owned(), certificate.pem()), ("server-key.pem".to_owned(), key.serialize_pem())];
+        for (name, text) in files.iter().chain(&server) {
             std::fs::write(folder.path().join(name), text).expect("written");
         }
         let key = PrivateKeyDer::try_from(key.serialize_der()).expect("a key");
-        Self { folder, server: (vec![certificate], key) }
+        Self { folder, server: (vec![certificate.der().clone()], key) }
+    }
+
+    /// What `{name}.pem` and `{name}-key.pem` hold.
+    pub fn identity(&self, name: &str) -> Identity {
+        let certificate = CertificateDer::from_pem_file(self.path(&format!("{name}.pem"))).expect("a certificate");
+        let key = PrivateKeyDer::from_pem_file(self.path(&format!("{name}-key.pem"))).expect("a key");
+        (vec![certificate], key)
     }
 
     /// The path of a file of certificates.

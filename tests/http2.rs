@@ -304,6 +304,8 @@ fn refusals_are_those_of_http_1_without_headers_of_its_connection() {
 fn many_requests_of_one_connection_are_answered_together() {
     const BATCHES: usize = 400;
     with_client(&service().server, async |client| {
+        // With the first answer the client knows how many streams it may open: it keeps the others back.
+        assert_eq!(get_path(&client, "/livez").await.status, 200);
         let requests = (0..BATCHES).map(|number| {
             let client = client.clone();
             tokio::spawn(async move { post_batch(&client, "ack=commit", batch(&format!("together-{number}"))).await })

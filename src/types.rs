@@ -89,6 +89,22 @@ impl BodyDigest {
     }
 }
 
+/// The digest of a body that comes in pieces: the same as [`BodyDigest::of`] of them all.
+#[derive(Default)]
+pub struct BodyDigester(xxhash_rust::xxh3::Xxh3Default);
+
+impl BodyDigester {
+    /// Adds the next piece.
+    pub fn update(&mut self, piece: &[u8]) {
+        self.0.update(piece);
+    }
+
+    /// The digest of the pieces so far.
+    pub fn digest(&self) -> BodyDigest {
+        BodyDigest(self.0.digest128().to_be_bytes())
+    }
+}
+
 /// A frame's number in the journal of one node: 1, 2, 3 … without gaps, never reused.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Sequence(pub u64);
@@ -141,6 +157,17 @@ mod tests {
         for bad in ["", "a b", "a/b", "ä", "a\n", &"x".repeat(129)] {
             assert!(!batch_id_is_valid(bad), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_digest_is_the_same_however_the_body_comes() {
+        let body: Vec<u8> = (0..3000u32).flat_map(u32::to_le_bytes).collect();
+        for bytes in [1, 7, 1024, 5000, 12_000] {
+            let mut digester = BodyDigester::default();
+            body.chunks(bytes).for_each(|piece| digester.update(piece));
+            assert_eq!(digester.digest(), BodyDigest::of(&body));
+        }
+        assert_eq!(BodyDigester::default().digest(), BodyDigest::of(b""));
     }
 
     #[test]

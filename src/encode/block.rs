@@ -94,6 +94,11 @@ impl BlockBuilder {
         Self { bytes: buffer }
     }
 
+    /// Corrects the body's digest, where the body was not there at first.
+    pub fn set_digest(&mut self, digest: BodyDigest) {
+        self.bytes[16..32].copy_from_slice(&digest.0);
+    }
+
     /// Where tuples are appended.
     pub fn tuples(&mut self) -> &mut Vec<u8> {
         &mut self.bytes

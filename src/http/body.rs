@@ -157,6 +157,30 @@ impl<'a> Reader<'a> {
         &self.head
     }
 
+    /// Bytes that the client said it would send; 0 when it did not say.
+    pub fn declared(&self) -> usize {
+        usize::try_from(self.incoming.size_hint().lower()).unwrap_or(0) + self.head.len()
+    }
+
+    /// Hands the body to `feed` as it comes; what is given back holds memory for it, and none of its bytes.
+    ///
+    /// # Errors
+    /// As [`Self::finish`], and what `feed` finds wrong.
+    pub async fn each(mut self, mut feed: impl FnMut(&[u8]) -> Result<(), Problem>) -> Result<BodyBytes<'a>, Problem> {
+        let mut data = std::mem::take(&mut self.head);
+        loop {
+            if let Err(problem) = feed(&data) {
+                return Err(self.refuse(problem).await);
+            }
+            let Some(next) = self.receive().await? else { return Ok(self.body) };
+            let received = usize::try_from(self.received).unwrap_or(usize::MAX);
+            if let Err(problem) = self.body.reserve(received, self.limits.bytes_max) {
+                return Err(self.refuse(problem).await);
+            }
+            data = next;
+        }
+    }
+
     /// Receives the rest.
     pub async fn finish(mut self) -> Result<BodyBytes<'a>, Problem> {
         let expected = self.incoming.size_hint().exact().and_then(|bytes| usize::try_from(bytes).ok());

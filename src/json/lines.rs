@@ -22,6 +22,7 @@ pub fn scan_line(line: &[u8], index: usize, limits: &ScanLimits, scratch: &mut S
         return;
     }
     scratch.shape = Shape::Alone;
+    scratch.first = index as u32;
     if let Err(fault) = scan(line, index, limits, scratch) {
         scratch.events.clear();
         scratch.rejects.clear();

@@ -119,6 +119,8 @@ pub struct Scratch {
     dialect: Dialect,
     /// JSON that no body has as one piece; spans beyond the body's end lie here.
     made: Vec<u8>,
+    /// Index of the first event.
+    first: u32,
 }
 
 impl Scratch {
@@ -147,7 +149,7 @@ impl Scratch {
         let mut events = std::mem::take(&mut self.events);
         let before = std::mem::take(&mut self.rejects);
         let mut before = before.into_iter().peekable();
-        let mut index = 0;
+        let mut index = self.first;
         events.retain(|event| {
             // The indices that are missing among the good ones are those of the bad ones, in the same order.
             while let Some(reject) = before.next_if(|reject| reject.index == index) {
@@ -198,5 +200,6 @@ impl Scratch {
         self.shape = Shape::default();
         self.dialect = Dialect::default();
         self.made.clear();
+        self.first = 0;
     }
 }

@@ -282,6 +282,11 @@ impl Reject {
         self.event_id.map(|text| text.decode(body))
     }
 
+    /// Where in what was scanned the token begins that the verdict is about.
+    pub const fn offset(&self) -> usize {
+        self.at as usize
+    }
+
     /// The stable name of the reason.
     pub const fn code(&self) -> &'static str {
         self.reason.code()

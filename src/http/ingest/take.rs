@@ -1,0 +1,178 @@
+//! A batch that was understood on its way to the ring, and the wait for its acknowledgement.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use hyper::StatusCode;
+use tokio::sync::oneshot;
+
+use super::encoded::Encoded;
+use super::room::wait_for_room;
+use super::verdict::{accepted, conflict};
+use crate::auth::gate::Caller;
+use crate::auth::rate::Unit;
+use crate::encode::block::Block;
+use crate::http::access;
+use crate::http::body::BodyBytes;
+use crate::http::problem::{ErrorItem, Problem};
+use crate::http::route::Reply;
+use crate::http::submission::{Refused, Submission};
+use crate::http::worker::Worker;
+use crate::journal::SpaceError;
+use crate::limits::{
+    ADMITTING_POLL, COMMIT_ACK_WAIT_MAX, LOOKUP_INGEST_WAIT_MAX, RETRY_AFTER_BUSY_SECONDS, RETRY_AFTER_JOURNAL_SECONDS,
+};
+use crate::status::lookup::Answer;
+use crate::status::memory::Admission;
+use crate::status::model::{Batch, Phase};
+use crate::types::AckLevel;
+
+/// Frees the id of a batch that did not reach the ring: refused, or its client gone.
+struct Admitted<'a> {
+    worker: &'a Worker,
+    batch: Arc<Batch>,
+    submitted: bool,
+}
+
+impl Drop for Admitted<'_> {
+    fn drop(&mut self) {
+        if !self.submitted {
+            self.batch.set_phase(Phase::Refused);
+            self.worker.app.batches.remove(&self.batch);
+        }
+    }
+}
+
+/// Takes the batch's id, hands its block to the journal thread and waits as `level` demands. `held` counts
+/// the block as long as it waits here.
+pub(super) async fn take(
+    worker: &Worker,
+    caller: &Caller,
+    encoded: Encoded,
+    held: BodyBytes<'_>,
+    level: AckLevel,
+    accepted_at: Instant,
+) -> Reply {
+    let Encoded { block, header, id_is_clients, errors } = encoded;
+    let batch = Arc::new(Batch::new(header.key, header.digest, header.priority, header.events, header.received_at));
+    while let Admission::Known(known) = worker.app.batches.admit(&batch) {
+        match answer_known(&batch, &known, level, &errors).await {
+            Some(reply) => return reply,
+            None => continue,
+        }
+    }
+    let mut admitted = Admitted { worker, batch: Arc::clone(&batch), submitted: false };
+    if id_is_clients
+        && let Answer::Known(known) = worker.app.lookup.find_for_good(&batch.key, LOOKUP_INGEST_WAIT_MAX).await
+    {
+        if known.digest != batch.digest {
+            return Err(conflict());
+        }
+        let document = known.document;
+        let counts = document.completed_at.is_some().then_some(document.counts);
+        return Ok(accepted(StatusCode::OK, &batch, &document.status, document.events, &errors, true, counts));
+    }
+    wait_for_room(worker, batch.priority).await?;
+    caller.take(Unit::Events, batch.events).map_err(access::problem)?;
+    drop(held);
+    let (durable, committed) = submit(worker, block, &batch, level, accepted_at)?;
+    admitted.submitted = true;
+    let queued = || accepted(StatusCode::ACCEPTED, &batch, "queued", batch.events, &errors, false, None);
+    if level == AckLevel::Memory {
+        return Ok(queued());
+    }
+    if durable.await != Ok(Ok(())) {
+        let detail = "the journal cannot be written; nothing of the batch was taken";
+        return Err(Problem::unavailable("journal_unavailable", detail, RETRY_AFTER_JOURNAL_SECONDS));
+    }
+    if level == AckLevel::Journal {
+        return Ok(queued());
+    }
+    match tokio::time::timeout(COMMIT_ACK_WAIT_MAX, committed).await {
+        Ok(Ok(())) => {
+            let (status, counts) = (batch.phase().name(), Some(batch.counts()));
+            Ok(accepted(StatusCode::OK, &batch, status, batch.events, &errors, false, counts))
+        }
+        // Safe in the journal, and PostgreSQL is away or slow: not an error.
+        Ok(Err(_)) | Err(_) => Ok(queued()),
+    }
+}
+
+fn no_room(refusal: SpaceError) -> Problem {
+    match refusal {
+        SpaceError::Full => {
+            let detail = "the journal is full until PostgreSQL has caught up; nothing of the batch was taken";
+            Problem::unavailable("journal_full", detail, RETRY_AFTER_JOURNAL_SECONDS)
+        }
+        SpaceError::NeverFits => {
+            let detail = "the batch is larger than the journal may ever hold (JOURNAL_MAX_MB); send smaller batches";
+            Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "batch_too_large", detail)
+        }
+    }
+}
+
+type Waits = (oneshot::Receiver<Result<(), Refused>>, oneshot::Receiver<()>);
+
+/// Takes room in queue, journal and ring, all or nothing, and pushes.
+fn submit(
+    worker: &Worker,
+    block: Block,
+    batch: &Arc<Batch>,
+    level: AckLevel,
+    accepted_at: Instant,
+) -> Result<Waits, Problem> {
+    let app = &worker.app;
+    let block_bytes = block.bytes().len();
+    if !app.queue.budgets.batches.try_take(1) {
+        let detail = "too many batches wait for PostgreSQL (MEMORY_LIMIT_MB); nothing of the batch was taken, larger batches \
+                      take less room";
+        return Err(Problem::unavailable("queue_full", detail, RETRY_AFTER_JOURNAL_SECONDS));
+    }
+    if let Err(refusal) = app.space.try_reserve(block_bytes) {
+        app.queue.budgets.batches.give_back(1);
+        return Err(no_room(refusal));
+    }
+    let (on_durable, durable) = oneshot::channel();
+    let (on_commit, committed) = oneshot::channel();
+    let submission = Submission {
+        block,
+        batch: Arc::clone(batch),
+        level,
+        accepted_at,
+        on_durable: (level != AckLevel::Memory).then_some(on_durable),
+        on_commit: (level == AckLevel::Commit).then_some(on_commit),
+    };
+    if app.rings[worker.index].push(block_bytes as u64, submission).is_err() {
+        app.space.release_reservation(block_bytes);
+        app.queue.budgets.batches.give_back(1);
+        let detail = "this node's queue is full; nothing of the batch was taken";
+        return Err(Problem::unavailable("queue_full", detail, RETRY_AFTER_BUSY_SECONDS));
+    }
+    app.queue.admission.joined(batch.priority, batch.events);
+    app.journal.unpark();
+    Ok((durable, committed))
+}
+
+/// Answers a request for a batch that this process knows; `None` when that one was refused after all.
+async fn answer_known(batch: &Batch, known: &Batch, level: AckLevel, errors: &[ErrorItem]) -> Option<Reply> {
+    if known.digest != batch.digest {
+        return Some(Err(conflict()));
+    }
+    let deadline = Instant::now() + COMMIT_ACK_WAIT_MAX;
+    loop {
+        let phase = known.phase();
+        let waits = match level {
+            // The first request's promise is not given yet, so neither is this one's.
+            AckLevel::Memory | AckLevel::Journal => phase == Phase::Admitting,
+            AckLevel::Commit => !phase.is_final() && phase != Phase::Refused,
+        };
+        if phase == Phase::Refused {
+            return None;
+        }
+        if !waits || Instant::now() >= deadline {
+            let counts = phase.is_final().then(|| known.counts());
+            return Some(Ok(accepted(StatusCode::OK, known, phase.name(), known.events, errors, true, counts)));
+        }
+        tokio::time::sleep(ADMITTING_POLL).await;
+    }
+}

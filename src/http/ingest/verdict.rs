@@ -1,0 +1,149 @@
+//! What a client is told of its batch: that it is taken, or what is wrong with it.
+
+use http_body_util::Full;
+use hyper::body::Bytes;
+use hyper::header::{HeaderValue, LOCATION};
+use hyper::{Response, StatusCode};
+use serde::Serialize;
+
+use crate::http::problem::{ErrorItem, Problem};
+use crate::http::route::json;
+use crate::http::worker::Worker;
+use crate::json::{BodyError, Reason, Reject};
+use crate::limits::ERRORS_LISTED_MAX;
+use crate::status::model::{Batch, Counts};
+
+/// The body of a 202 or 200.
+#[derive(Serialize)]
+struct Accepted<'a> {
+    batch_id: &'a str,
+    status: &'a str,
+    accepted: u32,
+    rejected: usize,
+    errors: &'a [ErrorItem],
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    duplicate: bool,
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    counts: Option<Counts>,
+}
+
+/// 409: another body has the id.
+pub(super) fn conflict() -> Problem {
+    let detail = "this batch_id was used before with a different body; send the same body again or choose another id";
+    Problem::new(StatusCode::CONFLICT, "batch_id_conflict", detail)
+}
+
+/// The answer to a batch that is taken, or was before.
+pub(super) fn accepted(
+    code: StatusCode,
+    batch: &Batch,
+    status: &str,
+    events: u32,
+    errors: &[ErrorItem],
+    duplicate: bool,
+    counts: Option<Counts>,
+) -> Response<Full<Bytes>> {
+    let batch_id = &*batch.key.id;
+    let document = Accepted { batch_id, status, accepted: events, rejected: errors.len(), errors, duplicate, counts };
+    let mut response = json(code, &document);
+    // A valid batch id needs no escaping in a path.
+    if let Ok(location) = HeaderValue::from_str(&format!("/v1/batch/{batch_id}/status")) {
+        response.headers_mut().insert(LOCATION, location);
+    }
+    response
+}
+
+/// Why the whole body is refused.
+pub(super) fn refuse_body(worker: &Worker, error: BodyError) -> Problem {
+    let rejected = &worker.app.metrics.events_rejected;
+    match error {
+        BodyError::Syntax { offset, message } => {
+            rejected.add("not_json", 1);
+            let detail = format!("the body is not JSON: {message} at byte {offset}");
+            Problem::new(StatusCode::BAD_REQUEST, "not_json", detail).at_byte(offset)
+        }
+        BodyError::TooManyEvents { events_max } => {
+            rejected.add("too_many_events", 1);
+            let detail =
+                format!("the batch has more than {events_max} events (MAX_EVENTS_PER_BATCH); send smaller batches");
+            Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too_many_events", detail)
+        }
+        BodyError::Envelope(reason) => {
+            rejected.add(reason.code(), 1);
+            let item = ErrorItem {
+                index: None,
+                event_id: None,
+                pointer: reason.pointer().to_owned(),
+                code: reason.code(),
+                detail: reason.to_string(),
+            };
+            let detail = item.detail.clone();
+            Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid_batch", detail).with_errors(vec![item], 1)
+        }
+    }
+}
+
+/// The verdicts on the bad events of one batch.
+#[derive(Default)]
+pub(super) struct Verdicts {
+    /// Those that are listed.
+    pub errors: Vec<ErrorItem>,
+    /// How many there are.
+    pub total: usize,
+    /// How many of them are about services that the caller may not send events of.
+    foreign: usize,
+    /// How many of them are about lines that are not JSON.
+    not_json: usize,
+    /// Where in the body the first such line is wrong.
+    byte_offset: Option<usize>,
+}
+
+impl Verdicts {
+    /// Adds those of `rejects` on events in `source`, which lies at byte `offset` of the body; lists them up to
+    /// `listed_max`.
+    pub fn add(&mut self, worker: &Worker, source: &[u8], offset: usize, rejects: &[Reject], listed_max: usize) {
+        for reject in rejects {
+            worker.app.metrics.events_rejected.add(reject.code(), 1);
+            self.total += 1;
+            match reject.reason {
+                Reason::ServiceNotAllowed => self.foreign += 1,
+                Reason::Syntax(_) => {
+                    self.not_json += 1;
+                    self.byte_offset.get_or_insert(offset + reject.offset());
+                }
+                _ => {}
+            }
+            if self.errors.len() < listed_max {
+                self.errors.push(error_item(source, reject));
+            }
+        }
+    }
+
+    /// Why the batch is refused for its bad events, where `good` others were found.
+    pub fn refuse(mut self, good: usize) -> Problem {
+        let (bad, events) = (self.total, self.total + good);
+        let problem = if bad == self.foreign {
+            let detail =
+                format!("{bad} of {events} events are of services that the API key does not have; nothing was taken");
+            Problem::new(StatusCode::FORBIDDEN, "service_not_allowed", detail)
+        } else if let (Some(offset), true) = (self.byte_offset, self.not_json == events) {
+            let detail = format!("no line of the body is JSON, from byte {offset} on");
+            Problem::new(StatusCode::BAD_REQUEST, "not_json", detail).at_byte(offset)
+        } else {
+            let detail = format!("{bad} of {events} events are invalid; nothing was taken");
+            Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid_events", detail)
+        };
+        self.errors.truncate(ERRORS_LISTED_MAX);
+        problem.with_errors(self.errors, bad)
+    }
+}
+
+fn error_item(body: &[u8], reject: &Reject) -> ErrorItem {
+    ErrorItem {
+        index: Some(reject.index),
+        event_id: reject.event_id(body).map(|id| id.into_owned()),
+        pointer: reject.pointer(body),
+        code: reject.code(),
+        detail: reject.detail(),
+    }
+}

@@ -353,6 +353,7 @@ fn connections_beyond_the_limit_are_told_and_the_others_are_served() {
     let document = assert_problem(&problem, 503, "too_many_connections");
     assert!(document["detail"].as_str().is_some_and(|detail| detail.contains("MAX_CONNECTIONS_PER_ADDRESS")));
     assert!(!problem.header("retry-after").is_empty());
+    assert_eq!((problem.header("x-content-type-options"), problem.header("cache-control")), ("nosniff", "no-store"));
     assert!(refused.is_closed());
     let mut last = open.pop().expect("some");
     last.send(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n");

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use support::contract::{accept, assert_problem, batch, event, send, status_of, wait_until_completed};
 use support::postgres::TestPostgres;
-use support::server::{Ingestd, get};
+use support::server::{Ingestd, Reply, get};
 use support::wait_until;
 
 /// How long a change of PostgreSQL's state may take to be noticed, and its return to be used.
@@ -189,4 +189,22 @@ fn a_server_that_starts_while_postgresql_is_down_takes_batches_and_lands_them_la
     accept(&server, "", &batch("early", 3));
     postgres.start();
     assert_eq!(wait_until_completed(&server, "early")["inserted"], 3, "schema and partitions were made meanwhile");
+}
+
+#[test]
+fn no_answer_is_kept_by_a_cache_or_guessed_at_by_a_browser() {
+    let database = support::postgres::shared().create_database();
+    let server = Ingestd::builder().database(&database).start();
+    let assert_protected = |what: &str, reply: &Reply| {
+        assert_eq!(reply.header("x-content-type-options"), "nosniff", "{what}: {:?}", reply.headers);
+        assert_eq!(reply.header("cache-control"), "no-store", "{what}: {:?}", reply.headers);
+    };
+    assert_protected("accepted", &send(&server, "ack=commit", batch("known", 1).to_string().as_bytes()));
+    assert_protected("refused", &send(&server, "", b"no JSON"));
+    for path in ["/v1/batch/known/status", "/v1/batch/unknown/status", "/v1/health", "/livez", "/readyz", "/nowhere"] {
+        assert_protected(path, &get(&server.url(path)));
+    }
+    for format in ["prometheus", "openmetrics", "json"] {
+        assert_protected(format, &get(&server.url(&format!("/v1/metrics?format={format}"))));
+    }
 }

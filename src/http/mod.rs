@@ -1,10 +1,9 @@
 //! HTTP: pinned workers, one a core, each with its own listener, runtime and connections.
 //!
 //! [`worker`] accepts connections ([`connections`] counts them), [`connection`] serves one by HTTP/1 or HTTP/2 ([`stream`]
-//! bounds its waits and closes it),
-//! [`route`] picks the handler, [`body`] reads within limits and [`inflate`] decompresses within the same ones,
-//! [`tls`] is what HTTPS is served with, [`peer`] is who sends and [`access`] whether they may; [`ingest`] turns a body
-//! into a block and waits for its acknowledgement; [`status`], [`health`] and
+//! bounds its waits and closes it, [`tls`] is what HTTPS is served with). [`peer`] is who sends, [`access`] whether they may.
+//! [`route`] picks the handler, [`body`] reads within limits, [`inflate`] decompresses within the same ones, [`headers`] are
+//! on every answer. [`ingest`] turns a body into a block and waits for its acknowledgement; [`status`], [`health`] and
 //! [`observe`] answer questions. [`app`] is what all workers share.
 //!
 //! Invariant: on the path from socket to ring nothing takes a lock that another core can hold, and nothing
@@ -15,6 +14,7 @@ pub mod app;
 pub mod body;
 pub mod connection;
 pub mod connections;
+pub mod headers;
 pub mod health;
 pub mod inflate;
 pub mod ingest;

@@ -8,6 +8,8 @@ use hyper::header::{ACCEPT_ENCODING, ALLOW, CONNECTION, CONTENT_TYPE, HeaderName
 use hyper::{Response, StatusCode};
 use serde::Serialize;
 
+use crate::http::headers::protect;
+
 /// One verdict on one event, or on the envelope (then `index` is null).
 #[derive(Clone, Debug, Serialize)]
 pub struct ErrorItem {
@@ -123,7 +125,8 @@ impl Problem {
 
     /// The answer as it goes over the wire, where no request was read.
     pub fn into_bytes(self) -> Vec<u8> {
-        let (head, body) = self.respond().into_parts();
+        let (mut head, body) = self.respond().into_parts();
+        protect(&mut head.headers);
         let mut bytes = format!("HTTP/1.1 {}\r\ncontent-length: {}\r\n", head.status, body.len()).into_bytes();
         for (name, value) in &head.headers {
             bytes.extend_from_slice(&[name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"].concat());

@@ -10,6 +10,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use percent_encoding::percent_decode_str;
 
 use crate::auth::gate::{Caller, Denied};
+use crate::http::headers::protect;
 use crate::http::peer::Peer;
 use crate::http::problem::Problem;
 use crate::http::query::parameter;
@@ -42,7 +43,8 @@ fn resource(path: &str) -> (Route, Option<String>) {
 /// Answers one request, whatever happens meanwhile.
 pub async fn answer(worker: &Worker, peer: &Peer, request: Request<Incoming>) -> Response<Full<Bytes>> {
     let (route, id) = resource(request.uri().path());
-    let response = or_500(handle(worker, peer, route, id, request)).await;
+    let mut response = or_500(handle(worker, peer, route, id, request)).await;
+    protect(response.headers_mut());
     worker.app.metrics.requests.count(route, HttpStatus(response.status().as_u16()));
     response
 }

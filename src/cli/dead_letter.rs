@@ -5,6 +5,7 @@ use std::io::{BufWriter, Write, stdout};
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
 use super::failure::Failure;
+use super::log::printable;
 use super::{database, settings};
 use crate::pg::dead_letter;
 
@@ -88,14 +89,11 @@ fn replay(matches: &ArgMatches) -> Result<(), Failure> {
     let report = dead_letter::replay(&mut client, matches.get_one::<i64>("id").copied())?;
     let mut out = stdout().lock();
     writeln!(out, "replayed {}; {} were there already", report.inserted, report.duplicates)?;
-    let mut lines: Vec<_> = report
-        .refused
-        .iter()
-        .map(|(id, why)| format!("dead letter {id} was refused again: {}", why.escape_debug()))
-        .collect();
+    let mut lines: Vec<_> =
+        report.refused.iter().map(|(id, why)| format!("dead letter {id} was refused again: {why}")).collect();
     let Some(last) = lines.pop() else { return Ok(()) };
     for line in lines {
-        eprintln!("ingestd: {line}");
+        eprintln!("ingestd: {}", printable(&line));
     }
     Err(Failure::Runtime(last))
 }

@@ -3,6 +3,7 @@
 use std::io;
 use std::process::ExitCode;
 
+use super::log::printable;
 use crate::config::Problems;
 use crate::pg::connect::{StartFault, classify_start_error};
 use crate::pg::dead_letter::DeadLetterError;
@@ -39,7 +40,8 @@ impl Failure {
             Self::Said(code) => (Vec::new(), code),
         };
         for line in lines {
-            eprintln!("ingestd: {line}");
+            // What PostgreSQL says may quote data.
+            eprintln!("ingestd: {}", printable(&line));
         }
         ExitCode::from(code)
     }

@@ -15,6 +15,7 @@ mod journal;
 mod keys;
 mod load;
 mod local_tls;
+mod log;
 mod migrate;
 mod partitions;
 mod print_config;

@@ -1,12 +1,10 @@
 //! `ingestd serve`: the server.
 
-use std::io::IsTerminal;
-
 use clap::{ArgMatches, Command};
 
 use super::failure::Failure;
-use super::settings;
-use crate::config::{Config, LogFormat};
+use super::{log, settings};
+use crate::config::Config;
 use crate::server::ServeError;
 use crate::sys::open_files;
 
@@ -25,21 +23,11 @@ pub(super) fn command() -> Command {
 
 pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
     let config = settings::config(matches)?;
-    start_log(&config);
+    log::start(&config);
     open_files::raise_limit();
     let reread = || Config::from_raw(&settings::raw(matches));
     crate::server::run(&config, &reread).map_err(|error| match error {
         ServeError::Configuration(message) => Failure::usage(message),
         ServeError::Failed(message) => Failure::runtime(message),
     })
-}
-
-/// Log lines go to stderr, one an event of interest.
-fn start_log(config: &Config) {
-    let log =
-        tracing_subscriber::fmt().with_max_level(config.log_level).with_target(false).with_writer(std::io::stderr);
-    match config.log_format {
-        LogFormat::Json => log.json().flatten_event(true).init(),
-        LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).init(),
-    }
 }

@@ -135,7 +135,7 @@ impl Connector {
 
 /// Notices ("relation exists, skipping") are not events of interest to an operator.
 fn quiet_notice(notice: postgres::error::DbError) {
-    tracing::debug!(message = notice.message(), severity = notice.severity(), "PostgreSQL says");
+    tracing::debug!(message = %notice.message(), severity = notice.severity(), "PostgreSQL says");
 }
 
 fn check_server_version(client: &mut Client) -> Result<(), StartFault> {

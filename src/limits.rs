@@ -10,6 +10,11 @@ pub const KIB: usize = 1024;
 /// One mebibyte; settings in MB mean this.
 pub const MIB: usize = 1024 * KIB;
 
+// --- Settings ------------------------------------------------------------------------------------
+
+/// Longest file with a URL (`DATABASE_URL_FILE`): room for the longest password, not for a device that never ends.
+pub const SECRET_FILE_BYTES_MAX: u64 = 64 * KIB as u64;
+
 // --- Events (contract) ---------------------------------------------------------------------------
 
 /// Longest `event_id`, in bytes after unescaping.

@@ -6,5 +6,7 @@ use std::process::ExitCode;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    ingestd::cli::run(std::env::args_os())
+    let arguments: Vec<_> = std::env::args_os().collect();
+    ingestd::cli::conceal_passwords(&arguments);
+    ingestd::cli::run(arguments)
 }

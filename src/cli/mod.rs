@@ -7,6 +7,7 @@
 //! Absent on purpose: settings by name. They come from [`crate::config::settings`], see [`settings`].
 
 mod check_config;
+mod conceal;
 mod database;
 mod dead_letter;
 mod failure;
@@ -27,6 +28,7 @@ use std::process::ExitCode;
 
 use clap::{ArgMatches, Command};
 
+pub use conceal::passwords as conceal_passwords;
 use failure::Failure;
 
 /// Runs the command that `arguments` (the program's name first) ask for.

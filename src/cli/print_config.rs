@@ -8,15 +8,15 @@ use super::failure::Failure;
 use super::settings;
 use crate::config::Config;
 use crate::config::raw::{Given, Raw};
-use crate::config::settings::{Fallback, Key};
+use crate::config::settings::Fallback;
 
 pub(super) fn command() -> Command {
     settings::with_all_settings(
         Command::new("print-config")
             .about("Print every setting, its value and where it came from")
             .long_about(
-                "Print every setting, its value and where it came from. Passwords are shown as ***, files that \
-                 settings name are not read. Settings that are wrong are printed too; then the exit code is 2.",
+                "Print every setting, its value and where it came from. Passwords are shown as ***. Of files that \
+                 settings name only those with URLs are read. Settings that are wrong are printed too; then the exit code is 2.",
             )
             .after_help("Example: ingestd print-config --config /etc/ingestd.toml"),
     )
@@ -30,8 +30,10 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
 }
 
 fn print(raw: &Raw, out: &mut impl Write) -> std::io::Result<()> {
-    let rows: Vec<_> =
-        raw.iter().map(|given| (given.setting.name, value(given, raw.embedded), given.origin.to_string())).collect();
+    let rows: Vec<_> = raw
+        .iter()
+        .map(|given| (given.setting.name, value(given, raw.is_unused(given.setting.key)), given.origin.to_string()))
+        .collect();
     let width = |column: fn(&(&str, String, String)) -> usize| rows.iter().map(column).max().unwrap_or(0);
     let (names, values) = (width(|row| row.0.len()), width(|row| row.1.chars().count()));
     for (name, value, origin) in &rows {
@@ -40,12 +42,10 @@ fn print(raw: &Raw, out: &mut impl Write) -> std::io::Result<()> {
     Ok(())
 }
 
-fn value(given: &Given, embedded: bool) -> String {
+fn value(given: &Given, is_unused: bool) -> String {
     let shown = given.shown().map(|text| text.escape_debug().to_string());
     match (shown, given.setting.fallback) {
-        (Some(text), _) if embedded && given.setting.key == Key::DatabaseUrl => {
-            format!("{text} (not used: --embedded)")
-        }
+        (Some(text), _) if is_unused => format!("{text} (not used: --embedded)"),
         (Some(text), _) => text,
         (None, Fallback::Value(text) | Fallback::Unset(text)) => format!("unset ({text})"),
     }

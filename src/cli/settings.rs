@@ -5,13 +5,14 @@ use std::path::PathBuf;
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
+use super::conceal;
 use super::failure::Failure;
 use crate::config::Config;
 use crate::config::raw::{Raw, Sources};
 use crate::config::settings::{Fallback, Key, SETTINGS, Setting};
 
 /// Settings that every command which talks to the database takes.
-pub(super) const DATABASE: &[Key] = &[Key::DatabaseUrl, Key::DataDir];
+pub(super) const DATABASE: &[Key] = &[Key::DatabaseUrl, Key::DatabaseUrlFile, Key::DataDir];
 
 const HEADING: &str = "Settings (flag > environment > file > default)";
 
@@ -32,7 +33,7 @@ pub(super) fn with_all_settings(command: Command) -> Command {
     let embedded = Arg::new("embedded")
         .long("embedded")
         .action(ArgAction::SetTrue)
-        .conflicts_with(Key::DatabaseUrl.name())
+        .conflicts_with_all([Key::DatabaseUrl.name(), Key::DatabaseUrlFile.name()])
         .help("use the private PostgreSQL even if DATABASE_URL is set in environment or file");
     with_settings(command.arg(embedded), &keys)
 }
@@ -50,11 +51,16 @@ fn flag(setting: &'static Setting) -> Arg {
         .help_heading(HEADING)
 }
 
+/// The flags in `matches`.
+pub(super) fn flags(matches: &ArgMatches) -> BTreeMap<Key, String> {
+    let text = |key: Key| matches.try_get_one::<String>(key.name()).ok().flatten();
+    SETTINGS.iter().filter_map(|setting| Some((setting.key, text(setting.key)?.clone()))).collect()
+}
+
 /// All settings as given, from the flags in `matches`, the environment and the file.
 pub(super) fn raw(matches: &ArgMatches) -> Raw {
-    let text = |key: Key| matches.try_get_one::<String>(key.name()).ok().flatten();
-    let flags: BTreeMap<_, _> =
-        SETTINGS.iter().filter_map(|setting| Some((setting.key, text(setting.key)?.clone()))).collect();
+    let mut flags = flags(matches);
+    flags.extend(conceal::moved());
     let embedded = matches.try_get_one::<bool>("embedded").ok().flatten().copied().unwrap_or(false);
     let file = matches.get_one::<PathBuf>("config");
     let environment = |name: &str| std::env::var_os(name);

@@ -6,7 +6,6 @@ use std::time::Duration;
 use postgres::config::Host;
 
 use super::raw::Raw;
-use super::settings::Key;
 use super::{Auth, Config, Database, DatabaseUrl, SslMode};
 use crate::limits::MIB;
 use crate::types::AckLevel;
@@ -17,9 +16,8 @@ const SECONDS_PER_DAY: u64 = 86_400;
 /// The consequences of `config`, one line each.
 pub(super) fn of(config: &Config, raw: &Raw) -> Vec<String> {
     let mut lines = Vec::new();
-    let database_url = raw.get(Key::DatabaseUrl);
-    if raw.embedded && database_url.text.is_some() {
-        lines.push(format!("--embedded: DATABASE_URL, given by {}, is not used", database_url.origin));
+    for unused in raw.iter().filter(|given| raw.is_unused(given.setting.key) && given.text.is_some()) {
+        lines.push(format!("--embedded: {}, given by {}, is not used", unused.setting.name, unused.origin));
     }
     match &config.database {
         Database::Embedded => {

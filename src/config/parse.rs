@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::raw::{Origin, Raw};
-use super::settings::{Fallback, Key, Kind};
+use super::settings::{Fallback, Key, Kind, SETTINGS};
 use super::{Auth, Config, Database, DatabaseUrl, Linger, LogFormat, Problems, RedisUrl, TlsFiles};
 use crate::auth::rate::{RateLimit, RateLimits};
 use crate::limits::{KIB, MIB};
@@ -20,6 +20,7 @@ const SECONDS_PER_HOUR: u64 = 3_600;
 pub(super) fn config(raw: &Raw) -> Result<Config, Problems> {
     let mut reader = Reader { raw, problems: raw.problems.clone(), failed: Vec::new() };
     reader.refuse_unsupported();
+    reader.refuse_empty_file_names();
     let config = Config {
         database: reader.database(),
         redis: reader.redis(),
@@ -115,6 +116,13 @@ impl Reader<'_> {
     fn refuse_unsupported(&mut self) {
         if self.word(Key::Sharding) == "citus" {
             self.refuse(Key::Sharding, "is not supported by this version yet; set it to 'none'");
+        }
+    }
+
+    fn refuse_empty_file_names(&mut self) {
+        for file in SETTINGS.iter().filter_map(|setting| setting.key.file()) {
+            // What it names has been read already.
+            self.text(file);
         }
     }
 

@@ -1,15 +1,17 @@
 //! Settings as given: each value as text, and where it came from. Nothing is validated here except that
-//! a file is TOML and names settings that exist.
+//! a file is TOML and names settings that exist, and that a file with a URL can be read.
 //!
 //! Precedence: flag > environment > `--config FILE` > default.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use super::redact;
 use super::settings::{Fallback, Key, SETTINGS, Setting};
+use crate::limits::SECRET_FILE_BYTES_MAX;
 
 /// Where a value came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,7 +20,7 @@ pub enum Origin {
     Flag,
     /// An environment variable.
     Environment,
-    /// The file of `--config`.
+    /// The file of `--config`, or the one that holds this URL.
     File(PathBuf),
     /// Given nowhere.
     Default,
@@ -61,7 +63,7 @@ pub struct Raw {
     values: Vec<Given>,
     /// True when `--embedded` was given: the embedded database, whatever `DATABASE_URL` says.
     pub embedded: bool,
-    /// Problems with the file and with text that is not UTF-8, one line each.
+    /// Problems with files and with text that is not UTF-8, one line each.
     pub problems: Vec<String>,
 }
 
@@ -113,7 +115,39 @@ impl Raw {
             Given { setting, text, origin }
         };
         let values = SETTINGS.iter().map(given).collect();
-        Self { values, embedded: sources.embedded, problems }
+        let mut raw = Self { values, embedded: sources.embedded, problems };
+        for setting in &SETTINGS {
+            if let Some(file) = setting.key.file().filter(|_| !raw.is_unused(setting.key)) {
+                raw.read_secret(setting.key, file);
+            }
+        }
+        raw
+    }
+
+    /// True for the database's URL when it is the embedded one that is wanted.
+    pub fn is_unused(&self, key: Key) -> bool {
+        self.embedded && matches!(key, Key::DatabaseUrl | Key::DatabaseUrlFile)
+    }
+
+    /// Takes the value of `key` from the file that the setting `file` names. Its content is in no message.
+    fn read_secret(&mut self, key: Key, file: Key) {
+        let (given, named) = (self.get(key), self.get(file));
+        // An empty name is refused with all other empty values.
+        let Some(path) = named.text.as_deref().map(str::trim).filter(|path| !path.is_empty()) else { return };
+        if given.text.is_some() {
+            let (name, origin, file_name, file_origin) = (key.name(), &given.origin, file.name(), &named.origin);
+            self.problems
+                .push(format!("{name} ({origin}) and {file_name} ({file_origin}) are both given: unset one of them"));
+            return;
+        }
+        let path = PathBuf::from(path);
+        match read_secret_file(&path) {
+            Ok(text) => {
+                let given = &mut self.values[key as usize];
+                (given.text, given.origin) = (Some(text), Origin::File(path));
+            }
+            Err(why) => self.problems.push(format!("{}={}: {why}", file.name(), shown_path(&path))),
+        }
     }
 
     /// One setting.
@@ -125,6 +159,29 @@ impl Raw {
     pub fn iter(&self) -> impl Iterator<Item = &Given> {
         self.values.iter()
     }
+}
+
+/// The one line of the file at `path`, without its line break.
+fn read_secret_file(path: &Path) -> Result<String, String> {
+    let mut text = String::new();
+    // Bounded: the path may be wrong, and name something that never ends.
+    let file = std::fs::File::open(path).map_err(|error| format!("cannot be read: {error}"))?;
+    let read = file.take(SECRET_FILE_BYTES_MAX + 1).read_to_string(&mut text);
+    read.map_err(|error| format!("cannot be read: {error}"))?;
+    if text.len() as u64 > SECRET_FILE_BYTES_MAX {
+        return Err(format!("is longer than {SECRET_FILE_BYTES_MAX} bytes: it must hold one URL and nothing else"));
+    }
+    let line = text.trim();
+    match line.lines().count() {
+        0 => Err("is empty: it must hold a URL".into()),
+        1 => Ok(line.into()),
+        _ => Err("has several lines: it must hold one URL and nothing else".into()),
+    }
+}
+
+/// A path for a message of one line.
+fn shown_path(path: &Path) -> String {
+    path.display().to_string().escape_debug().to_string()
 }
 
 fn default_text(setting: &Setting) -> Option<String> {

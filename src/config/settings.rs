@@ -8,7 +8,9 @@
 #[allow(missing_docs)] // each variant is its name in the table, and the table has the meaning
 pub enum Key {
     DatabaseUrl,
+    DatabaseUrlFile,
     RedisUrl,
+    RedisUrlFile,
     BatchSize,
     BatchTimeoutSeconds,
     MaxBatchMemoryMb,
@@ -106,7 +108,7 @@ use Fallback::{Unset, Value};
 use Kind::{Addresses, Choice, Name, Path, PostgresUrl, RedisUrl, Whole, WordOrWhole};
 
 /// How many settings there are.
-pub const SETTINGS_COUNT: usize = 44;
+pub const SETTINGS_COUNT: usize = 46;
 
 /// Every setting, in the contract's order.
 #[rustfmt::skip]
@@ -114,8 +116,12 @@ pub const SETTINGS: [Setting; SETTINGS_COUNT] = [
     row(Key::DatabaseUrl, "DATABASE_URL", Unset("embedded"), PostgresUrl,
         "PostgreSQL 15 or newer (18 recommended), as postgresql://user:password@host:5432/database?sslmode=verify-full; \
          unset: the server starts a private PostgreSQL of its own"),
+    row(Key::DatabaseUrlFile, "DATABASE_URL_FILE", Unset("DATABASE_URL"), Path,
+        "file that holds the URL, instead of DATABASE_URL"),
     row(Key::RedisUrl, "REDIS_URL", Unset("in process"), RedisUrl,
         "Redis for batch status that is shared between nodes (redis:// or rediss://)"),
+    row(Key::RedisUrlFile, "REDIS_URL_FILE", Unset("REDIS_URL"), Path,
+        "file that holds the URL, instead of REDIS_URL"),
     row(Key::BatchSize, "BATCH_SIZE", Value("1000"), Whole(1, 1_000_000),
         "rows a COPY aims for at least, before adaptation"),
     row(Key::BatchTimeoutSeconds, "BATCH_TIMEOUT_SECONDS", Value("30"), Whole(1, 86_400),
@@ -209,6 +215,15 @@ impl Key {
         &SETTINGS[self as usize]
     }
 
+    /// The setting that names a file to read this one from, as containers get their secrets.
+    pub const fn file(self) -> Option<Key> {
+        match self {
+            Self::DatabaseUrl => Some(Self::DatabaseUrlFile),
+            Self::RedisUrl => Some(Self::RedisUrlFile),
+            _ => None,
+        }
+    }
+
     /// The environment variable, such as `BATCH_SIZE`.
     pub const fn name(self) -> &'static str {
         self.setting().name
@@ -269,6 +284,8 @@ const _: () = {
     let mut index = 0;
     while index < SETTINGS_COUNT {
         assert!(SETTINGS[index].key as usize == index);
+        // Whatever may hold a password can be given as a file.
+        assert!(SETTINGS[index].is_secret() == SETTINGS[index].key.file().is_some());
         index += 1;
     }
     assert!(Key::IngestdPgBin as usize + 1 == SETTINGS_COUNT);

@@ -93,7 +93,7 @@ pub(super) fn command() -> Command {
                 .value_parser(parse_duration),
             option("json", "FILE", "write the report as JSON as well").value_parser(value_parser!(PathBuf)),
         ]);
-    settings::with_settings(command, &[Key::DatabaseUrl])
+    settings::with_settings(command, &[Key::DatabaseUrl, Key::DatabaseUrlFile])
 }
 
 fn parse_duration(text: &str) -> Result<Duration, String> {

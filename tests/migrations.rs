@@ -121,7 +121,9 @@ fn the_command_prints_what_was_done() {
     };
     assert_eq!(
         run(),
-        format!("applied events, ingest_batches, dead_letter_events (schema version {SCHEMA_VERSION})\n")
+        format!(
+            "applied events, ingest_batches, dead_letter_events, partition_functions (schema version {SCHEMA_VERSION})\n"
+        )
     );
     assert_eq!(run(), format!("schema is up to date (version {SCHEMA_VERSION})\n"));
 }

@@ -27,9 +27,25 @@ pub(super) fn connect(config: &Config) -> Result<Client, Failure> {
     Ok(connector.connect()?)
 }
 
+/// As [`connect`], by the role of `MIGRATE_DATABASE_URL` where that is set.
+pub(super) fn connect_as_owner(config: &Config) -> Result<Client, Failure> {
+    match &config.migrate_database {
+        Some(url) => Ok(Connector::of_owner(url)?.connect()?),
+        None => connect(config),
+    }
+}
+
 /// As [`connect`], to a schema that this program knows.
 pub(super) fn connect_migrated(config: &Config) -> Result<Client, Failure> {
-    let mut client = connect(config)?;
+    migrated(connect(config)?)
+}
+
+/// As [`connect_as_owner`], to a schema that this program knows.
+pub(super) fn connect_migrated_as_owner(config: &Config) -> Result<Client, Failure> {
+    migrated(connect_as_owner(config)?)
+}
+
+fn migrated(mut client: Client) -> Result<Client, Failure> {
     let found = migrate::version(&mut client)?;
     if found < SCHEMA_VERSION {
         return Err(Failure::runtime(format!(

@@ -51,7 +51,7 @@ pub(super) fn command() -> Command {
         )
         .subcommand_required(true)
         .arg_required_else_help(true)
-        .subcommands([create, list, cleanup].map(|command| settings::with_settings(command, settings::DATABASE)))
+        .subcommands([create, list, cleanup].map(|command| settings::with_settings(command, settings::OWNER)))
 }
 
 pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
@@ -64,7 +64,7 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
 }
 
 fn create(matches: &ArgMatches) -> Result<(), Failure> {
-    let mut client = database::connect_migrated(&settings::config(matches)?)?;
+    let mut client = database::connect_migrated_as_owner(&settings::config(matches)?)?;
     let months: Vec<Month> = matches.get_many("month").into_iter().flatten().copied().collect();
     let made = partitions::ensure(&mut client, &months)?;
     let mut out = stdout().lock();
@@ -91,7 +91,7 @@ fn list(matches: &ArgMatches) -> Result<(), Failure> {
 }
 
 fn cleanup(matches: &ArgMatches) -> Result<(), Failure> {
-    let mut client = database::connect_migrated(&settings::config(matches)?)?;
+    let mut client = database::connect_migrated_as_owner(&settings::config(matches)?)?;
     let months = matches.get_one::<u32>("older-than").copied().expect("clap requires it");
     let dry_run = matches.get_flag("dry-run");
     let now = clock::agreed_now(&mut client).map_err(PartitionError::from)?;

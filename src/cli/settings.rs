@@ -14,6 +14,10 @@ use crate::config::settings::{Fallback, Key, SETTINGS, Setting};
 /// Settings that every command which talks to the database takes.
 pub(super) const DATABASE: &[Key] = &[Key::DatabaseUrl, Key::DatabaseUrlFile, Key::DataDir];
 
+/// The same for commands that change the schema or partitions.
+pub(super) const OWNER: &[Key] =
+    &[Key::DatabaseUrl, Key::DatabaseUrlFile, Key::MigrateDatabaseUrl, Key::MigrateDatabaseUrlFile, Key::DataDir];
+
 const HEADING: &str = "Settings (flag > environment > file > default)";
 
 /// `command` with `--config` and flags for `keys`.

@@ -25,6 +25,10 @@ pub(super) fn of(config: &Config, raw: &Raw) -> Vec<String> {
         }
         Database::Url(url) => lines.extend(unauthenticated_server(url)),
     }
+    if let Some(url) = &config.migrate_database {
+        lines.push(format!("migrations go to {} as another role: MIGRATE_DATABASE_URL", url.address()));
+        lines.extend(unauthenticated_server(url));
+    }
     if config.redis.is_none() {
         lines.push("batch status is kept in this process: other nodes answer only for committed batches".into());
     }

@@ -104,6 +104,8 @@ impl std::fmt::Debug for RedisUrl {
 pub struct Config {
     /// `DATABASE_URL`, `--embedded`.
     pub database: Database,
+    /// `MIGRATE_DATABASE_URL`; `None`: `DATABASE_URL`'s role migrates, or nobody does.
+    pub migrate_database: Option<Box<DatabaseUrl>>,
     /// `REDIS_URL`; `None`: status is kept in process.
     pub redis: Option<RedisUrl>,
     /// `BATCH_SIZE`: rows a COPY aims for at least.

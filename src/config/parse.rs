@@ -23,6 +23,7 @@ pub(super) fn config(raw: &Raw) -> Result<Config, Problems> {
     reader.refuse_empty_file_names();
     let config = Config {
         database: reader.database(),
+        migrate_database: reader.postgres_url(Key::MigrateDatabaseUrl),
         redis: reader.redis(),
         copy_rows_min: reader.whole(Key::BatchSize) as usize,
         batch_timeout: Duration::from_secs(reader.whole(Key::BatchTimeoutSeconds)),
@@ -201,17 +202,16 @@ impl Reader<'_> {
     }
 
     fn database(&mut self) -> Database {
-        if self.raw.embedded {
-            return Database::Embedded;
+        self.postgres_url(Key::DatabaseUrl).map_or(Database::Embedded, Database::Url)
+    }
+
+    /// `None` also where the embedded database is wanted, whatever the URL.
+    fn postgres_url(&mut self, key: Key) -> Option<Box<DatabaseUrl>> {
+        if self.raw.is_unused(key) {
+            return None;
         }
-        match self.text(Key::DatabaseUrl).map(|text| DatabaseUrl::parse(&text)) {
-            None => Database::Embedded,
-            Some(Ok(url)) => Database::Url(Box::new(url)),
-            Some(Err(why)) => {
-                self.refuse(Key::DatabaseUrl, &why);
-                Database::Embedded
-            }
-        }
+        let url = DatabaseUrl::parse(&self.text(key)?).map_err(|why| self.refuse(key, &why));
+        url.ok().map(Box::new)
     }
 
     fn redis(&mut self) -> Option<RedisUrl> {

@@ -124,9 +124,10 @@ impl Raw {
         raw
     }
 
-    /// True for the database's URL when it is the embedded one that is wanted.
+    /// True for the database's URLs when it is the embedded one that is wanted.
     pub fn is_unused(&self, key: Key) -> bool {
-        self.embedded && matches!(key, Key::DatabaseUrl | Key::DatabaseUrlFile)
+        use Key::{DatabaseUrl, DatabaseUrlFile, MigrateDatabaseUrl, MigrateDatabaseUrlFile};
+        self.embedded && matches!(key, DatabaseUrl | DatabaseUrlFile | MigrateDatabaseUrl | MigrateDatabaseUrlFile)
     }
 
     /// Takes the value of `key` from the file that the setting `file` names. Its content is in no message.

@@ -9,6 +9,8 @@
 pub enum Key {
     DatabaseUrl,
     DatabaseUrlFile,
+    MigrateDatabaseUrl,
+    MigrateDatabaseUrlFile,
     RedisUrl,
     RedisUrlFile,
     BatchSize,
@@ -108,7 +110,7 @@ use Fallback::{Unset, Value};
 use Kind::{Addresses, Choice, Name, Path, PostgresUrl, RedisUrl, Whole, WordOrWhole};
 
 /// How many settings there are.
-pub const SETTINGS_COUNT: usize = 46;
+pub const SETTINGS_COUNT: usize = 48;
 
 /// Every setting, in the contract's order.
 #[rustfmt::skip]
@@ -118,6 +120,10 @@ pub const SETTINGS: [Setting; SETTINGS_COUNT] = [
          unset: the server starts a private PostgreSQL of its own"),
     row(Key::DatabaseUrlFile, "DATABASE_URL_FILE", Unset("DATABASE_URL"), Path,
         "file that holds the URL, instead of DATABASE_URL"),
+    row(Key::MigrateDatabaseUrl, "MIGRATE_DATABASE_URL", Unset("DATABASE_URL"), PostgresUrl,
+        "the same database by a role that owns the tables, for migrations only; DATABASE_URL's role needs few rights then"),
+    row(Key::MigrateDatabaseUrlFile, "MIGRATE_DATABASE_URL_FILE", Unset("MIGRATE_DATABASE_URL"), Path,
+        "file that holds the URL, instead of MIGRATE_DATABASE_URL"),
     row(Key::RedisUrl, "REDIS_URL", Unset("in process"), RedisUrl,
         "Redis for batch status that is shared between nodes (redis:// or rediss://)"),
     row(Key::RedisUrlFile, "REDIS_URL_FILE", Unset("REDIS_URL"), Path,
@@ -219,6 +225,7 @@ impl Key {
     pub const fn file(self) -> Option<Key> {
         match self {
             Self::DatabaseUrl => Some(Self::DatabaseUrlFile),
+            Self::MigrateDatabaseUrl => Some(Self::MigrateDatabaseUrlFile),
             Self::RedisUrl => Some(Self::RedisUrlFile),
             _ => None,
         }

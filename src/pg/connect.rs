@@ -19,6 +19,7 @@ use super::health::DatabaseHealth;
 use super::tls;
 pub use super::tls::Tls;
 use super::watch::Watch;
+use crate::config::settings::Key;
 use crate::config::{DatabaseUrl, SslMode};
 use crate::limits::{
     CONNECT_TIMEOUT, CONNECT_WAIT_MAX, KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_RETRIES, SERVER_VERSION_MIN,
@@ -31,12 +32,17 @@ pub const TRANSACTION_LIMITS: &str = "SET LOCAL statement_timeout = '60s'; \
      SET LOCAL lock_timeout = '30s'; \
      SET LOCAL idle_in_transaction_session_timeout = '60s'";
 
+/// What messages advise to correct.
+const DATABASE_URL: &str = Key::DatabaseUrl.name();
+
 /// Opens connections to one database. Cheap to clone.
 #[derive(Clone)]
 pub struct Connector {
     config: Config,
     tls: Tls,
     address: String,
+    /// The setting that the URL came from, for messages.
+    setting: &'static str,
 }
 
 /// Why a start cannot use the database.
@@ -53,9 +59,18 @@ pub enum StartFault {
 impl StartFault {
     /// The same fault with `context` in front of its message.
     fn at(self, context: &str) -> Self {
+        self.map(|message| format!("{context}: {message}"))
+    }
+
+    /// The same fault, for a URL that `setting` gave.
+    fn of(self, setting: &'static str) -> Self {
+        self.map(|message| if setting == DATABASE_URL { message } else { message.replace(DATABASE_URL, setting) })
+    }
+
+    fn map(self, change: impl FnOnce(String) -> String) -> Self {
         match self {
-            Self::Configuration(message) => Self::Configuration(format!("{context}: {message}")),
-            Self::Transient(message) => Self::Transient(format!("{context}: {message}")),
+            Self::Configuration(message) => Self::Configuration(change(message)),
+            Self::Transient(message) => Self::Transient(change(message)),
         }
     }
 }
@@ -63,7 +78,16 @@ impl StartFault {
 impl Connector {
     /// A connector for `url`. Reads the file of `sslrootcert`; connects to nothing.
     pub fn new(url: &DatabaseUrl) -> Result<Self, StartFault> {
-        let tls = tls::connector(url).map_err(|why| StartFault::Configuration(format!("DATABASE_URL={url}: {why}")))?;
+        Self::from_setting(url, DATABASE_URL)
+    }
+
+    /// As [`Self::new`], for the role of `MIGRATE_DATABASE_URL`, which faults name.
+    pub fn of_owner(url: &DatabaseUrl) -> Result<Self, StartFault> {
+        Self::from_setting(url, Key::MigrateDatabaseUrl.name())
+    }
+
+    fn from_setting(url: &DatabaseUrl, setting: &'static str) -> Result<Self, StartFault> {
+        let tls = tls::connector(url).map_err(|why| StartFault::Configuration(format!("{setting}={url}: {why}")))?;
         let mut config = url.driver_config().clone();
         config.notice_callback(quiet_notice);
         let given = |parameter: &str| url.has_parameter(parameter);
@@ -91,7 +115,7 @@ impl Connector {
             SslMode::Allow | SslMode::Prefer => postgres::config::SslMode::Prefer,
             SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull => postgres::config::SslMode::Require,
         });
-        Ok(Self { config, tls, address: url.address() })
+        Ok(Self { config, tls, address: url.address(), setting })
     }
 
     /// A connector for a database of our own on this machine: never TLS. `address` is for messages.
@@ -99,7 +123,7 @@ impl Connector {
         config.notice_callback(quiet_notice);
         config.application_name("ingestd").connect_timeout(CONNECT_TIMEOUT);
         config.ssl_mode(postgres::config::SslMode::Disable);
-        Self { config, tls: tls::unused(), address }
+        Self { config, tls: tls::unused(), address, setting: DATABASE_URL }
     }
 
     /// A connection to a PostgreSQL that is new enough. The fault's message says what to do.
@@ -119,7 +143,7 @@ impl Connector {
         });
         let silent = |_| StartFault::Transient(format!("does not answer within {wait_max:?}; is it overloaded?"));
         let answered = receiver.recv_timeout(wait_max).map_err(silent).flatten();
-        answered.map_err(|fault| fault.at(&format!("PostgreSQL at {}", self.address)))
+        answered.map_err(|fault| fault.of(self.setting).at(&format!("PostgreSQL at {}", self.address)))
     }
 
     /// What a connection pool opens connections with; tells `health` of locks.
@@ -160,7 +184,9 @@ pub fn classify_start_error(error: &postgres::Error) -> StartFault {
             "correct DATABASE_URL, or allow this user and address in the server's pg_hba.conf"
         }
         SqlState::INVALID_CATALOG_NAME => "create the database (createdb), or correct its name in DATABASE_URL",
-        SqlState::INSUFFICIENT_PRIVILEGE => "grant the right to this user, or use another one in DATABASE_URL",
+        SqlState::INSUFFICIENT_PRIVILEGE => {
+            "grant the rights to this user (sql/roles/least_privilege.sql), or use another one in DATABASE_URL"
+        }
         SqlState::INVALID_SCHEMA_NAME => "create a schema, or correct the user's search_path",
         _ if state.code().starts_with("28") => "correct DATABASE_URL",
         _ => return StartFault::Transient(said),

@@ -11,8 +11,10 @@
 
 use std::fmt;
 
+use postgres::error::SqlState;
 use postgres::{Client, IsolationLevel, Transaction};
 
+use super::connect::{Connector, StartFault, one_line};
 use crate::limits::MIGRATE_LOCK_WAIT_MAX;
 
 /// First key of every advisory lock of ingestd: "ingd" in ASCII.
@@ -47,6 +49,7 @@ pub const MIGRATIONS: &[Migration] = &[
     migration!(1, "0001", "events"),
     migration!(2, "0002", "ingest_batches"),
     migration!(3, "0003", "dead_letter_events"),
+    migration!(4, "0004", "partition_functions"),
 ];
 
 /// The schema's version that this program works with.
@@ -61,7 +64,7 @@ const _: () = {
 };
 
 /// What [`migrate`] did.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
     /// What this call applied, in order; empty when the schema was up to date.
     pub applied: Vec<&'static str>,
@@ -94,8 +97,22 @@ pub enum MigrateError {
          see pg_stat_activity, then try again", MIGRATE_LOCK_WAIT_MAX.as_secs()
     )]
     LockTimeout,
+    /// The role may not: another one has to.
+    #[error(
+        "the database's schema has version {found}, version {SCHEMA_VERSION} is needed, and this role may not migrate it \
+         ({said}): run 'ingestd migrate' with a role that owns the tables, or set MIGRATE_DATABASE_URL"
+    )]
+    NotAllowed {
+        /// The version in the database.
+        found: i32,
+        /// What PostgreSQL said.
+        said: String,
+    },
+    /// The role that may migrate cannot connect.
+    #[error("{0}")]
+    Connect(StartFault),
     /// A migration failed; nothing of it was kept.
-    #[error("migration {version:04}_{name} failed: {error}", error = super::connect::one_line(.error))]
+    #[error("migration {version:04}_{name} failed: {error}", error = one_line(.error))]
     Failed {
         /// Its version.
         version: i32,
@@ -105,19 +122,41 @@ pub enum MigrateError {
         error: postgres::Error,
     },
     /// The database could not be asked.
-    #[error("{}", super::connect::one_line(.0))]
+    #[error("{}", one_line(.0))]
     Postgres(#[from] postgres::Error),
 }
 
 /// Brings the schema to [`SCHEMA_VERSION`]. Idempotent; safe to run from many nodes at once.
 pub fn migrate(client: &mut Client) -> Result<Report, MigrateError> {
-    let mut report = Report { applied: Vec::new() };
-    while version(client)? < SCHEMA_VERSION {
-        if let Some(name) = apply_next(client)? {
-            report.applied.push(name);
+    let mut report = Report::default();
+    loop {
+        let found = version(client)?;
+        if found >= SCHEMA_VERSION {
+            return Ok(report);
         }
+        report.applied.extend(apply_next(client).map_err(|error| not_allowed(error, found))?);
     }
-    Ok(report)
+}
+
+/// As [`migrate`], over a connection of `owner` (`MIGRATE_DATABASE_URL`) where there is one; that is opened only when
+/// `client`, of the role that serves, finds something to do.
+pub fn migrate_by(client: &mut Client, owner: Option<&Connector>) -> Result<Report, MigrateError> {
+    let Some(owner) = owner else { return migrate(client) };
+    if version(client)? >= SCHEMA_VERSION {
+        return Ok(Report::default());
+    }
+    migrate(&mut owner.connect().map_err(MigrateError::Connect)?)
+}
+
+fn not_allowed(error: MigrateError, found: i32) -> MigrateError {
+    match error {
+        MigrateError::Postgres(error) | MigrateError::Failed { error, .. }
+            if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) =>
+        {
+            MigrateError::NotAllowed { found, said: one_line(&error) }
+        }
+        error => error,
+    }
 }
 
 /// The version of the database's schema, 0 when it is empty; takes no lock beyond that of a read.
@@ -163,7 +202,7 @@ fn apply_next(client: &mut Client) -> Result<Option<&'static str>, MigrateError>
 
 fn lock_timeout(error: postgres::Error) -> MigrateError {
     match error.code() {
-        Some(&postgres::error::SqlState::LOCK_NOT_AVAILABLE) => MigrateError::LockTimeout,
+        Some(&SqlState::LOCK_NOT_AVAILABLE) => MigrateError::LockTimeout,
         _ => MigrateError::Postgres(error),
     }
 }

@@ -14,6 +14,10 @@
 //! by the next one: the mark, a comment on the table, tells its leftover from a table that a person
 //! detached to keep. Tables without the mark are never dropped.
 //!
+//! A session whose role does not own `events` has neither right. It calls the functions of
+//! `sql/0004_partition_functions.sql` instead, if that was granted: they make partitions in the same way and drop old ones
+//! without CONCURRENTLY, which functions cannot, and so only when no transaction keeps them waiting.
+//!
 //! Which months are there is read from the partitions' bounds, not from their names: a partition made by
 //! hand, for a quarter say, serves as well. Absent on purpose: a default partition, which would make every
 //! later ATTACH scan it.
@@ -76,6 +80,12 @@ pub enum PartitionError {
         /// The partition.
         name: String,
     },
+    /// Transactions use `events` for so long that waiting for them would hold up COPYs.
+    #[error(
+        "events is in use by transactions that take long, and a role that does not own it cannot wait for them \
+             without holding up COPYs; see pg_stat_activity, then try again"
+    )]
+    InUse,
     /// Another session holds a lock for long.
     #[error("waited {} s for a lock that another session holds; see pg_stat_activity, then try again",
         PARTITION_LOCK_WAIT_MAX.as_secs())]
@@ -98,6 +108,23 @@ impl From<postgres::Error> for PartitionError {
             Some(&SqlState::LOCK_NOT_AVAILABLE) => Self::LockTimeout,
             _ => Self::Postgres(error),
         }
+    }
+}
+
+/// By which right a session changes partitions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Right {
+    /// Its role owns `events`.
+    Ownership,
+    /// It may call functions that run with the owner's rights.
+    Functions,
+}
+
+impl Right {
+    fn of(client: &mut impl GenericClient) -> Result<Self, PartitionError> {
+        let query = "SELECT pg_has_role(relowner, 'USAGE') FROM pg_class WHERE oid = to_regclass('events')";
+        let owns = client.query_opt(query, &[])?.is_none_or(|row| row.get(0));
+        Ok(if owns { Self::Ownership } else { Self::Functions })
     }
 }
 
@@ -133,9 +160,10 @@ pub fn ensure(client: &mut Client, months: &[Month]) -> Result<Vec<String>, Part
     let begin = client.build_transaction().isolation_level(IsolationLevel::ReadCommitted).read_only(false);
     let mut transaction = begin.start()?;
     lock(&mut transaction, ADVISORY_PARTITIONS, PARTITION_LOCK_WAIT_MAX)?;
+    let right = Right::of(&mut transaction)?;
     let mut made = Vec::new();
     for month in missing(&mut transaction, months)? {
-        make(&mut transaction, month)?;
+        make(&mut transaction, right, month)?;
         made.push(month.partition_name());
     }
     transaction.commit()?;
@@ -151,9 +179,17 @@ fn missing(client: &mut impl GenericClient, months: &[Month]) -> Result<Vec<Mont
     Ok(missing)
 }
 
-fn make(transaction: &mut postgres::Transaction<'_>, month: Month) -> Result<(), PartitionError> {
+fn make(transaction: &mut postgres::Transaction<'_>, right: Right, month: Month) -> Result<(), PartitionError> {
     let name = month.partition_name();
-    make_room(transaction, &name)?;
+    let is_taken = is_taken_by_leftover(transaction, &name)?;
+    if right == Right::Functions {
+        let month_number = i32::try_from(month.month()).unwrap_or_default();
+        transaction.execute("SELECT ingestd_make_partition($1, $2)", &[&month.year(), &month_number])?;
+        return Ok(());
+    }
+    if is_taken {
+        transaction.batch_execute(&format!("DROP TABLE {name}"))?;
+    }
     // Names and bounds are made of digits: nothing to quote. The bounds carry their offset, so the
     // session's time zone does not matter.
     transaction.batch_execute(&format!(
@@ -166,8 +202,8 @@ fn make(transaction: &mut postgres::Transaction<'_>, month: Month) -> Result<(),
     Ok(())
 }
 
-/// Sees to it that no table has `name`: drops the leftover of an interrupted cleanup, refuses any other.
-fn make_room(transaction: &mut postgres::Transaction<'_>, name: &str) -> Result<(), PartitionError> {
+/// True when a table has `name` that an interrupted cleanup left; refuses any other.
+fn is_taken_by_leftover(transaction: &mut postgres::Transaction<'_>, name: &str) -> Result<bool, PartitionError> {
     let found = transaction.query_opt(
         "SELECT coalesce(i.inhdetachpending, false), i.inhparent IS NULL AND d.description IS NOT DISTINCT FROM $2
          FROM pg_class c
@@ -176,7 +212,7 @@ fn make_room(transaction: &mut postgres::Transaction<'_>, name: &str) -> Result<
          WHERE c.oid = to_regclass($1)",
         &[&name, &MARK],
     )?;
-    let Some(row) = found else { return Ok(()) };
+    let Some(row) = found else { return Ok(false) };
     let (detaching, leftover): (bool, bool) = (row.get(0), row.get(1));
     if detaching {
         return Err(PartitionError::Detaching { name: name.into() });
@@ -184,8 +220,7 @@ fn make_room(transaction: &mut postgres::Transaction<'_>, name: &str) -> Result<
     if !leftover {
         return Err(PartitionError::NameTaken { name: name.into() });
     }
-    transaction.batch_execute(&format!("DROP TABLE {name}"))?;
-    Ok(())
+    Ok(true)
 }
 
 /// The partitions of `events`, oldest first, with their sizes.
@@ -254,14 +289,31 @@ pub fn cleanup(
     if dry_run {
         return Ok(expired);
     }
+    let right = Right::of(client)?;
     for partition in &expired {
-        detach(client, partition)?;
-        drop_detached(client, &partition.name)?;
+        match right {
+            Right::Ownership => {
+                detach(client, partition)?;
+                drop_detached(client, &partition.name)?;
+            }
+            Right::Functions => drop_by_function(client, &partition.name)?,
+        }
     }
     for leftover in leftovers(client)? {
-        drop_detached(client, &leftover)?;
+        match right {
+            Right::Ownership => drop_detached(client, &leftover)?,
+            Right::Functions => drop_by_function(client, &leftover)?,
+        }
     }
     Ok(expired)
+}
+
+/// Drops the partition or leftover `name`, in one step. That it is gone is fine.
+fn drop_by_function(client: &mut Client, name: &str) -> Result<(), PartitionError> {
+    match client.execute("SELECT ingestd_drop_partition(to_regclass($1))", &[&name]) {
+        Err(error) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => Err(PartitionError::InUse),
+        outcome => Ok(outcome.map(drop)?),
+    }
 }
 
 /// Marks and detaches. That another node did so first, or does so now, is fine.
@@ -304,4 +356,17 @@ fn leftovers(client: &mut impl GenericClient) -> Result<Vec<String>, PartitionEr
         &[&MARK],
     )?;
     Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pg::migrate::ADVISORY_CLASS;
+
+    #[test]
+    fn the_functions_know_the_same_mark_and_the_same_lock() {
+        let sql = include_str!("../../sql/0004_partition_functions.sql");
+        assert_eq!(sql.matches(&format!("'{MARK}'")).count(), 2);
+        assert_eq!(sql.matches(&format!("pg_advisory_xact_lock({ADVISORY_CLASS}, {ADVISORY_PARTITIONS})")).count(), 2);
+    }
 }

@@ -9,7 +9,7 @@ use crate::pg::clock;
 use crate::pg::connect::{Connector, StartFault, classify_start_error};
 use crate::pg::embedded::{Embedded, EmbeddedOptions};
 use crate::pg::health::{DatabaseHealth, Witness};
-use crate::pg::migrate::{self, MigrateError, migrate};
+use crate::pg::migrate::{self, MigrateError, migrate_by};
 use crate::pg::partitions::{self, PartitionError};
 use crate::pg::pool::{self, Pool};
 use crate::pg::sqlstate::Fault;
@@ -22,6 +22,8 @@ pub struct Database {
     pub pool: Pool,
     /// The schema is as it should be.
     pub prepared: bool,
+    /// For migrations, by the role of `MIGRATE_DATABASE_URL`.
+    pub owner: Option<Connector>,
     embedded: Option<Embedded>,
 }
 
@@ -32,7 +34,12 @@ impl Database {
     /// # Errors
     /// What only the operator can mend: programs missing, wrong password, unknown database, too old, no right.
     pub fn start(config: &Config, health: &Arc<DatabaseHealth>) -> Result<Self, ServeError> {
+        let owner = config.migrate_database.as_deref().map(Connector::of_owner).transpose().map_err(refuse)?;
         let (embedded, connector) = match &config.database {
+            config::Database::Embedded if owner.is_some() => {
+                let message = "MIGRATE_DATABASE_URL is set and DATABASE_URL is not: set it, or start with --embedded";
+                return Err(ServeError::Configuration(message.to_owned()));
+            }
             config::Database::Embedded => {
                 let embedded = start_embedded(config)?;
                 let connector = Connector::local(embedded.config(), "the embedded PostgreSQL".to_owned());
@@ -40,7 +47,7 @@ impl Database {
             }
             config::Database::Url(url) => (None, Connector::new(url).map_err(refuse)?),
         };
-        let prepared = match connect_and_prepare(&connector, config.partitions_ahead_months) {
+        let prepared = match connect_and_prepare(&connector, owner.as_ref(), config.partitions_ahead_months) {
             Ok(()) => {
                 health.works(Witness::Probe);
                 true
@@ -53,7 +60,7 @@ impl Database {
         };
         let pool =
             pool::open(connector.watch(Arc::clone(health)), config.pool_connections_min, config.pool_connections_max);
-        Ok(Self { pool, prepared, embedded })
+        Ok(Self { pool, prepared, owner, embedded })
     }
 
     /// Stops the embedded PostgreSQL, if there is one.
@@ -71,11 +78,12 @@ fn start_embedded(config: &Config) -> Result<Embedded, ServeError> {
     Embedded::start(&options).map_err(|error| ServeError::Failed(error.to_string()))
 }
 
-fn connect_and_prepare(connector: &Connector, ahead: u32) -> Result<(), StartFault> {
+fn connect_and_prepare(connector: &Connector, owner: Option<&Connector>, ahead: u32) -> Result<(), StartFault> {
     let mut client = connector.connect()?;
-    let report = migrate(&mut client).map_err(|error| match error {
+    let report = migrate_by(&mut client, owner).map_err(|error| match error {
+        MigrateError::Connect(fault) => fault,
         MigrateError::Postgres(error) | MigrateError::Failed { error, .. } => classify_start_error(&error),
-        MigrateError::Newer { .. } => StartFault::Configuration(error.to_string()),
+        MigrateError::Newer { .. } | MigrateError::NotAllowed { .. } => StartFault::Configuration(error.to_string()),
         MigrateError::LockTimeout => StartFault::Transient(error.to_string()),
     })?;
     if !report.applied.is_empty() {
@@ -95,8 +103,8 @@ fn refuse(fault: StartFault) -> ServeError {
 }
 
 /// Migrates, and makes partitions ahead: after an outage, and now and then. Gives what [`check_schema`] would.
-pub fn prepare(client: &mut Client, ahead: u32) -> Result<Option<String>, Fault> {
-    let newer = newer_only(migrate(client).map(drop))?;
+pub fn prepare(client: &mut Client, owner: Option<&Connector>, ahead: u32) -> Result<Option<String>, Fault> {
+    let newer = newer_only(migrate_by(client, owner).map(drop))?;
     ensure_ahead(client, ahead).map_err(|error| Fault::lost(error.to_string()))?;
     Ok(newer)
 }
@@ -126,7 +134,13 @@ fn ensure_ahead(client: &mut Client, ahead: u32) -> Result<(), PartitionError> {
 /// Drops partitions older than `months` (`PARTITION_RETENTION_MONTHS`).
 pub fn drop_old_partitions(client: &mut Client, months: u32) -> Result<(), Fault> {
     let now = clock::agreed_now(client)?;
-    let dropped = partitions::cleanup(client, now, months, false).map_err(|error| Fault::lost(error.to_string()))?;
+    let dropped = match partitions::cleanup(client, now, months, false) {
+        Err(error @ PartitionError::InUse) => {
+            tracing::warn!(%error, "old partitions stay for now (PARTITION_RETENTION_MONTHS); trying again later");
+            return Ok(());
+        }
+        outcome => outcome.map_err(|error| Fault::lost(error.to_string()))?,
+    };
     for partition in dropped {
         tracing::info!(
             partition = partition.name,

@@ -184,7 +184,7 @@ impl Server {
             addresses: bound.addresses.clone(),
             draining: AtomicBool::new(false),
         });
-        let upkeep = Upkeep::start(Arc::clone(&app), config, database.prepared)?;
+        let upkeep = Upkeep::start(Arc::clone(&app), config, &database)?;
         let (journal_thread, journal_stopping) = start_journal_thread(&app, journal, feed, parker)?;
         let (drain, draining) = watch::channel(false);
         let workers = start_workers(&app, bound, &draining)?;

@@ -14,9 +14,11 @@ use crate::limits::{
     UPKEEP_INTERVAL,
 };
 use crate::pg::clock;
+use crate::pg::connect::Connector;
 use crate::pg::health::{Doubt, Witness};
 use crate::pg::ledger;
 use crate::pg::sqlstate::Fault;
+use crate::server::database::Database;
 use crate::server::{ServeError, database, join_within, spawn};
 use crate::types::UnixMicros;
 
@@ -28,6 +30,8 @@ pub struct Upkeep {
 
 struct Chores {
     app: Arc<App>,
+    /// Who migrates, where that is another role.
+    owner: Option<Connector>,
     partitions_ahead: u32,
     retention_months: Option<u32>,
     ledger_retention: Option<Duration>,
@@ -40,15 +44,16 @@ struct Chores {
 }
 
 impl Upkeep {
-    /// Starts it; `prepared` says whether the start has migrated the schema already.
-    pub fn start(app: Arc<App>, config: &Config, prepared: bool) -> Result<Self, ServeError> {
+    /// Starts it; `database` says whether the start has migrated the schema already.
+    pub fn start(app: Arc<App>, config: &Config, database: &Database) -> Result<Self, ServeError> {
         let now = Instant::now();
         let mut chores = Chores {
             app,
+            owner: database.owner.clone(),
             partitions_ahead: config.partitions_ahead_months,
             retention_months: config.partition_retention_months,
             ledger_retention: config.ledger_retention,
-            prepared,
+            prepared: database.prepared,
             partitions_due: now,
             ledger_due: now,
             expiry_due: now + EXPIRY_INTERVAL,
@@ -110,7 +115,9 @@ impl Chores {
     fn chores(&mut self, client: &mut postgres::Client, now: Instant) -> Result<(), Fault> {
         if !self.prepared || now >= self.partitions_due || !self.app.database.is_working() {
             // After an outage it may be another database: restored, or failed over to.
-            self.app.database.doubt(Doubt::Schema, database::prepare(client, self.partitions_ahead)?);
+            self.app
+                .database
+                .doubt(Doubt::Schema, database::prepare(client, self.owner.as_ref(), self.partitions_ahead)?);
             self.prepared = true;
             if let Some(months) = self.retention_months {
                 database::drop_old_partitions(client, months)?;

@@ -9,6 +9,7 @@ use ingestd::config::DatabaseUrl;
 use ingestd::pg::connect::{Connector, StartFault};
 use postgres::Client;
 use support::postgres::shared;
+use support::server::Ingestd;
 use support::tls::{Certificates, Greeting};
 
 fn connect(url: &str) -> Result<Client, StartFault> {
@@ -133,7 +134,9 @@ fn sslmode_decides_how_much_of_the_certificate_must_be_right() {
     };
     for (host, parameters) in [
         ("127.0.0.1", "sslmode=disable".to_owned()),
+        ("127.0.0.1", "sslmode=allow".to_owned()),
         ("127.0.0.1", "sslmode=prefer".to_owned()),
+        ("127.0.0.1", format!("sslmode=prefer&sslrootcert={other}")),
         ("127.0.0.1", "sslmode=require".to_owned()),
         ("127.0.0.1", format!("sslmode=require&sslrootcert={ca}")),
         ("127.0.0.1", format!("sslmode=verify-ca&sslrootcert={ca}")),
@@ -150,6 +153,31 @@ fn sslmode_decides_how_much_of_the_certificate_must_be_right() {
     ] {
         let message = configuration_fault(&url(host, parameters.clone()));
         assert!(message.contains(reason) && message.contains("sslrootcert"), "{parameters}: {message}");
+    }
+}
+
+#[test]
+fn the_verifying_modes_trust_the_systems_authorities_where_no_file_is_named() {
+    let database = shared().create_database();
+    let certificates = Certificates::signed("localhost");
+    let port = certificates.serve(upstream(&database.url), Greeting::Postgres);
+    for (parameters, authorities, code) in [
+        ("sslmode=verify-full", "ca.pem", 0),
+        ("sslmode=verify-full&sslrootcert=system", "ca.pem", 0),
+        ("sslmode=verify-ca", "ca.pem", 0),
+        ("sslmode=verify-full", "other.pem", 2),
+        ("sslmode=verify-full&sslrootcert=system", "other.pem", 2),
+        ("sslmode=verify-ca", "other.pem", 2),
+    ] {
+        let url = changed(&database.url, |parts| {
+            (parts.host, parts.port, parts.parameters) = ("localhost".into(), port, parameters.into());
+        });
+        // The system's authorities are those of this variable where it is set.
+        let authorities = certificates.path(authorities).display().to_string();
+        let settings = [("DATABASE_URL", &*url), ("SSL_CERT_FILE", &*authorities)];
+        let finished = Ingestd::run_to_exit(&["migrate"], &settings);
+        assert_eq!(finished.code, Some(code), "{parameters} {authorities}: {}", finished.stderr);
+        assert!(code == 0 || finished.stderr.contains("certificate"), "{}", finished.stderr);
     }
 }
 

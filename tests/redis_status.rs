@@ -237,6 +237,38 @@ fn rediss_encrypts_and_believes_only_a_certificate_that_it_can_verify() {
     accept(&doubting, "", &batch("taken", 2));
 }
 
+#[test]
+fn a_redis_that_does_tls_itself_is_believed_only_with_the_right_name_and_authority() {
+    let certificates = Certificates::signed("localhost");
+    let Some((redis, port)) = TestRedis::start_with_tls(&certificates) else {
+        support::announce("NOTE: redis-server was built without TLS; only a proxy's TLS is tested");
+        return;
+    };
+    let database = support::postgres::shared().create_database();
+    let server = |scheme: &str, host: &str, authorities: &str| {
+        let builder = Ingestd::builder().database(&database).env("REDIS_URL", format!("{scheme}://{host}:{port}/"));
+        builder.env("SSL_CERT_FILE", certificates.path(authorities).display()).start()
+    };
+    let trusting = server("rediss", "localhost", "ca.pem");
+    assert_eq!(wait_for_redis(&trusting, "ok")["status"], "healthy");
+    accept(&trusting, "", &batch("encrypted", 2));
+    wait_for_key(&redis, "encrypted", "completed");
+    assert_eq!(status_of(&trusting, "encrypted")["status"], "completed");
+    for (number, (scheme, host, authorities)) in
+        [("rediss", "localhost", "other.pem"), ("rediss", "127.0.0.1", "ca.pem"), ("redis", "localhost", "ca.pem")]
+            .into_iter()
+            .enumerate()
+    {
+        let doubting = server(scheme, host, authorities);
+        assert_eq!(wait_for_redis(&doubting, "failing")["status"], "degraded", "{scheme} {host} {authorities}");
+        let id = format!("taken-{number}");
+        accept(&doubting, "", &batch(&id, 2));
+        assert_eq!(wait_until_completed(&doubting, &id)["inserted"], 2, "ingestion goes on");
+        let told: Option<String> = redis.connect().get(format!("ingestd:batch::{id}")).expect("Redis answers");
+        assert_eq!(told, None, "{scheme} {host} {authorities}: nothing was sent there");
+    }
+}
+
 /// A node that reaches its Redis through a proxy.
 fn node_behind(proxy: &Proxy, database: &TestDatabase) -> Ingestd {
     Ingestd::builder().database(database).env("REDIS_URL", format!("redis://127.0.0.1:{}/", proxy.port())).start()

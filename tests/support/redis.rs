@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+use super::tls::Certificates;
+
 const START_WAIT_MAX: Duration = Duration::from_secs(20);
 /// How often a start is tried again because another program took the port that was free.
 const PORT_TRIES: usize = 5;
@@ -16,20 +18,46 @@ const PORT_TRIES: usize = 5;
 pub struct TestRedis {
     process: Option<Child>,
     port: u16,
+    arguments: Vec<String>,
     folder: TempDir,
 }
 
 impl TestRedis {
     /// Starts Redis; returns when it answers.
     pub fn start() -> Self {
+        Self::start_with(Vec::new).unwrap_or_else(|log| panic!("redis-server did not start: {log}"))
+    }
+
+    /// As [`Self::start`], with `certificates` for TLS on a second port, which it gives; `None` where redis-server was
+    /// built without TLS.
+    pub fn start_with_tls(certificates: &Certificates) -> Option<(Self, u16)> {
+        let file = |name: &str| certificates.path(name).display().to_string();
+        let arguments = || {
+            let port = super::free_port().to_string();
+            let (certificate, key, authorities) = (file("server.pem"), file("server-key.pem"), file("ca.pem"));
+            let files = ["--tls-cert-file", &certificate, "--tls-key-file", &key, "--tls-ca-cert-file", &authorities];
+            ["--tls-port", &port, "--tls-auth-clients", "no"].into_iter().chain(files).map(Into::into).collect()
+        };
+        match Self::start_with(arguments) {
+            Ok(redis) => {
+                let port = redis.arguments[1].parse().expect("a port");
+                Some((redis, port))
+            }
+            Err(log) if log.contains("Bad directive") => None,
+            Err(log) => panic!("redis-server did not start: {log}"),
+        }
+    }
+
+    /// Tries it on free ports; gives the log of the last that did not start.
+    fn start_with(arguments: impl Fn() -> Vec<String>) -> Result<Self, String> {
         let folder = super::folder();
         for _ in 0..PORT_TRIES {
-            let port = super::free_port();
-            if let Some(process) = launch(port, &folder) {
-                return Self { process: Some(process), port, folder };
+            let (port, arguments) = (super::free_port(), arguments());
+            if let Some(process) = launch(port, &arguments, &folder) {
+                return Ok(Self { process: Some(process), port, arguments, folder });
             }
         }
-        panic!("redis-server did not start: {}", log(&folder));
+        Err(log(&folder))
     }
 
     /// `REDIS_URL` for the server under test.
@@ -58,7 +86,7 @@ impl TestRedis {
     /// Starts Redis again, empty, on the same port.
     pub fn restart(&mut self) {
         self.stop();
-        let process = launch(self.port, &self.folder);
+        let process = launch(self.port, &self.arguments, &self.folder);
         self.process = Some(process.unwrap_or_else(|| panic!("Redis did not restart: {}", log(&self.folder))));
     }
 }
@@ -74,11 +102,12 @@ fn url(port: u16) -> String {
 }
 
 /// Starts a Redis on `port` and waits until it answers; `None` when it ends instead, as on a taken port.
-fn launch(port: u16, folder: &TempDir) -> Option<Child> {
+fn launch(port: u16, arguments: &[String], folder: &TempDir) -> Option<Child> {
     let log = std::fs::File::create(folder.path().join("redis.log")).expect("the folder is ours");
     let mut command = Command::new(program());
     command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
-    command.arg("--dir").arg(folder.path()).stdin(Stdio::null()).stdout(log).stderr(Stdio::null());
+    command.args(arguments);
+    command.arg("--dir").arg(folder.path()).stdin(Stdio::null()).stdout(log.try_clone().expect("a file")).stderr(log);
     let mut process = super::spawn(command).expect("redis-server runs");
     let client = redis::Client::open(url(port)).expect("a well-formed URL");
     let deadline = Instant::now() + START_WAIT_MAX;

@@ -16,7 +16,7 @@ SOAK_MINUTES ?= 5
 # How long each target of `make fuzz` runs.
 FUZZ_SECONDS ?= 60
 
-.PHONY: help setup build run test aarch64 soak fuzz loom bench clean
+.PHONY: help setup build run test aarch64 soak fuzz loom deny bench clean
 
 help: ## this list
 	@sed -nE 's/^([a-z0-9]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 14
@@ -58,6 +58,16 @@ fuzz: ## coverage-guided fuzzing of the parsers, FUZZ_SECONDS (60) each; what fa
 loom: ## every interleaving of the small lock-free parts
 	@deploy/setup.sh run
 	RUSTFLAGS='--cfg ingestd_loom' cargo test --locked --lib --target-dir $(TARGET)/loom loom_tests
+
+# Known weaknesses come from a database on the network: where it is out of reach, that is said, and all else is checked.
+deny: ## licences, sources and known weaknesses of what is depended on (needs cargo-deny)
+	@command -v cargo-deny >/dev/null || { echo 'make deny needs cargo-deny: cargo install --locked cargo-deny' >&2; exit 1; }
+	cargo deny --locked check bans licenses sources
+	@if cargo deny fetch db; then \
+		echo 'cargo deny check advisories'; cargo deny --locked check advisories; \
+	else \
+		echo 'NOTE: the advisory database cannot be reached: known weaknesses were NOT checked' >&2; \
+	fi
 
 bench: ## micro-benchmarks (criterion)
 	@deploy/setup.sh run

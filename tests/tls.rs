@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use ingestd::auth::key::Fingerprint;
 use rustix::process::Signal;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -379,4 +380,53 @@ fn healthcheck_asks_by_https() {
     check(folder.parent().expect("a folder"));
     let plain = Ingestd::run_to_exit(&["healthcheck"], &[("LISTEN_ADDR", server.address())]);
     assert!(plain.code == Some(1) && plain.stderr.contains("answers 400"), "{}", plain.stderr);
+}
+
+#[test]
+fn a_clients_certificate_counts_as_the_key_that_names_it() {
+    let folder = support::folder();
+    let keys = folder.path().join("keys.toml");
+    let keys = keys.to_str().expect("UTF-8");
+    let certificates = Certificates::signed(NAME);
+    let fingerprint = Fingerprint::of(&certificates.identity("client").0[0]).to_string().to_uppercase();
+    // As OpenSSL prints it.
+    let spelt: Vec<_> = (0..fingerprint.len()).step_by(2).map(|at| &fingerprint[at..at + 2]).collect();
+    let made = Ingestd::run_to_exit(
+        &[
+            "keys",
+            "new",
+            "--api-keys-file",
+            keys,
+            "--name",
+            "c",
+            "--scope",
+            "ingest",
+            "--certificate-sha256",
+            &spelt.join(":"),
+        ],
+        &[],
+    );
+    assert_eq!(made.code, Some(0), "{}", made.stderr);
+    let database = support::postgres::shared().create_database();
+    let server = Ingestd::builder()
+        .database(&database)
+        .env("TLS_CERT_FILE", certificates.path("server.pem").display())
+        .env("TLS_KEY_FILE", certificates.path("server-key.pem").display())
+        .env("TLS_CLIENT_CA_FILE", certificates.path("ca.pem").display())
+        .env("API_KEYS_FILE", keys)
+        .start();
+    let connect = |identity| {
+        let offer = Offer { identity, ..Offer::default() };
+        Https::connect(&server, &certificates, offer).expect("a connection")
+    };
+    let (status, answer) = connect(Some(certificates.identity("client"))).post("by-certificate");
+    assert_eq!(status, 200, "{answer}");
+    let owner: String =
+        database.connect().query_one("SELECT owner FROM ingest_batches", &[]).expect("one batch").get(0);
+    assert_eq!(owner, made.stdout.split('_').nth(1).expect("an id"), "its batches are the key's");
+    // Signed by the same authority, but no key names it.
+    let (status, answer) = connect(Some(certificates.identity("server"))).post("other");
+    assert!(status == 401 && answer.contains("key_missing"), "{status} {answer}");
+    let (status, answer) = connect(None).post("none");
+    assert!(status == 401 && answer.contains("key_missing"), "{status} {answer}");
 }

@@ -40,10 +40,6 @@ const _: () = assert!(EVENT_ID_BYTES_MAX <= i32::MAX as usize && NAME_BYTES_MAX 
 
 /// Connections that may wait to be accepted.
 pub const LISTEN_BACKLOG: i32 = 4096;
-/// Headers of a request at most: 431 beyond.
-pub const HEADERS_MAX: usize = 128;
-/// Longest path and query of a request: 414 beyond. What does not fit [`CONNECTION_BUFFER_BYTES_MAX`] either is a 431.
-pub const URL_BYTES_MAX: usize = 8 * KIB;
 /// Client addresses that rates and failed attempts are counted for at once; beyond, counting begins anew.
 pub const CLIENTS_REMEMBERED_MAX: usize = 100_000;
 /// How long an idle address is remembered at least.
@@ -56,18 +52,12 @@ pub const FAILED_ATTEMPTS_PER_SECOND: u32 = 1;
 pub const FAILED_ATTEMPT_DELAY: Duration = Duration::from_secs(1);
 /// Owners whose batches an admin's question for a status looks through, when it names none.
 pub const STATUS_OWNERS_MAX: usize = 1000;
-/// How long an answer may wait until its client reads on.
-pub const WRITE_WAIT_MAX: Duration = Duration::from_secs(30);
 /// How long a body may take beside what its size allows at `BODY_MIN_KB_PER_SECOND`.
 pub const BODY_GRACE: Duration = Duration::from_secs(10);
 /// How often it is told that connections are refused.
 pub const REFUSED_CONNECTIONS_TOLD_EVERY: Duration = Duration::from_secs(1);
 /// How long a worker that cannot accept waits before it tries again.
 pub const ACCEPT_RETRY_WAIT: Duration = Duration::from_millis(100);
-/// Read buffer of a connection at most, and so the header section: hyper answers 431 beyond. Larger ones bring
-/// no fewer system calls that would matter, but pages that the kernel clears for every body; and each connection keeps
-/// its own, which no budget counts.
-pub const CONNECTION_BUFFER_BYTES_MAX: usize = 32 * KIB;
 /// A body's memory is taken from what `MAX_REQUESTS_MB` allows in steps of this size.
 pub const BODY_RESERVE_STEP_BYTES: u64 = 64 * KIB as u64;
 /// Body buffers that a worker keeps for reuse.
@@ -123,8 +113,6 @@ pub const HTTP2_STREAM_WINDOW_BYTES: u32 = 64 * KIB as u32 - 1;
 pub const HTTP2_CONNECTION_WINDOW_BYTES: u32 = 2 * HTTP2_STREAM_WINDOW_BYTES;
 /// Largest frame taken: the least that the protocol allows.
 pub const HTTP2_FRAME_BYTES_MAX: u32 = 16 * KIB as u32;
-/// A request's header list at most, as HTTP/1's: 431 beyond. Many CONTINUATION frames end the connection earlier.
-pub const HTTP2_HEADER_LIST_BYTES_MAX: u32 = CONNECTION_BUFFER_BYTES_MAX as u32;
 /// Memory of a connection's header compression: what the protocol begins with.
 pub const HTTP2_HEADER_TABLE_BYTES: u32 = 4 * KIB as u32;
 /// Requests that a client may take back before they are even begun; one more ends the connection (CVE-2023-44487).
@@ -138,8 +126,6 @@ pub const HTTP2_SEND_BUFFER_BYTES_MAX: usize = 64 * KIB;
 pub const HTTP2_GOAWAY_WAIT_MAX: Duration = Duration::from_secs(5);
 
 const _: () = assert!(HTTP2_STREAM_WINDOW_BYTES <= HTTP2_CONNECTION_WINDOW_BYTES);
-// Neither counts against `MAX_REQUESTS_MB`: together no more than a few requests' heads.
-const _: () = assert!(HTTP2_CONNECTION_WINDOW_BYTES as usize <= 4 * CONNECTION_BUFFER_BYTES_MAX);
 const _: () = assert!(HTTP2_GOAWAY_WAIT_MAX.as_secs() < HTTP_DRAIN_WAIT_MAX.as_secs());
 
 // --- Blocks and queues ---------------------------------------------------------------------------

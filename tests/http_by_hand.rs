@@ -205,6 +205,23 @@ fn a_hundred_headers_are_fine_and_endless_ones_are_not() {
 }
 
 #[test]
+fn how_large_a_head_may_be_is_a_setting() {
+    let service = start(|builder| builder.env("MAX_HEADERS", 10).env("MAX_HEADER_KB", 8).env("MAX_URL_KB", 1));
+    let ask = |url: &str, headers: &str| {
+        let mut raw = Raw::connect(&service.server);
+        raw.send(format!("GET {url} HTTP/1.1\r\nHost: x\r\n{headers}\r\n").as_bytes());
+        raw.answer()
+    };
+    assert_eq!(ask("/livez", &"A: b\r\n".repeat(9)).status, 200);
+    assert_eq!(ask("/livez", &"A: b\r\n".repeat(10)).status, 431);
+    assert_eq!(ask("/livez", &format!("A: {}\r\n", "b".repeat(9000))).status, 431);
+    assert_eq!(ask(&format!("/livez?{}", "x".repeat(1000)), "").status, 200);
+    let long = ask(&format!("/livez?{}", "x".repeat(1100)), "");
+    assert_eq!(long.status, 414);
+    assert!(long.text().contains("MAX_URL_KB"), "{}", long.text());
+}
+
+#[test]
 fn a_url_beyond_the_limit_is_answered_414() {
     let url = |bytes: usize| format!("GET /livez?{} HTTP/1.1\r\nHost: x\r\n\r\n", "x".repeat(bytes));
     assert_eq!(statuses(&answers_to(url(8000).as_bytes())), ["200"]);

@@ -144,6 +144,14 @@ pub struct Config {
     pub connections_max: usize,
     /// `MAX_CONNECTIONS_PER_ADDRESS`, by default as many.
     pub connections_per_address_max: usize,
+    /// `MAX_HEADERS`.
+    pub headers_max: usize,
+    /// `MAX_HEADER_KB`.
+    pub header_bytes_max: usize,
+    /// `MAX_URL_KB`.
+    pub url_bytes_max: usize,
+    /// `WRITE_TIMEOUT_SECONDS`.
+    pub write_timeout: Duration,
     /// `HEADER_TIMEOUT_SECONDS`.
     pub header_timeout: Duration,
     /// `KEEP_ALIVE_SECONDS`.

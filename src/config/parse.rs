@@ -45,6 +45,10 @@ pub(super) fn config(raw: &Raw) -> Result<Config, Problems> {
         connections_per_address_max: reader
             .whole_or_unset(Key::MaxConnectionsPerAddress)
             .map_or(usize::MAX, |count| count as usize),
+        headers_max: reader.whole(Key::MaxHeaders) as usize,
+        header_bytes_max: reader.whole(Key::MaxHeaderKb) as usize * KIB,
+        url_bytes_max: reader.whole(Key::MaxUrlKb) as usize * KIB,
+        write_timeout: Duration::from_secs(reader.whole(Key::WriteTimeoutSeconds)),
         header_timeout: Duration::from_secs(reader.whole(Key::HeaderTimeoutSeconds)),
         keep_alive: Duration::from_secs(reader.whole(Key::KeepAliveSeconds)),
         body_bytes_per_second_min: reader.whole(Key::BodyMinKbPerSecond) * KIB as u64,

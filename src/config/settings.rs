@@ -31,8 +31,12 @@ pub enum Key {
     MaxRequestsMb,
     MaxConnections,
     MaxConnectionsPerAddress,
+    MaxHeaders,
+    MaxHeaderKb,
+    MaxUrlKb,
     HeaderTimeoutSeconds,
     KeepAliveSeconds,
+    WriteTimeoutSeconds,
     BodyMinKbPerSecond,
     EventMaxAgeDays,
     EventMaxFutureHours,
@@ -110,7 +114,7 @@ use Fallback::{Unset, Value};
 use Kind::{Addresses, Choice, Name, Path, PostgresUrl, RedisUrl, Whole, WordOrWhole};
 
 /// How many settings there are.
-pub const SETTINGS_COUNT: usize = 48;
+pub const SETTINGS_COUNT: usize = 52;
 
 /// Every setting, in the contract's order.
 #[rustfmt::skip]
@@ -164,10 +168,18 @@ pub const SETTINGS: [Setting; SETTINGS_COUNT] = [
         "open connections; further ones are answered 503 and closed"),
     row(Key::MaxConnectionsPerAddress, "MAX_CONNECTIONS_PER_ADDRESS", Unset("MAX_CONNECTIONS"), Whole(1, 1_000_000),
         "open connections from one address (one /64 of IPv6); leave it unset behind a proxy"),
+    row(Key::MaxHeaders, "MAX_HEADERS", Value("128"), Whole(8, 4096),
+        "headers of a request; more are answered 431"),
+    row(Key::MaxHeaderKb, "MAX_HEADER_KB", Value("32"), Whole(8, 1024),
+        "size of a request's head; a larger one is answered 431"),
+    row(Key::MaxUrlKb, "MAX_URL_KB", Value("8"), Whole(1, 1024),
+        "size of a request's path and query; longer ones are answered 414, or 431 beyond MAX_HEADER_KB"),
     row(Key::HeaderTimeoutSeconds, "HEADER_TIMEOUT_SECONDS", Value("10"), Whole(1, 3600),
         "time for a request's head to arrive; then the connection is closed"),
     row(Key::KeepAliveSeconds, "KEEP_ALIVE_SECONDS", Value("75"), Whole(1, 86_400),
         "how long a connection may stay open without a request"),
+    row(Key::WriteTimeoutSeconds, "WRITE_TIMEOUT_SECONDS", Value("30"), Whole(1, 3600),
+        "how long an answer may wait until its client reads on; then the connection is closed"),
     row(Key::BodyMinKbPerSecond, "BODY_MIN_KB_PER_SECOND", Value("4"), Whole(1, 1_048_576),
         "a body that comes more slowly, after 10 s of grace, is answered 408"),
     row(Key::EventMaxAgeDays, "EVENT_MAX_AGE_DAYS", Value("365"), Whole(0, 36_500),

@@ -52,12 +52,26 @@ impl IngestSettings {
     }
 }
 
+/// How large the head of a request may be.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadLimits {
+    /// Headers: 431 beyond.
+    pub headers_max: usize,
+    /// Bytes of the whole head: 431 beyond. It is also the read buffer of a connection of HTTP/1 at most: each keeps its
+    /// own, which no budget counts, and larger ones bring no fewer system calls that would matter.
+    pub bytes_max: usize,
+    /// Bytes of path and query: 414 beyond.
+    pub url_bytes_max: usize,
+}
+
 /// Everything that a worker reaches.
 pub struct App {
     /// Limits and defaults.
     pub settings: IngestSettings,
     /// How long a connection may wait for its client.
     pub patience: Patience,
+    /// How large heads may be.
+    pub head_limits: HeadLimits,
     /// What HTTPS is served with; `None`: plain HTTP.
     pub tls: Option<Tls>,
     /// Who is connected.

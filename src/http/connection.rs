@@ -28,9 +28,8 @@ use crate::http::stream::{ClientStream, Opening, Progress};
 use crate::http::tls::{ALPN_HTTP2, Tls};
 use crate::http::worker::{Worker, drained};
 use crate::limits::{
-    CONNECTION_BUFFER_BYTES_MAX, HEADERS_MAX, HTTP2_CONNECTION_WINDOW_BYTES, HTTP2_FRAME_BYTES_MAX,
-    HTTP2_HEADER_LIST_BYTES_MAX, HTTP2_HEADER_TABLE_BYTES, HTTP2_LOCAL_RESETS_MAX, HTTP2_RESETS_PENDING_MAX,
-    HTTP2_SEND_BUFFER_BYTES_MAX, HTTP2_STREAM_WINDOW_BYTES, HTTP2_STREAMS_MAX,
+    HTTP2_CONNECTION_WINDOW_BYTES, HTTP2_FRAME_BYTES_MAX, HTTP2_HEADER_TABLE_BYTES, HTTP2_LOCAL_RESETS_MAX,
+    HTTP2_RESETS_PENDING_MAX, HTTP2_SEND_BUFFER_BYTES_MAX, HTTP2_STREAM_WINDOW_BYTES, HTTP2_STREAMS_MAX,
 };
 
 /// Turns true at shutdown.
@@ -109,6 +108,7 @@ async fn serve_http1<S>(stream: S, requests: Requests, mut drain: Drain)
 where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
+    let head_limits = requests.worker.app.head_limits;
     // Boxed: a connection without a request does not hold the room for one.
     let service = service_fn(move |request| Box::pin(requests.clone().answer(request)));
     let connection = http1::Builder::new()
@@ -116,8 +116,8 @@ where
         .header_read_timeout(None)
         // Who has sent everything may close that side, and still wants the answer.
         .half_close(true)
-        .max_headers(HEADERS_MAX)
-        .max_buf_size(CONNECTION_BUFFER_BYTES_MAX)
+        .max_headers(head_limits.headers_max)
+        .max_buf_size(head_limits.bytes_max)
         .serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
     let ended = tokio::select! {
@@ -138,6 +138,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
     let (progress, patience) = (Rc::clone(&requests.progress), requests.worker.app.patience);
+    let head_limits = requests.worker.app.head_limits;
     progress.is_http2();
     let service = service_fn(move |request| Box::pin(requests.clone().answer(request)));
     let connection = http2::Builder::new(LocalTasks)
@@ -145,7 +146,7 @@ where
         .initial_stream_window_size(HTTP2_STREAM_WINDOW_BYTES)
         .initial_connection_window_size(HTTP2_CONNECTION_WINDOW_BYTES)
         .max_frame_size(HTTP2_FRAME_BYTES_MAX)
-        .max_header_list_size(HTTP2_HEADER_LIST_BYTES_MAX)
+        .max_header_list_size(u32::try_from(head_limits.bytes_max).unwrap_or(u32::MAX))
         .header_table_size(HTTP2_HEADER_TABLE_BYTES)
         .max_pending_accept_reset_streams(HTTP2_RESETS_PENDING_MAX)
         .max_local_error_reset_streams(HTTP2_LOCAL_RESETS_MAX)

@@ -10,13 +10,13 @@ use hyper::{Method, Request, Response, StatusCode};
 use percent_encoding::percent_decode_str;
 
 use crate::auth::gate::{Caller, Denied};
+use crate::http::app::HeadLimits;
 use crate::http::headers::protect;
 use crate::http::peer::Peer;
 use crate::http::problem::Problem;
 use crate::http::query::parameter;
 use crate::http::worker::Worker;
 use crate::http::{access, health, ingest, observe, status};
-use crate::limits::{HEADERS_MAX, URL_BYTES_MAX};
 use crate::metrics::{HttpStatus, Route};
 
 /// What handlers give back.
@@ -67,7 +67,7 @@ async fn handle(
     request: Request<Incoming>,
 ) -> Response<Full<Bytes>> {
     let is_head = request.method() == Method::HEAD;
-    let caller = match check(&request, route) {
+    let caller = match check(&request, route, worker.app.head_limits) {
         Ok(()) => access::admit(worker, peer, request.headers(), route).await,
         Err(problem) => Err(problem),
     };
@@ -86,10 +86,10 @@ async fn handle(
 }
 
 /// Whether there is such a resource, and it has such a method.
-fn check(request: &Request<Incoming>, route: Route) -> Result<(), Problem> {
+fn check(request: &Request<Incoming>, route: Route, limits: HeadLimits) -> Result<(), Problem> {
     match (route, request.method()) {
-        _ if url_bytes(request) > URL_BYTES_MAX => Err(url_too_long()),
-        _ if request.headers().len() > HEADERS_MAX => Err(too_many_headers()),
+        _ if url_bytes(request) > limits.url_bytes_max => Err(url_too_long(limits)),
+        _ if request.headers().len() > limits.headers_max => Err(too_many_headers(limits)),
         (Route::Other | Route::OpenApi | Route::Dashboard, _) => Err(unknown_resource()),
         (Route::IngestBatch, &Method::POST) => Ok(()),
         (Route::IngestBatch, _) => Err(Problem::method_not_allowed("POST")),
@@ -128,14 +128,17 @@ fn url_bytes(request: &Request<Incoming>) -> usize {
     request.uri().path_and_query().map_or(0, |url| url.as_str().len())
 }
 
-fn url_too_long() -> Problem {
-    let detail = format!("path and query are longer than {URL_BYTES_MAX} bytes; no resource needs as much");
+fn url_too_long(limits: HeadLimits) -> Problem {
+    let detail = format!(
+        "path and query are longer than {} bytes (MAX_URL_KB); no resource needs as much",
+        limits.url_bytes_max
+    );
     Problem::new(StatusCode::URI_TOO_LONG, "url_too_long", detail).and_close()
 }
 
 /// For HTTP/2: HTTP/1 refuses them itself.
-fn too_many_headers() -> Problem {
-    let detail = format!("the request has more than {HEADERS_MAX} headers");
+fn too_many_headers(limits: HeadLimits) -> Problem {
+    let detail = format!("the request has more than {} headers (MAX_HEADERS)", limits.headers_max);
     Problem::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "too_many_headers", detail).and_close()
 }
 

@@ -26,7 +26,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
-use crate::limits::{HTTP2_GOAWAY_WAIT_MAX, LINGER_READ_BYTES, LINGER_WAIT_MAX, WRITE_WAIT_MAX};
+use crate::limits::{HTTP2_GOAWAY_WAIT_MAX, LINGER_READ_BYTES, LINGER_WAIT_MAX};
 
 /// How long a connection may wait for its client.
 #[derive(Clone, Copy, Debug)]
@@ -35,6 +35,8 @@ pub struct Patience {
     pub head: Duration,
     /// `KEEP_ALIVE_SECONDS`: from an answer to the next request's first byte.
     pub idle: Duration,
+    /// `WRITE_TIMEOUT_SECONDS`: how long an answer may wait until its client reads on.
+    pub write: Duration,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -285,7 +287,8 @@ impl ClientStream {
             self.writing = None;
             return written;
         }
-        let timer = self.writing.get_or_insert_with(|| Box::pin(sleep(WRITE_WAIT_MAX)));
+        let patience = self.patience.write;
+        let timer = self.writing.get_or_insert_with(|| Box::pin(sleep(patience)));
         ready!(timer.as_mut().poll(cx));
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
@@ -388,7 +391,8 @@ mod tests {
     fn a_connection_is_idle_when_its_last_request_is_answered_or_gone() {
         let progress = Rc::new(Progress::new());
         progress.is_http2();
-        let patience = Patience { head: Duration::from_secs(10), idle: Duration::from_secs(75) };
+        let patience =
+            Patience { head: Duration::from_secs(10), idle: Duration::from_secs(75), write: Duration::from_secs(30) };
         assert!(progress.read_deadline(patience).is_some());
         let (one, two) = (progress.request_begins(), progress.request_begins());
         one.answered(true);

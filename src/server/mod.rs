@@ -34,7 +34,7 @@ use crate::encode::pool::BlockPool;
 use crate::flush::cut::{CutSettings, Linger};
 use crate::flush::flusher::{FlushTools, Flusher};
 use crate::flush::queue::{FlushQueue, QueueBudgets};
-use crate::http::app::{App, IngestSettings};
+use crate::http::app::{App, HeadLimits, IngestSettings};
 use crate::http::body::BodyLimits;
 use crate::http::connections::Connections;
 use crate::http::stream::Patience;
@@ -162,7 +162,12 @@ impl Server {
         }
         let app = Arc::new(App {
             settings: ingest_settings(config),
-            patience: Patience { head: config.header_timeout, idle: config.keep_alive },
+            patience: Patience { head: config.header_timeout, idle: config.keep_alive, write: config.write_timeout },
+            head_limits: HeadLimits {
+                headers_max: config.headers_max,
+                bytes_max: config.header_bytes_max,
+                url_bytes_max: config.url_bytes_max,
+            },
             gate,
             tls,
             connections: Connections::new(config.connections_max, config.connections_per_address_max),

@@ -40,6 +40,25 @@ fn every_accepted_event_is_found_by_status_and_in_the_table() {
 }
 
 #[test]
+fn a_key_is_read_from_a_file() {
+    let database = support::postgres::shared().create_database();
+    let folder = support::folder();
+    let file = |name: &str| folder.path().join(name).display().to_string();
+    let (keys, key) = (file("keys.toml"), file("key"));
+    let made = Ingestd::run_to_exit(
+        &["keys", "new", "--api-keys-file", &keys, "--name", "load", "--scope", "ingest,read"],
+        &[],
+    );
+    std::fs::write(&key, made.stdout).expect("written");
+    let server = Ingestd::builder().database(&database).env("API_KEYS_FILE", &keys).start();
+    let (finished, report) = load(&server, &database, &["--api-key-file", &key]);
+    assert_eq!(finished.code, Some(0), "{}{}", finished.stdout, finished.stderr);
+    assert_eq!(report["loss_check"]["inserted"], 2000, "{report}");
+    let (finished, _) = load(&server, &database, &["--check", "none"]);
+    assert_eq!(finished.code, Some(1), "without the key nothing is accepted");
+}
+
+#[test]
 fn rows_that_went_away_are_lost_and_the_exit_code_says_so() {
     let database = support::postgres::shared().create_database();
     let server = Ingestd::builder().database(&database).start();

@@ -20,6 +20,11 @@ fn left(reply: &Reply, unit: &str) -> Option<u64> {
 
 fn refusal(reply: &Reply) {
     assert_eq!((reply.status, &reply.json()["code"]), (429, &json!("rate_limited")), "{}", reply.text());
+    assert!(
+        !reply.header("ratelimit-policy").is_empty() && reply.header("ratelimit").contains(";r=0;t="),
+        "{:?}",
+        reply.headers
+    );
     assert!(reply.header("retry-after").parse::<u64>().is_ok_and(|seconds| seconds >= 1), "{:?}", reply.headers);
 }
 

@@ -44,28 +44,38 @@ pub async fn admit(worker: &Worker, peer: &Peer, headers: &HeaderMap, route: Rou
     if need == Need::Nothing {
         return Ok(None);
     }
-    match identify(worker, peer, headers, need) {
-        Ok(caller) => Ok(caller),
+    let caller = match worker.app.gate.identify(peer.address, peer.certificate, headers, &worker.everybody) {
+        Ok(caller) => caller,
+        Err(denied) => return Err(turn_away(worker, peer, denied).await),
+    };
+    let Need::Scope(scope) = need else { return Ok(caller) };
+    let Some(caller) = caller else { return Err(turn_away(worker, peer, Denied::Missing).await) };
+    match permit(&caller, scope) {
+        Ok(()) => Ok(Some(caller)),
         Err(denied) => {
-            worker.app.metrics.auth_failures.add(failure(denied), 1);
-            if let Denied::WrongTooOften(_) = denied {
-                tracing::debug!(address = %peer.address, "too many requests with a wrong API key");
-                tokio::time::sleep(FAILED_ATTEMPT_DELAY).await;
-            }
-            Err(problem(denied))
+            let problem = turn_away(worker, peer, denied).await;
+            Err(rate_headers(&caller)
+                .into_iter()
+                .fold(problem, |problem, (name, value)| problem.with_header(name, value)))
         }
     }
 }
 
-fn identify(worker: &Worker, peer: &Peer, headers: &HeaderMap, need: Need) -> Result<Option<Caller>, Denied> {
-    let caller = worker.app.gate.identify(peer.address, peer.certificate, headers, &worker.everybody)?;
-    let Need::Scope(scope) = need else { return Ok(caller) };
-    let caller = caller.ok_or(Denied::Missing)?;
+fn permit(caller: &Caller, scope: Scope) -> Result<(), Denied> {
     if !caller.may(scope) {
         return Err(Denied::Forbidden(scope));
     }
-    caller.take(Unit::Requests, 1)?;
-    Ok(Some(caller))
+    caller.take(Unit::Requests, 1)
+}
+
+/// Counts a request that is not let in, and makes those wait who try keys; the answer to it.
+async fn turn_away(worker: &Worker, peer: &Peer, denied: Denied) -> Problem {
+    worker.app.metrics.auth_failures.add(failure(denied), 1);
+    if let Denied::WrongTooOften(_) = denied {
+        tracing::debug!(address = %peer.address, "too many requests with a wrong API key");
+        tokio::time::sleep(FAILED_ATTEMPT_DELAY).await;
+    }
+    problem(denied)
 }
 
 /// `problem` as the answer to a request whose body is still to come.
@@ -136,11 +146,12 @@ const fn insufficient(scope: Scope) -> &'static str {
 
 /// Tells `caller` in `headers` where it stands, if it is held to rates.
 pub fn tell_rates(caller: &Caller, headers: &mut HeaderMap) {
-    let Some((policy, state)) = caller.rate_headers() else { return };
-    for (name, value) in [("ratelimit-policy", policy), ("ratelimit", state)] {
-        // Both are digits and fixed words.
-        if let Ok(value) = HeaderValue::try_from(value) {
-            headers.insert(HeaderName::from_static(name), value);
-        }
-    }
+    headers.extend(rate_headers(caller));
+}
+
+fn rate_headers(caller: &Caller) -> Vec<(HeaderName, HeaderValue)> {
+    let Some((policy, state)) = caller.rate_headers() else { return Vec::new() };
+    // Both are digits and fixed words, which headers take.
+    let header = |(name, value): (_, String)| Some((HeaderName::from_static(name), HeaderValue::try_from(value).ok()?));
+    [("ratelimit-policy", policy), ("ratelimit", state)].into_iter().filter_map(header).collect()
 }

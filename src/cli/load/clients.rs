@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1::{self, SendRequest};
+use hyper::header::{AUTHORIZATION, HeaderValue};
 use hyper::{Method, Request, Uri};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
@@ -27,6 +28,8 @@ const ANSWER_BYTES_MAX: usize = 1024 * 1024;
 pub(super) struct Target {
     /// `host:port`.
     pub authority: String,
+    /// `Authorization`, where the server asks for keys.
+    pub authorization: Option<HeaderValue>,
     /// Longest wait for an answer.
     pub timeout: Duration,
 }
@@ -91,9 +94,12 @@ impl Connection {
             .method(method)
             .uri(path)
             .header("host", &self.target.authority)
-            .header("content-type", "application/json")
-            .body(Full::new(body))
-            .map_err(NoAnswer::after_sending)?;
+            .header("content-type", "application/json");
+        let request = match &self.target.authorization {
+            Some(key) => request.header(AUTHORIZATION, key),
+            None => request,
+        };
+        let request = request.body(Full::new(body)).map_err(NoAnswer::after_sending)?;
         let response = sender.send_request(request).await.map_err(NoAnswer::after_sending)?;
         let status = response.status().as_u16();
         let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;

@@ -21,7 +21,7 @@ mod tally;
 use std::cell::{Cell, RefCell};
 use std::io::{Write, stdout};
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -29,6 +29,7 @@ use std::time::{Duration, Instant};
 use clap::builder::PossibleValuesParser;
 use clap::{Arg, ArgMatches, Command, value_parser};
 use hyper::Uri;
+use hyper::header::HeaderValue;
 use tokio::sync::Semaphore;
 use tokio::task::LocalSet;
 
@@ -91,9 +92,21 @@ pub(super) fn command() -> Command {
             option("check-wait", "TIME", "how long accepted batches may take until they are committed")
                 .default_value("60s")
                 .value_parser(parse_duration),
+            option("api-key-file", "FILE", "holds the API key, with the scopes ingest and read, where the server asks for one")
+                .value_parser(value_parser!(PathBuf)),
             option("json", "FILE", "write the report as JSON as well").value_parser(value_parser!(PathBuf)),
         ]);
     settings::with_settings(command, &[Key::DatabaseUrl, Key::DatabaseUrlFile])
+}
+
+/// The header that shows the key in the file at `path`.
+fn authorization(path: &Path) -> Result<HeaderValue, Failure> {
+    let unusable = |why: &str| Failure::usage(format!("--api-key-file {}: {why}", path.display()));
+    let key = std::fs::read_to_string(path).map_err(|error| unusable(&format!("cannot be read: {error}")))?;
+    let value = HeaderValue::try_from(format!("Bearer {}", key.trim()));
+    let mut value = value.map_err(|_| unusable("holds no key: one line of text is expected"))?;
+    value.set_sensitive(true);
+    Ok(value)
 }
 
 fn parse_duration(text: &str) -> Result<Duration, String> {
@@ -185,6 +198,7 @@ struct Plan {
     timeout: Duration,
     check: String,
     check_wait: Duration,
+    authorization: Option<HeaderValue>,
     json: Option<PathBuf>,
 }
 
@@ -223,6 +237,7 @@ impl Plan {
             timeout: get(matches, "timeout"),
             check,
             check_wait: get(matches, "check-wait"),
+            authorization: matches.get_one::<PathBuf>("api-key-file").map(|path| authorization(path)).transpose()?,
             json: matches.get_one::<PathBuf>("json").cloned(),
             asked,
         })
@@ -232,7 +247,11 @@ impl Plan {
     async fn send(&self) -> Result<Sent, Failure> {
         let query = self.asked.ack.as_ref().map_or_else(String::new, |ack| format!("?ack={ack}"));
         let path: Uri = format!("/v1/ingest/batch{query}").parse().map_err(Failure::runtime)?;
-        let target = Rc::new(Target { authority: self.authority.clone(), timeout: self.timeout });
+        let target = Rc::new(Target {
+            authority: self.authority.clone(),
+            authorization: self.authorization.clone(),
+            timeout: self.timeout,
+        });
         // The bodies' templates are made before the clock runs.
         let events = Events::new(&self.asked.run, &self.event_bytes, self.asked.seed);
         let schedule = Schedule { start: Instant::now(), requests: self.requests, duration: self.duration };

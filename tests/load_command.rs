@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use support::postgres::TestDatabase;
 use support::server::{Finished, Ingestd};
+use support::tls::Certificates;
 
 /// Runs a load of 2000 events against `server`, checked in the tables of `database` or by status; the JSON report, too.
 fn load(server: &Ingestd, database: &TestDatabase, options: &[&str]) -> (Finished, Value) {
@@ -56,6 +57,27 @@ fn a_key_is_read_from_a_file() {
     assert_eq!(report["loss_check"]["inserted"], 2000, "{report}");
     let (finished, _) = load(&server, &database, &["--check", "none"]);
     assert_eq!(finished.code, Some(1), "without the key nothing is accepted");
+}
+
+#[test]
+fn a_server_of_https_is_verified() {
+    let database = support::postgres::shared().create_database();
+    let certificates = Certificates::signed("localhost");
+    let server = Ingestd::builder()
+        .database(&database)
+        .env("TLS_CERT_FILE", certificates.path("server.pem").display())
+        .env("TLS_KEY_FILE", certificates.path("server-key.pem").display())
+        .start();
+    let url = server.url("").replace("127.0.0.1", "localhost");
+    let load = |authorities: &str| {
+        let authorities = certificates.path(authorities).display().to_string();
+        let arguments = ["load", "--url", &url, "--rate", "500", "--duration", "1s", "--batch", "50"];
+        Ingestd::run_to_exit(&arguments, &[("SSL_CERT_FILE", &authorities)])
+    };
+    let verified = load("ca.pem");
+    assert_eq!(verified.code, Some(0), "{}{}", verified.stdout, verified.stderr);
+    let unknown = load("other.pem");
+    assert!(unknown.code == Some(1) && unknown.stderr.contains("certificate"), "{}{}", unknown.stdout, unknown.stderr);
 }
 
 #[test]

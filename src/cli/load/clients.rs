@@ -11,12 +11,14 @@ use hyper::client::conn::http1::{self, SendRequest};
 use hyper::header::{AUTHORIZATION, HeaderValue};
 use hyper::{Method, Request, Uri};
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::events::Events;
 use super::pace::Schedule;
+use super::secure::Secure;
 use super::tally::{Outcome, Tally};
 use crate::status::model::rfc3339;
 use crate::sys::clock::wall_now;
@@ -28,6 +30,8 @@ const ANSWER_BYTES_MAX: usize = 1024 * 1024;
 pub(super) struct Target {
     /// `host:port`.
     pub authority: String,
+    /// Set for `https://`.
+    pub secure: Option<Secure>,
     /// `Authorization`, where the server asks for keys.
     pub authorization: Option<HeaderValue>,
     /// Longest wait for an answer.
@@ -111,11 +115,21 @@ impl Connection {
     async fn open(&self) -> Result<SendRequest<Full<Bytes>>, Box<dyn std::error::Error>> {
         let stream = TcpStream::connect(&self.target.authority).await?;
         stream.set_nodelay(true)?;
-        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-        // Its end shows in the sender.
-        tokio::task::spawn_local(async { connection.await.ok() });
-        Ok(sender)
+        match &self.target.secure {
+            None => shake_hands(stream).await,
+            Some(Secure { connector, name }) => shake_hands(connector.connect(name.clone(), stream).await?).await,
+        }
     }
+}
+
+async fn shake_hands<S>(stream: S) -> Result<SendRequest<Full<Bytes>>, Box<dyn std::error::Error>>
+where
+    S: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    // Its end shows in the sender.
+    tokio::task::spawn_local(async { connection.await.ok() });
+    Ok(sender)
 }
 
 /// A run: what all connections share.

@@ -16,6 +16,7 @@ mod clients;
 mod events;
 mod pace;
 mod report;
+mod secure;
 mod tally;
 
 use std::cell::{Cell, RefCell};
@@ -37,6 +38,7 @@ use self::clients::{Run, Target};
 use self::events::{EVENT_BYTES_MAX, EVENT_BYTES_MIN, Events};
 use self::pace::Schedule;
 use self::report::{Asked, Report};
+use self::secure::Secure;
 use self::tally::Tally;
 use super::failure::Failure;
 use super::{database, settings};
@@ -134,15 +136,20 @@ fn parse_bytes(text: &str) -> Result<RangeInclusive<usize>, String> {
 }
 
 /// `host:port` of a URL that has nothing else.
-fn authority(url: &str) -> Result<String, Failure> {
+fn address(url: &str) -> Result<(String, Option<Secure>), Failure> {
     let uri: Uri = url.parse().map_err(|error| Failure::usage(format!("--url {url}: {error}")))?;
-    let (Some("http"), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
-        return Err(Failure::usage(format!("--url {url}: must be http://HOST:PORT")));
+    let (Some(scheme @ ("http" | "https")), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
+        return Err(Failure::usage(format!("--url {url}: must be http://HOST:PORT or https://HOST:PORT")));
     };
     if !matches!(uri.path(), "" | "/") || uri.query().is_some() {
         return Err(Failure::usage(format!("--url {url}: must end behind the port, the path is known")));
     }
-    Ok(if authority.port().is_some() { authority.to_string() } else { format!("{authority}:80") })
+    let is_https = scheme == "https";
+    let secure = is_https.then(|| Secure::to(authority.host())).transpose();
+    let secure = secure.map_err(|why| Failure::usage(format!("--url {url}: {why}")))?;
+    let port = if is_https { 443 } else { 80 };
+    let authority = if authority.port().is_some() { authority.to_string() } else { format!("{authority}:{port}") };
+    Ok((authority, secure))
 }
 
 fn get<T: Clone + Send + Sync + 'static>(matches: &ArgMatches, name: &str) -> T {
@@ -190,7 +197,6 @@ fn cannot_check(why: &str) -> String {
 /// The arguments.
 struct Plan {
     asked: Asked,
-    authority: String,
     duration: Duration,
     requests: u64,
     priorities: Vec<u8>,
@@ -218,7 +224,7 @@ impl Plan {
             )));
         }
         let asked = Asked {
-            url: url.clone(),
+            url,
             events_per_second: rate,
             seconds: duration.as_secs_f64(),
             batch_events: batch as usize,
@@ -229,7 +235,6 @@ impl Plan {
             run: format!("{:016x}", uuid::Uuid::now_v7().as_u128() as u64),
         };
         Ok(Self {
-            authority: authority(&url)?,
             duration,
             requests,
             priorities: get(matches, "priority"),
@@ -247,11 +252,9 @@ impl Plan {
     async fn send(&self) -> Result<Sent, Failure> {
         let query = self.asked.ack.as_ref().map_or_else(String::new, |ack| format!("?ack={ack}"));
         let path: Uri = format!("/v1/ingest/batch{query}").parse().map_err(Failure::runtime)?;
-        let target = Rc::new(Target {
-            authority: self.authority.clone(),
-            authorization: self.authorization.clone(),
-            timeout: self.timeout,
-        });
+        let (authority, secure) = address(&self.asked.url)?;
+        let target =
+            Rc::new(Target { authority, secure, authorization: self.authorization.clone(), timeout: self.timeout });
         // The bodies' templates are made before the clock runs.
         let events = Events::new(&self.asked.run, &self.event_bytes, self.asked.seed);
         let schedule = Schedule { start: Instant::now(), requests: self.requests, duration: self.duration };
@@ -328,8 +331,11 @@ mod tests {
         assert_eq!(parse_bytes("400"), Ok(400..=400));
         assert_eq!(parse_bytes("300..20000"), Ok(300..=20_000));
         assert!(parse_bytes("100").is_err() && parse_bytes("500..400").is_err());
-        assert_eq!(authority("http://localhost:8000").ok().as_deref(), Some("localhost:8000"));
-        assert_eq!(authority("http://localhost/").ok().as_deref(), Some("localhost:80"));
-        assert!(authority("https://localhost").is_err() && authority("http://localhost/v1").is_err());
+        let authority = |url: &str| address(url).ok().map(|(authority, secure)| (authority, secure.is_some()));
+        assert_eq!(authority("http://localhost:8000"), Some(("localhost:8000".to_owned(), false)));
+        assert_eq!(authority("http://localhost/"), Some(("localhost:80".to_owned(), false)));
+        for bad in ["ftp://localhost", "http://localhost/v1", "http://localhost?x", "localhost"] {
+            assert_eq!(authority(bad), None, "{bad}");
+        }
     }
 }

@@ -258,6 +258,10 @@ const _: () = assert!(KEEPALIVE_IDLE.as_secs() + KEEPALIVE_INTERVAL.as_secs() * 
 pub const MIGRATE_LOCK_WAIT_MAX: Duration = Duration::from_secs(60);
 /// How long making partitions waits for a lock; a flusher may be waiting for the result.
 pub const PARTITION_LOCK_WAIT_MAX: Duration = Duration::from_secs(10);
+/// How long detaching a partition waits for another one that is being detached: PostgreSQL does one at a time.
+pub const PARTITION_DETACH_WAIT_MAX: Duration = Duration::from_secs(60);
+/// Pause before it is tried again.
+pub const PARTITION_DETACH_RETRY_PAUSE: Duration = Duration::from_millis(50);
 
 // --- Embedded PostgreSQL -------------------------------------------------------------------------
 

@@ -185,6 +185,49 @@ fn a_cleanup_that_was_interrupted_is_completed() {
     assert_eq!(client.query_one(left, &[]).expect("counted").get::<_, i64>(0), 0);
 }
 
+/// Begins to detach partition `name` and is cancelled in the second half. That comes when a transaction that has read
+/// events makes it wait; it goes on until what is returned is dropped.
+fn interrupt_detach(database: &TestDatabase, client: &mut Client, name: &str) -> Client {
+    let mut reader = connect(database);
+    reader.batch_execute("BEGIN; SELECT 1 FROM events").expect("read");
+    client.batch_execute("SET lock_timeout = '50ms'").expect("set");
+    let cancelled = client.batch_execute(&format!("ALTER TABLE events DETACH PARTITION {name} CONCURRENTLY"));
+    assert!(cancelled.is_err());
+    client.batch_execute("RESET lock_timeout").expect("reset");
+    reader
+}
+
+#[test]
+fn a_cleanup_completes_an_interrupted_one_before_it_detaches_anything_else() {
+    let (database, mut client) = migrated();
+    ensure(&mut client, &[month("2025-01"), month("2025-02"), month("2025-03")]).expect("made");
+    client.batch_execute("COMMENT ON TABLE events_2025_02 IS 'ingestd: expired, being dropped'").expect("marked");
+    drop(interrupt_detach(&database, &mut client, "events_2025_02"));
+    assert_eq!(cleanup(&mut client, within("2026-11"), 3, false).expect("completed").len(), 3);
+    assert_eq!(names(&mut client), Vec::<String>::new());
+}
+
+#[test]
+fn a_cleanup_waits_while_another_partition_is_being_detached() {
+    let (database, mut client) = migrated();
+    ensure(&mut client, &[month("2025-01"), month("2026-10")]).expect("made");
+    drop(interrupt_detach(&database, &mut client, "events_2026_10"));
+    std::thread::scope(|scope| {
+        let cleaning =
+            scope.spawn(|| cleanup(&mut connect(&database), within("2026-11"), 3, false).map(|old| old.len()));
+        // It has marked the partition, and is refused.
+        let marked = |client: &mut Client| list(client).expect("listed").iter().any(|partition| partition.marked);
+        while !marked(&mut client) {
+            std::thread::yield_now();
+        }
+        // The two may wait for each other, which PostgreSQL ends by an error for one of them.
+        let mut complete = || client.batch_execute("ALTER TABLE events DETACH PARTITION events_2026_10 FINALIZE");
+        assert!((0..5).any(|_| complete().is_ok()));
+        assert_eq!(cleaning.join().expect("no panic").expect("dropped"), 1);
+    });
+    assert_eq!(names(&mut client), Vec::<String>::new());
+}
+
 #[test]
 fn a_detach_that_was_cancelled_is_completed_if_it_was_a_cleanups() {
     let (database, mut client) = migrated();
@@ -195,17 +238,10 @@ fn a_detach_that_was_cancelled_is_completed_if_it_was_a_cleanups() {
                 .batch_execute("COMMENT ON TABLE events_2026_10 IS 'ingestd: expired, being dropped'")
                 .expect("marked");
         }
-        // A transaction that has read events makes DETACH CONCURRENTLY wait in its second half: cancel it there.
-        let mut reader = connect(&database);
-        let mut reading = reader.transaction().expect("begun");
-        reading.query("SELECT 1 FROM events", &[]).expect("read");
-        client.batch_execute("SET lock_timeout = '50ms'").expect("set");
-        let cancelled = client.batch_execute("ALTER TABLE events DETACH PARTITION events_2026_10 CONCURRENTLY");
-        assert!(cancelled.is_err());
-        client.batch_execute("RESET lock_timeout").expect("reset");
+        let reading = interrupt_detach(&database, &mut client, "events_2026_10");
         let error = ensure(&mut client, &[month("2026-10")]).expect_err("must be refused");
         assert!(matches!(error, PartitionError::Detaching { .. }), "{error}");
-        reading.commit().expect("committed");
+        drop(reading);
         // The month is not old: only the mark says that a cleanup wanted it gone.
         let done = cleanup(&mut client, within("2026-11"), 3, false).expect("completed");
         assert_eq!((done.len(), names(&mut client).len()), if marked { (1, 0) } else { (0, 1) });

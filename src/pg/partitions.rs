@@ -22,13 +22,15 @@
 //! hand, for a quarter say, serves as well. Absent on purpose: a default partition, which would make every
 //! later ATTACH scan it.
 
+use std::time::Instant;
+
 use postgres::error::SqlState;
 use postgres::{Client, GenericClient, IsolationLevel, Row};
 
 use super::connect::one_line;
 use super::migrate::{ADVISORY_PARTITIONS, lock};
 pub use super::month::Month;
-use crate::limits::PARTITION_LOCK_WAIT_MAX;
+use crate::limits::{PARTITION_DETACH_RETRY_PAUSE, PARTITION_DETACH_WAIT_MAX, PARTITION_LOCK_WAIT_MAX};
 use crate::types::UnixMicros;
 
 /// The comment on a partition that [`cleanup`] is about to drop.
@@ -286,6 +288,8 @@ pub fn cleanup(
     let mut expired = list(client)?;
     let interrupted = |partition: &Partition| partition.marked && partition.detaching;
     expired.retain(|partition| interrupted(partition) || partition.end.is_some_and(|end| end <= oldest_kept));
+    // What was interrupted comes first: until it is complete, no other partition can be detached.
+    expired.sort_by_key(|partition| !partition.detaching);
     if dry_run {
         return Ok(expired);
     }
@@ -317,18 +321,41 @@ fn drop_by_function(client: &mut Client, name: &str) -> Result<(), PartitionErro
 }
 
 /// Marks and detaches. That another node did so first, or does so now, is fine.
+///
+/// PostgreSQL detaches one partition of a table at a time and refuses any other meanwhile; and nodes that detach the same
+/// one may wait for each other, which it ends as a deadlock. Both pass, so this tries again. A lock that keeps the other
+/// nodes out would have to be the session's, as this is no transaction: it would not work behind PgBouncer.
 fn detach(client: &mut Client, partition: &Partition) -> Result<(), PartitionError> {
     let name = &partition.name;
-    let way = if partition.detaching { "FINALIZE" } else { "CONCURRENTLY" };
-    let marked = client.batch_execute(&format!("COMMENT ON TABLE {name} IS '{MARK}'"));
-    let detached =
-        marked.and_then(|()| client.batch_execute(&format!("ALTER TABLE events DETACH PARTITION {name} {way}")));
-    let Err(error) = detached else { return Ok(()) };
-    let gone = match error.code() {
-        Some(&SqlState::UNDEFINED_TABLE) => true,
-        _ => !list(client)?.iter().any(|there| there.name == *name && !there.detaching),
-    };
-    if gone { Ok(()) } else { Err(error.into()) }
+    let deadline = Instant::now() + PARTITION_DETACH_WAIT_MAX;
+    let mut way = if partition.detaching { "FINALIZE" } else { "CONCURRENTLY" };
+    loop {
+        let marked = client.batch_execute(&format!("COMMENT ON TABLE {name} IS '{MARK}'"));
+        let detached =
+            marked.and_then(|()| client.batch_execute(&format!("ALTER TABLE events DETACH PARTITION {name} {way}")));
+        let Err(error) = detached else { return Ok(()) };
+        let deadlock = match error.code() {
+            Some(&SqlState::UNDEFINED_TABLE) => return Ok(()),
+            Some(&SqlState::T_R_DEADLOCK_DETECTED) => true,
+            _ => false,
+        };
+        let all = list(client)?;
+        way = match all.iter().find(|there| there.name == *name) {
+            None => return Ok(()),
+            // It may be this node's own detaching that was ended, half done.
+            Some(now) if now.detaching && (partition.detaching || deadlock) => "FINALIZE",
+            Some(now) if now.detaching => return Ok(()),
+            Some(_) => "CONCURRENTLY",
+        };
+        if !deadlock && error.code() != Some(&SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE) {
+            return Err(error.into());
+        }
+        if Instant::now() > deadline {
+            let other = all.into_iter().find(|other| other.detaching);
+            return Err(other.map_or_else(|| error.into(), |other| PartitionError::Detaching { name: other.name }));
+        }
+        std::thread::sleep(PARTITION_DETACH_RETRY_PAUSE);
+    }
 }
 
 /// Drops `name` if it still is what [`detach`] leaves behind: by now, another node may have dropped it and a

@@ -2,65 +2,18 @@
 
 #[path = "support/awkward.rs"]
 mod awkward;
+#[path = "support/formats.rs"]
+mod formats;
 #[path = "support/json_text.rs"]
 mod json_text;
 #[path = "support/scanners.rs"]
 mod scanners;
 
-use ingestd::encode::tuple::{RowContext, append_tuple, tuples};
-use ingestd::json::{BodyError, Scratch, scan_body, scan_cloud_event, scan_cloud_events, scan_line};
-use ingestd::types::Priority;
+use formats::{check_cloud_events, check_line, rows, verdicts};
+use ingestd::json::{BodyError, Scratch, scan_body, scan_cloud_event, scan_cloud_events};
 use json_text::{object, value};
 use proptest::prelude::*;
 use scanners::LIMITS;
-
-/// What a row says of its event: id, service, type, payload, timestamp, metadata.
-type Row = (String, String, String, String, i64, Option<String>);
-
-/// The rows of what `scratch` found in `body`, by way of their encoding.
-fn rows(body: &[u8], scratch: &Scratch) -> Vec<Row> {
-    let context = RowContext::new("b", Priority::default(), LIMITS.timestamp_max);
-    let (source, mut encoded) = (scratch.source(body), Vec::new());
-    for event in scratch.events() {
-        append_tuple(&mut encoded, &source, event, &context);
-    }
-    let rows = tuples(&encoded).map(|tuple| {
-        let (_, view) = tuple.expect("what was encoded can be decoded");
-        let text = str::to_owned;
-        let (payload, metadata) = (text(view.payload), view.metadata.map(text));
-        (text(view.event_id), text(view.service_name), text(view.event_type), payload, view.timestamp.0, metadata)
-    });
-    rows.collect()
-}
-
-fn verdicts(body: &[u8], scratch: &Scratch) -> Vec<(u32, &'static str, String)> {
-    scratch.rejects().iter().map(|reject| (reject.index, reject.code(), reject.pointer(body))).collect()
-}
-
-/// One line as the array of it alone is judged: the oracle of lines.
-fn check_line(line: &[u8]) {
-    let (mut scratch, mut whole) = (Scratch::new(), Scratch::new());
-    scan_line(line, 7, &LIMITS, &mut scratch);
-    let array = [b"[", line, b"]"].concat();
-    // What an array takes, one line does not: several values, or none.
-    let is_one_value =
-        serde_json::from_slice::<Vec<serde::de::IgnoredAny>>(&array).is_ok_and(|values| values.len() == 1);
-    let judged = scanners::compare(&mut whole, &array);
-    if line.trim_ascii().is_empty() {
-        assert!(scratch.events().is_empty() && scratch.rejects().is_empty());
-    } else if judged.is_err() || !is_one_value {
-        let [reject] = scratch.rejects() else { panic!("one verdict on {:?}", String::from_utf8_lossy(line)) };
-        assert_eq!((reject.index, reject.code(), &*reject.pointer(line)), (7, "not_json", ""));
-        assert!(scratch.events().is_empty());
-    } else {
-        assert_eq!(rows(line, &scratch), rows(&array, &whole));
-        let expected: Vec<_> = verdicts(&array, &whole)
-            .into_iter()
-            .map(|(_, code, pointer)| (7, code, pointer.trim_start_matches("/0").to_owned()))
-            .collect();
-        assert_eq!(verdicts(line, &scratch), expected);
-    }
-}
 
 #[test]
 fn awkward_lines_are_judged_as_in_an_array() {
@@ -143,6 +96,20 @@ fn a_cloud_event_is_the_event_that_its_members_make() {
 }
 
 #[test]
+fn what_is_kept_as_metadata_is_as_deep_there_as_our_own_may_be() {
+    let nested = |levels: usize| format!("{}{}", "[".repeat(levels), "]".repeat(levels));
+    for levels in [1, 126, 127, 128, 129, 300] {
+        for (name, value) in [("extension", nested(levels)), ("data", format!("{{\"a\":{}}}", nested(levels)))] {
+            let event = format!(r#"{{"specversion":"1.0","id":"1","source":"s","type":"t","{name}":{value}}}"#);
+            check_cloud_events(format!("[{event}]").as_bytes());
+            let mut scratch = Scratch::new();
+            scan_cloud_event(event.as_bytes(), &LIMITS, &mut scratch).expect("JSON");
+            assert_eq!(scratch.events().len(), usize::from(levels < 128), "{levels} levels in {name}");
+        }
+    }
+}
+
+#[test]
 fn what_is_no_cloud_event_gets_a_verdict_in_its_own_words() {
     let good = r#"{"specversion":"1.0","id":"1","source":"s","type":"t"}"#;
     let bodies = [
@@ -158,6 +125,8 @@ fn what_is_no_cloud_event_gets_a_verdict_in_its_own_words() {
     ];
     let mut scratch = Scratch::new();
     for (body, code, pointer) in bodies {
+        check_cloud_events(body.as_bytes());
+        check_cloud_events(format!("[{body},{good}]").as_bytes());
         scan_cloud_event(body.as_bytes(), &LIMITS, &mut scratch).expect("JSON");
         assert_eq!(verdicts(body.as_bytes(), &scratch), [(0, code, pointer.to_owned())], "{body}");
         let batch = format!("[{good},{body},{good}]");
@@ -186,6 +155,8 @@ proptest! {
     fn any_cloud_event_is_the_event_that_its_members_make(data in object(), extensions in proptest::collection::vec(value(), 0..4)) {
         let extensions: Vec<_> =
             extensions.into_iter().enumerate().map(|(number, value)| (format!("\"ext{number}\""), value)).collect();
-        check_pairs(&[pair("\"e\"", Some(&data), &extensions)]);
+        let event = pair("\"e\"", Some(&data), &extensions);
+        check_cloud_events(event.0.as_bytes());
+        check_pairs(&[event]);
     }
 }

@@ -130,7 +130,8 @@ impl EventScanner<'_> {
 
     /// The value of a member that is kept as it is; its name has been walked since the flaw was cleared.
     fn extension(&mut self, at: usize, draft: &mut Draft) -> Result<usize, SyntaxFault> {
-        let end = self.walker.value(at)?;
+        // The metadata that is made of it is an object around it.
+        let end = self.walker.value_inside::<1>(at)?;
         if let Some(flaw) = self.walker.flaw {
             draft.refuse(Reason::Flaw(flaw.kind), flaw.at as usize);
         }

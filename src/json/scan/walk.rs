@@ -130,8 +130,13 @@ impl<'a> Walker<'a> {
     }
 
     /// Walks one value that begins at `at`; returns the position after it.
-    #[inline(never)]
     pub fn value(&mut self, at: usize) -> Result<usize, SyntaxFault> {
+        self.value_inside::<0>(at)
+    }
+
+    /// As [`Walker::value`], for a value that will be `LEVELS` deeper in what is kept of the body than it is here.
+    #[inline(never)]
+    pub fn value_inside<const LEVELS: usize>(&mut self, at: usize) -> Result<usize, SyntaxFault> {
         let source = self.source;
         let mut nesting = Nesting::new(self.spill);
         let mut pos = at;
@@ -140,7 +145,7 @@ impl<'a> Walker<'a> {
                 b'"' => self.string(pos)?.close + 1,
                 open @ (b'{' | b'[') => {
                     nesting.push(self.spill, open == b'{');
-                    if nesting.depth > JSON_DEPTH_MAX {
+                    if nesting.depth + LEVELS > JSON_DEPTH_MAX {
                         self.note(FlawKind::Depth, pos);
                     }
                     pos = source.blank(pos + 1);

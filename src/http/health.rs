@@ -1,7 +1,8 @@
 //! `GET /v1/health` and `GET /readyz`
 
 use hyper::StatusCode;
-use serde_json::{Value, json};
+use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::auth::gate::Caller;
 use crate::auth::scope::Scope;
@@ -10,6 +11,137 @@ use crate::http::problem::Problem;
 use crate::http::route::{Reply, json as json_reply, plain};
 use crate::http::worker::Worker;
 use crate::limits::RETRY_AFTER_JOURNAL_SECONDS;
+
+/// Health in a word, for callers who may not read metrics.
+#[derive(Serialize, ToSchema)]
+pub(super) struct HealthWord {
+    /// `unhealthy`: ingestion is not possible; `degraded`: it is, and something needs attention.
+    #[schema(pattern = "^(healthy|degraded|unhealthy)$")]
+    status: &'static str,
+}
+
+/// Health with its figures.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Health {
+    /// `unhealthy`: ingestion is not possible; `degraded`: it is, and something needs attention.
+    #[schema(pattern = "^(healthy|degraded|unhealthy)$")]
+    status: &'static str,
+    /// What was looked at.
+    checks: Checks,
+    /// `NODE_ID`.
+    node: String,
+    /// The server's version.
+    version: &'static str,
+    /// Since the server started.
+    uptime_seconds: u64,
+}
+
+/// What health looks at.
+#[derive(Serialize, ToSchema)]
+#[schema(as = HealthChecks)]
+struct Checks {
+    /// PostgreSQL.
+    database: DatabaseCheck,
+    /// Redis.
+    redis: RedisCheck,
+    /// The journal.
+    journal: JournalCheck,
+    /// Rows in memory.
+    memory: MemoryCheck,
+    /// HTTP workers.
+    workers: WorkersCheck,
+}
+
+/// PostgreSQL.
+#[derive(Serialize, ToSchema)]
+struct DatabaseCheck {
+    /// `failing` when batches do not land, or some of them.
+    #[schema(pattern = "^(ok|failing)$")]
+    status: &'static str,
+    /// For how long PostgreSQL has been answering, or has not.
+    since_seconds: u64,
+    /// Connections of the pool.
+    connections: ConnectionFigures,
+    /// Batches that wait for their COPY.
+    queued_batches: u64,
+    /// Of those, the ones that cannot land while others can.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    stuck_batches: Option<usize>,
+    /// Why it is failing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    reason: Option<String>,
+}
+
+/// Connections of the pool.
+#[derive(Serialize, ToSchema)]
+struct ConnectionFigures {
+    /// Waiting for work.
+    idle: u32,
+    /// Lent out.
+    busy: u32,
+}
+
+/// Redis.
+#[derive(Serialize, ToSchema)]
+struct RedisCheck {
+    /// `off` where it is not set.
+    #[schema(pattern = "^(ok|failing|off)$")]
+    status: &'static str,
+    /// Updates of status that were dropped because Redis was away.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    dropped: Option<u64>,
+    /// Why it is failing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    reason: Option<String>,
+}
+
+/// The journal.
+#[derive(Serialize, ToSchema)]
+struct JournalCheck {
+    /// `failing` when it cannot be written, is full, or has damage.
+    #[schema(pattern = "^(ok|failing)$")]
+    status: &'static str,
+    /// Of its files.
+    bytes: u64,
+    /// `JOURNAL_MAX_MB`.
+    bytes_max: u64,
+    /// Its files.
+    segments: u64,
+    /// Batches that PostgreSQL does not have yet.
+    uncommitted_batches: u64,
+    /// Their bytes.
+    uncommitted_bytes: u64,
+    /// Why it is failing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    reason: Option<String>,
+}
+
+/// Rows in memory.
+#[derive(Serialize, ToSchema)]
+struct MemoryCheck {
+    /// Always `ok`: above the limit rows stay in the journal only.
+    #[schema(pattern = "^ok$")]
+    status: &'static str,
+    /// Rows that wait for their COPY.
+    queued_bytes: u64,
+    /// `MEMORY_LIMIT_MB`.
+    bytes_max: u64,
+}
+
+/// HTTP workers.
+#[derive(Serialize, ToSchema)]
+struct WorkersCheck {
+    /// Always `ok`: a worker that ends takes the server with it.
+    #[schema(pattern = "^ok$")]
+    status: &'static str,
+    /// How many there are.
+    count: usize,
+}
 
 /// The health document; 503 only when ingestion is not possible. The figures are for callers who may read metrics.
 pub fn get(worker: &Worker, caller: Option<&Caller>) -> Reply {
@@ -24,80 +156,83 @@ pub fn get(worker: &Worker, caller: Option<&Caller>) -> Reply {
         (false, false) => (StatusCode::OK, "healthy"),
     };
     if !caller.is_some_and(|caller| caller.may(Scope::Metrics)) {
-        return Ok(json_reply(code, &json!({ "status": status })));
+        return Ok(json_reply(code, &HealthWord { status }));
     }
-    let document = json!({
-        "status": status,
-        "checks": {
-            "database": database(app),
-            "redis": redis(app),
-            "journal": journal(app),
-            "memory": memory(app),
-            "workers": { "status": "ok", "count": app.rings.len() },
+    let document = Health {
+        status,
+        checks: Checks {
+            database: database(app),
+            redis: redis(app),
+            journal: journal(app),
+            memory: memory(app),
+            workers: WorkersCheck { status: "ok", count: app.rings.len() },
         },
-        "node": &*app.node,
-        "version": env!("CARGO_PKG_VERSION"),
-        "uptime_seconds": app.started_at.elapsed().as_secs(),
-    });
+        node: app.node.to_string(),
+        version: env!("CARGO_PKG_VERSION"),
+        uptime_seconds: app.started_at.elapsed().as_secs(),
+    };
     Ok(json_reply(code, &document))
 }
 
-fn database(app: &App) -> Value {
+fn database(app: &App) -> DatabaseCheck {
     let state = app.pool.state();
-    let busy = state.connections - state.idle_connections;
-    let mut check = json!({
-        "status": if app.database.is_working() { "ok" } else { "failing" },
-        "since_seconds": app.database.since().elapsed().as_secs(),
-        "connections": { "idle": state.idle_connections, "busy": busy },
-        "queued_batches": app.queue.budgets.batches.used(),
-    });
     let reason = app.database.reason();
+    let mut check = DatabaseCheck {
+        status: if app.database.is_working() { "ok" } else { "failing" },
+        since_seconds: app.database.since().elapsed().as_secs(),
+        connections: ConnectionFigures {
+            idle: state.idle_connections,
+            busy: state.connections - state.idle_connections,
+        },
+        queued_batches: app.queue.budgets.batches.used(),
+        stuck_batches: None,
+        reason: None,
+    };
     if !reason.is_empty() {
-        check["reason"] = Value::String(reason);
+        check.reason = Some(reason);
     } else if let Some((batches, reason)) = app.queue.stuck() {
-        check["status"] = Value::String("failing".to_owned());
-        check["stuck_batches"] = Value::from(batches);
-        check["reason"] = Value::String(format!("{batches} batches cannot land while others can: {reason}"));
+        check.status = "failing";
+        check.stuck_batches = Some(batches);
+        check.reason = Some(format!("{batches} batches cannot land while others can: {reason}"));
     } else if let Some(reason) = app.database.doubtful() {
-        check["status"] = Value::String("failing".to_owned());
-        check["reason"] = Value::String(reason);
+        check.status = "failing";
+        check.reason = Some(reason);
     }
     check
 }
 
-fn redis(app: &App) -> Value {
+fn redis(app: &App) -> RedisCheck {
     match &app.redis {
-        None => json!({ "status": "off" }),
-        Some(redis) if redis.is_working() => json!({ "status": "ok", "dropped": redis.dropped() }),
-        Some(redis) => json!({ "status": "failing", "reason": redis.reason(), "dropped": redis.dropped() }),
+        None => RedisCheck { status: "off", dropped: None, reason: None },
+        Some(redis) if redis.is_working() => RedisCheck { status: "ok", dropped: Some(redis.dropped()), reason: None },
+        Some(redis) => RedisCheck { status: "failing", dropped: Some(redis.dropped()), reason: Some(redis.reason()) },
     }
 }
 
-fn journal(app: &App) -> Value {
+fn journal(app: &App) -> JournalCheck {
     let (failed, full, damage) = (app.journal_health.has_failed(), app.journal_is_full(), app.journal_health.damage());
-    let status = if failed || full || !damage.is_empty() { "failing" } else { "ok" };
     let stats = app.space.stats();
-    let mut check = json!({
-        "status": status,
-        "bytes": stats.files_bytes,
-        "bytes_max": stats.bytes_max,
-        "segments": stats.segments,
-        "uncommitted_batches": stats.live_frames,
-        "uncommitted_bytes": stats.live_bytes,
-    });
-    if failed {
-        check["reason"] = Value::String(app.journal_health.message());
+    let reason = if failed {
+        Some(app.journal_health.message())
     } else if full {
-        check["reason"] = Value::String("full: PostgreSQL must catch up, or JOURNAL_MAX_MB be raised".to_owned());
-    } else if !damage.is_empty() {
-        check["reason"] = Value::String(damage);
+        Some("full: PostgreSQL must catch up, or JOURNAL_MAX_MB be raised".to_owned())
+    } else {
+        Some(damage).filter(|damage| !damage.is_empty())
+    };
+    JournalCheck {
+        status: if reason.is_some() { "failing" } else { "ok" },
+        bytes: stats.files_bytes,
+        bytes_max: stats.bytes_max,
+        segments: stats.segments,
+        uncommitted_batches: stats.live_frames,
+        uncommitted_bytes: stats.live_bytes,
+        reason,
     }
-    check
 }
 
-fn memory(app: &App) -> Value {
+fn memory(app: &App) -> MemoryCheck {
     let memory = &app.queue.budgets.memory_bytes;
-    json!({ "status": "ok", "queued_bytes": memory.used(), "bytes_max": memory.limit() })
+    MemoryCheck { status: "ok", queued_bytes: memory.used(), bytes_max: memory.limit() }
 }
 
 /// Whether this node may take traffic.

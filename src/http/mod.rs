@@ -4,7 +4,8 @@
 //! bounds its waits and closes it, [`tls`] is what HTTPS is served with). [`peer`] is who sends, [`access`] whether they may.
 //! [`route`] picks the handler, [`body`] reads within limits, [`inflate`] decompresses within the same ones, [`headers`] are
 //! on every answer. [`ingest`] turns a body into a block and waits for its acknowledgement; [`status`], [`health`] and
-//! [`observe`] answer questions. [`app`] is what all workers share.
+//! [`observe`] answer questions, [`openapi`] describes all of it and [`codes`] every error. [`app`] is what all workers
+//! share.
 //!
 //! Invariant: on the path from socket to ring nothing takes a lock that another core can hold, and nothing
 //! blocks: what must ask Redis or PostgreSQL goes through [`crate::status::lookup`].
@@ -12,6 +13,7 @@
 pub mod access;
 pub mod app;
 pub mod body;
+pub mod codes;
 pub mod connection;
 pub mod connections;
 pub mod headers;
@@ -19,6 +21,7 @@ pub mod health;
 pub mod inflate;
 pub mod ingest;
 pub mod observe;
+pub mod openapi;
 pub mod peer;
 pub mod problem;
 pub mod query;

@@ -7,15 +7,20 @@ use hyper::body::Bytes;
 use hyper::header::{ACCEPT_ENCODING, ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use hyper::{Response, StatusCode};
 use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::http::codes::is_listed;
 
 use crate::http::headers::protect;
 
 /// One verdict on one event, or on the envelope (then `index` is null).
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct ErrorItem {
     /// Position of the event in the batch, from 0.
+    #[schema(required)]
     pub index: Option<u32>,
     /// The event's id where it could be read.
+    #[schema(required)]
     pub event_id: Option<String>,
     /// RFC 6901 pointer into the body.
     pub pointer: String,
@@ -39,24 +44,39 @@ pub struct Problem {
     close: bool,
 }
 
-#[derive(Serialize)]
-struct Document<'a> {
+/// An error (RFC 9457).
+#[derive(Serialize, ToSchema)]
+#[schema(as = Problem)]
+pub(super) struct Document<'a> {
+    /// Names the kind of problem: its code as a URN.
+    #[schema(format = "uri", pattern = "^urn:ingestd:problem:[a-z0-9_]+$")]
     r#type: String,
+    /// The status in words.
     title: &'a str,
+    /// The status.
     status: u16,
+    /// The stable name of the problem.
     code: &'a str,
+    /// What is wrong and what to do, for people.
     detail: &'a str,
+    /// Where in the body, from 0.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     byte_offset: Option<usize>,
+    /// Verdicts, at most 100 of them.
     #[serde(skip_serializing_if = "<[ErrorItem]>::is_empty")]
+    #[schema(required = false, max_items = 100)]
     errors: &'a [ErrorItem],
+    /// How many verdicts there are in all.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false, minimum = 1)]
     errors_total: Option<usize>,
 }
 
 impl Problem {
-    /// A problem of `status` with a stable `code`.
+    /// A problem of `status` with a stable `code`: one of [`crate::http::codes::CODES`].
     pub fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
+        debug_assert!(is_listed(code, status.as_u16()), "{code} with {status} is not in http::codes");
         Self {
             status,
             code,

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::histogram::{Histogram, Merged};
 use super::labels::{BatchOutcome, PoolState, Statement};
@@ -15,7 +16,8 @@ use crate::types::{PRIORITY_MAX, Priority};
 const MICROS_PER_MILLI: f64 = 1e3;
 
 /// All metrics at one moment. Counts are since start.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Metrics)]
 pub struct Report {
     /// The `NODE_ID`.
     pub node: String,
@@ -46,7 +48,8 @@ pub struct Report {
 }
 
 /// Events by what became of them.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = MetricsEvents)]
 pub struct Events {
     /// Accepted.
     pub accepted: u64,
@@ -61,7 +64,8 @@ pub struct Events {
 }
 
 /// Batches by what became of them.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = MetricsBatches)]
 pub struct Batches {
     /// Accepted.
     pub queued: u64,
@@ -74,7 +78,8 @@ pub struct Batches {
 }
 
 /// Events a second, accepted and committed.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = MetricsThroughput)]
 pub struct Throughput {
     /// Events accepted a second.
     pub accepted_events_per_second: Windows,
@@ -83,7 +88,8 @@ pub struct Throughput {
 }
 
 /// A rate over the last seconds; over what there is while the server is younger.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = MetricsWindows)]
 pub struct Windows {
     /// Over the last second.
     #[serde(rename = "1s")]
@@ -97,7 +103,8 @@ pub struct Windows {
 }
 
 /// Latencies of the path's stations.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = MetricsLatencies)]
 pub struct Latencies {
     /// Request received to answer sent.
     pub ack: Quantiles,
@@ -114,7 +121,8 @@ pub struct Latencies {
 }
 
 /// Quantiles of one latency in milliseconds, with microseconds behind the point; all 0 when `count` is 0.
-#[derive(Debug, PartialEq, Serialize)]
+#[derive(Debug, PartialEq, Serialize, ToSchema)]
+#[schema(as = MetricsQuantiles)]
 pub struct Quantiles {
     /// Median.
     pub p50: f64,
@@ -131,7 +139,8 @@ pub struct Quantiles {
 }
 
 /// What waits for its COPY.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = MetricsQueue)]
 pub struct Queue {
     /// Batches over all priorities.
     pub batches: u64,
@@ -144,9 +153,11 @@ pub struct Queue {
 }
 
 /// What waits of one priority.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = MetricsQueueOfPriority)]
 pub struct QueueOfPriority {
     /// 0–10.
+    #[schema(maximum = 10)]
     pub priority: u8,
     /// Batches waiting.
     pub batches: u64,
@@ -157,7 +168,8 @@ pub struct QueueOfPriority {
 }
 
 /// The journal on disk.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = MetricsJournal)]
 pub struct Journal {
     /// Bytes and their limit.
     #[serde(flatten)]
@@ -167,7 +179,8 @@ pub struct Journal {
 }
 
 /// Bytes of something limited.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = MetricsUsage)]
 pub struct Usage {
     /// In use.
     pub bytes: u64,
@@ -176,7 +189,8 @@ pub struct Usage {
 }
 
 /// Connections to PostgreSQL.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = MetricsPool)]
 pub struct Pool {
     /// Waiting for work.
     pub idle: u64,
@@ -185,7 +199,8 @@ pub struct Pool {
 }
 
 /// What went wrong, by kind; kinds that never occurred are left out.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = MetricsErrors)]
 pub struct Errors {
     /// Rejected events by code.
     pub rejected_events: BTreeMap<&'static str, u64>,
@@ -198,23 +213,32 @@ pub struct Errors {
 }
 
 /// This process.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = MetricsProcess)]
 pub struct Process {
     /// User and system CPU time since start.
+    #[schema(required)]
     pub cpu_seconds: Option<f64>,
     /// Memory in RAM.
+    #[schema(required)]
     pub resident_memory_bytes: Option<u64>,
     /// Address space.
+    #[schema(required)]
     pub virtual_memory_bytes: Option<u64>,
     /// Threads.
+    #[schema(required)]
     pub threads: Option<u64>,
     /// Open file descriptors.
+    #[schema(required)]
     pub open_fds: Option<u64>,
     /// Limit on them.
+    #[schema(required)]
     pub max_fds: Option<u64>,
     /// Bytes fetched from storage.
+    #[schema(required)]
     pub disk_read_bytes: Option<u64>,
     /// Bytes sent towards storage.
+    #[schema(required)]
     pub disk_written_bytes: Option<u64>,
 }
 

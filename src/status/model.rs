@@ -15,6 +15,7 @@
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU32, Ordering};
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::encode::timestamp::append_rfc3339;
 use crate::types::{BatchKey, BodyDigest, Priority, UnixMicros};
@@ -70,7 +71,7 @@ impl Phase {
 }
 
 /// How many events of a batch ended where; the three add up to the batch's events.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Counts {
     /// Rows that are in `events` because of this batch.
     pub inserted: u32,
@@ -196,13 +197,17 @@ impl Batch {
 }
 
 /// The body of `GET /v1/batch/{batch_id}/status`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = BatchStatus)]
 pub struct StatusDocument {
     /// The batch's id.
+    #[schema(min_length = 1, max_length = 128, pattern = "^[A-Za-z0-9._:-]+$")]
     pub batch_id: String,
     /// `queued`, `processing`, `completed`, `partial` or `failed`.
+    #[schema(pattern = "^(queued|processing|completed|partial|failed)$")]
     pub status: String,
     /// 0–10.
+    #[schema(maximum = 10)]
     pub priority: u8,
     /// Events accepted.
     pub events: u32,
@@ -210,8 +215,10 @@ pub struct StatusDocument {
     #[serde(flatten)]
     pub counts: Counts,
     /// RFC 3339, UTC.
+    #[schema(format = DateTime)]
     pub received_at: String,
     /// RFC 3339, UTC; null until committed.
+    #[schema(required, format = DateTime)]
     pub completed_at: Option<String>,
     /// `NODE_ID` of the node that took the batch.
     pub node: String,

@@ -26,6 +26,7 @@ use hyper::{Request, StatusCode};
 use self::encoded::{Encoded, Lines, Order};
 use self::media::Format;
 use self::room::wait_for_room_if_known;
+pub(super) use self::verdict::Accepted;
 use crate::auth::gate::Caller;
 use crate::http::body::{BodyBytes, Reader};
 use crate::http::inflate::Coding;

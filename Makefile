@@ -51,7 +51,7 @@ soak: ## random faults for SOAK_MINUTES (5), then duplicates, outages, an overlo
 	@deploy/setup.sh test
 	SOAK_MINUTES=$(SOAK_MINUTES) cargo test --locked --release --test 'soak*' -- --ignored --nocapture --test-threads=1
 
-fuzz: ## coverage-guided fuzzing of the parsers, FUZZ_SECONDS (60) each; what fails is kept in target/fuzz
+fuzz: ## coverage-guided fuzzing of parsers, journal and server, FUZZ_SECONDS (60) a target; what fails is kept in target/fuzz
 	@deploy/setup.sh run
 	@fuzz/run.sh $(FUZZ_SECONDS)
 

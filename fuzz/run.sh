@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Coverage-guided fuzzing of the parsers with libFuzzer, on the stable compiler.
+# Coverage-guided fuzzing of parsers, journal and server with libFuzzer, on the stable compiler.
 #   fuzz/run.sh [SECONDS] [TARGET…]      60 seconds of each target by default
 # Inputs that reach new code are kept in target/fuzz/<target>, and one that fails beside them; to see it again:
 #   target/fuzz/<triple>/release/<target> FILE
@@ -8,8 +8,12 @@ cd "$(dirname "$0")/.."
 seconds=${1:-60}
 shift || true
 targets=("$@")
-[ ${#targets[@]} -gt 0 ] || targets=(scan timestamp block)
+[ ${#targets[@]} -gt 0 ] || targets=(scan timestamp block formats journal http)
 out=${CARGO_TARGET_DIR:-target}/fuzz
+# The server that `http` asks keeps its journal there.
+TMPDIR=$(mktemp -d)
+export TMPDIR
+trap 'rm -rf "$TMPDIR"' EXIT
 host=$(rustc -vV | sed -n 's/^host: //p')
 # What libFuzzer wants of LLVM. `--target` keeps these flags away from build scripts.
 coverage=(-Cpasses=sancov-module -Ccodegen-units=1 --cfg=fuzzing)

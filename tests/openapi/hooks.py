@@ -58,11 +58,20 @@ def zstd_stored(body):
     return frame
 
 
+TEXT_BYTES_MAX = {"event_id": 256, "service_name": 128, "event_type": 128, "id": 256, "source": 128, "type": 128}
+
+
 @schemathesis.hook
 def before_call(context, case, kwargs):
-    """Three places may name the batch; where several do, they must agree."""
     if case.meta is None or not case.meta.generation.mode.is_positive or case.path != "/v1/ingest/batch":
         return
+    agree(case)
+    for event in events(case.body):
+        shorten(event)
+
+
+def agree(case):
+    """Three places may name the batch; where several do, they must agree."""
     in_body = case.body.get("batch_id") if isinstance(case.body, dict) and case.media_type == "application/json" else None
     in_query = (case.query or {}).get("batch_id")
     in_header = (case.headers or {}).get("Idempotency-Key")
@@ -71,3 +80,16 @@ def before_call(context, case, kwargs):
         case.query["batch_id"] = chosen.strip('"')
     if in_header:
         case.headers["Idempotency-Key"] = chosen
+
+
+def events(body):
+    if isinstance(body, dict):
+        body = body.get("events", [body])
+    return [event for event in body if isinstance(event, dict)] if isinstance(body, list) else []
+
+
+def shorten(event):
+    """Lengths are limited in bytes of UTF-8, and maxLength counts characters."""
+    for name, bytes_max in TEXT_BYTES_MAX.items():
+        if isinstance(event.get(name), str):
+            event[name] = event[name].encode()[:bytes_max].decode(errors="ignore")

@@ -2,7 +2,8 @@
 //! not is refused, and every answer is one that it has.
 //!
 //! Schemathesis makes the requests and compares the answers; `hooks.py` tells it what no schema can say. Its run is
-//! bounded by [`EXAMPLES_MAX`] and deterministic for a seed, which `OPENAPI_SEED` changes.
+//! bounded by [`EXAMPLES_MAX`]; it begins with a seed that is printed, and that `OPENAPI_SEED` changes. What follows depends
+//! a little on the answers too.
 
 #[path = "../support/mod.rs"]
 mod support;

@@ -5,6 +5,7 @@
 //!
 //! ```text
 //!  socket ─▶ http        one pinned worker a core reads the body
+//!            auth        says who sends, and whether they may
 //!            json        validates it and finds spans, copying nothing
 //!            encode      writes binary COPY tuples into one block a batch
 //!         ─▶ ring        hands the block to the journal thread
@@ -14,7 +15,7 @@
 //!         ─▶ status, metrics
 //! ```
 //!
-//! Imports go down only: `types`, `limits` ← `sys`, `ring`, `metrics` ← `json`, `encode`, `journal::frame`,
+//! Imports go down only: `types`, `limits`, `auth::rate` ← `sys`, `ring`, `metrics`, `auth` ← `json`, `encode`, `journal::frame`,
 //! `flush::{merge, cut}`, `pg::sqlstate` (pure) ← `journal`, `pg`, `status` ← `http`, `flush::flusher` ← `server`,
 //! `cli` ← `main`. A test holds this.
 //!

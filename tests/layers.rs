@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 /// Layers, lowest first; a module may import from its own and from lower ones. The longest name that fits a module
 /// wins: `journal::frame` is pure, the rest of `journal` is not.
 const LAYERS: &[&[&str]] = &[
-    &["types", "limits", "config"],
-    &["sys", "ring", "metrics"],
+    &["types", "limits", "auth::rate", "config"],
+    &["sys", "ring", "metrics", "auth"],
     &["json", "encode", "journal::frame", "flush::merge", "flush::cut", "flush::admission", "pg::sqlstate"],
     &["journal", "pg", "status"],
     &["http", "flush"],
@@ -16,8 +16,17 @@ const LAYERS: &[&[&str]] = &[
 ];
 
 /// Modules that do no I/O: what they may not name.
-const PURE: &[&str] =
-    &["types", "json", "encode", "journal::frame", "flush::merge", "flush::cut", "flush::admission", "pg::sqlstate"];
+const PURE: &[&str] = &[
+    "types",
+    "auth::rate",
+    "json",
+    "encode",
+    "journal::frame",
+    "flush::merge",
+    "flush::cut",
+    "flush::admission",
+    "pg::sqlstate",
+];
 const IO: &[&str] = &["std::net", "std::fs", "tokio::", "hyper::", "postgres::Client", "r2d2", "redis::", "socket2"];
 
 /// True when `module` is `name` or lies in it.

@@ -62,8 +62,8 @@ pub enum Denied {
     Missing,
     /// The key in it is none of ours, or not readable.
     Wrong,
-    /// The key in it is none of ours, and neither were too many others from this address.
-    WrongTooOften(Duration),
+    /// The key in it is none of ours, and neither were too many others from this address: the answer is to wait.
+    WrongTooOften,
     /// The key may not do this.
     Forbidden(Scope),
     /// The caller has used up what it may use.
@@ -186,7 +186,7 @@ impl Gate {
     /// from the same address.
     fn wrong(&self, address: IpAddr) -> Denied {
         match self.failed.of(address).take(Unit::Requests, 1, &Standing::default()) {
-            Err(Exceeded::Wait(wait)) => Denied::WrongTooOften(wait),
+            Err(Exceeded::Wait(_)) => Denied::WrongTooOften,
             Ok(()) | Err(Exceeded::Never(_)) => Denied::Wrong,
         }
     }
@@ -314,7 +314,7 @@ mod tests {
         for _ in 0..FAILED_ATTEMPTS_AT_ONCE {
             assert_eq!(owner(&gate, None, &[("x-api-key", "wrong")]), Err(Denied::Wrong));
         }
-        assert!(matches!(owner(&gate, None, &[("x-api-key", "wrong")]), Err(Denied::WrongTooOften(_))));
+        assert!(matches!(owner(&gate, None, &[("x-api-key", "wrong")]), Err(Denied::WrongTooOften)));
         assert!(owner(&gate, None, &[("x-api-key", &token.text)]).is_ok());
         let elsewhere = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
         let answer = gate.identify(elsewhere, None, &headers(&[("x-api-key", "wrong")]), &Arc::from(""));

@@ -71,7 +71,7 @@ fn permit(caller: &Caller, scope: Scope) -> Result<(), Denied> {
 /// Counts a request that is not let in, and makes those wait who try keys; the answer to it.
 async fn turn_away(worker: &Worker, peer: &Peer, denied: Denied) -> Problem {
     worker.app.metrics.auth_failures.add(failure(denied), 1);
-    if let Denied::WrongTooOften(_) = denied {
+    if denied == Denied::WrongTooOften {
         tracing::debug!(address = %peer.address, "too many requests with a wrong API key");
         tokio::time::sleep(FAILED_ATTEMPT_DELAY).await;
     }
@@ -88,7 +88,7 @@ fn failure(denied: Denied) -> AuthFailure {
     match denied {
         Denied::Missing => AuthFailure::Missing,
         Denied::Wrong => AuthFailure::Wrong,
-        Denied::WrongTooOften(_) => AuthFailure::Slowed,
+        Denied::WrongTooOften => AuthFailure::Slowed,
         Denied::Forbidden(_) => AuthFailure::Forbidden,
         Denied::Rate(..) => AuthFailure::RateLimited,
     }
@@ -101,14 +101,10 @@ pub fn problem(denied: Denied) -> Problem {
             let detail = "this needs an API key: send it as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'";
             unauthorized("key_missing", detail, "Bearer realm=\"ingestd\"")
         }
-        Denied::Wrong => {
+        // How it is answered tells nobody that they are slowed.
+        Denied::Wrong | Denied::WrongTooOften => {
             let detail = "the API key is not one of this server's; it may have been revoked";
             unauthorized("key_invalid", detail, "Bearer realm=\"ingestd\", error=\"invalid_token\"")
-        }
-        Denied::WrongTooOften(wait) => {
-            let detail = "too many requests with a wrong API key came from this address";
-            Problem::new(StatusCode::TOO_MANY_REQUESTS, "too_many_failed_attempts", detail)
-                .retry_after(whole_seconds(wait))
         }
         Denied::Forbidden(scope) => {
             let detail = format!("the API key lacks the scope '{}'", scope.name());

@@ -70,7 +70,6 @@ pub const CODES: &[Code] = &[
     code("invalid_events", 422, INGEST, "events are invalid; nothing was taken, `errors` has a verdict on each"),
     code("owner_missing", 422, STATUS, "there are too many keys to look for a batch of each; ?owner= names one"),
     code("rate_limited", 429, KEYED, "too many requests or events in too short a time; nothing was taken"),
-    code("too_many_failed_attempts", 429, IDENTIFYING, "too many requests with a wrong key came from this address"),
     code("too_many_headers", 431, EVERY, "the request has too many headers"),
     code(
         "internal_error",

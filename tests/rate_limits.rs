@@ -54,6 +54,8 @@ fn events_beyond_the_rate_are_refused_whole() {
     let never = send(&server, "", batch("never", 101).to_string().as_bytes());
     assert_eq!((never.status, &never.json()["code"]), (413, &json!("batch_over_rate_limit")), "{}", never.text());
     assert!(never.json()["detail"].as_str().expect("text").contains("at most 100 events"));
+    let metrics = get(&server.url("/v1/metrics")).text();
+    assert!(metrics.contains("ingestd_auth_failures_total{reason=\"rate_limited\"} 2\n"), "both refusals are counted");
     let rows: i64 = database.connect().query_one("SELECT count(*) FROM events", &[]).expect("a count").get(0);
     assert_eq!(rows, 90);
 }

@@ -10,7 +10,7 @@ use super::settings;
 use crate::auth::file::{self, KeysError, KeysFile, Record};
 use crate::auth::key::{Fingerprint, Token};
 use crate::auth::scope::Scopes;
-use crate::config::Config;
+use crate::config::Problems;
 use crate::config::settings::Key;
 use crate::status::model::rfc3339;
 use crate::sys::clock::wall_now;
@@ -86,13 +86,12 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
 
 fn keys_file(matches: &ArgMatches) -> Result<KeysFile, Failure> {
     let raw = settings::raw(matches);
-    if raw.get(Key::ApiKeysFile).text.is_none() {
-        return Err(Failure::usage("no file of keys: give --api-keys-file FILE or set API_KEYS_FILE"));
+    if !raw.problems.is_empty() {
+        return Err(Problems(raw.problems).into());
     }
-    // Only this one setting is used, so only its problems count.
     match raw.get(Key::ApiKeysFile).text.as_deref().map(str::trim) {
         Some(path) if !path.is_empty() => Ok(KeysFile::at(path.as_ref())),
-        _ => Err(Config::from_raw(&raw).map_or_else(Failure::from, |_| Failure::usage("API_KEYS_FILE is empty"))),
+        _ => Err(Failure::usage("no file of keys: give --api-keys-file FILE or set API_KEYS_FILE")),
     }
 }
 

@@ -68,13 +68,18 @@ fn permit(caller: &Caller, scope: Scope) -> Result<(), Denied> {
     caller.take(Unit::Requests, 1)
 }
 
-/// Counts a request that is not let in, and makes those wait who try keys; the answer to it.
+/// The answer to a request that is not let in; those who try keys wait for it.
 async fn turn_away(worker: &Worker, peer: &Peer, denied: Denied) -> Problem {
-    worker.app.metrics.auth_failures.add(failure(denied), 1);
     if denied == Denied::WrongTooOften {
         tracing::debug!(address = %peer.address, "too many requests with a wrong API key");
         tokio::time::sleep(FAILED_ATTEMPT_DELAY).await;
     }
+    counted(worker, denied)
+}
+
+/// Counts a request that is not let in; the answer to it.
+pub fn counted(worker: &Worker, denied: Denied) -> Problem {
+    worker.app.metrics.auth_failures.add(failure(denied), 1);
     problem(denied)
 }
 

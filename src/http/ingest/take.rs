@@ -73,7 +73,7 @@ pub(super) async fn take(
         return Ok(accepted(StatusCode::OK, &batch, &document.status, document.events, &errors, true, counts));
     }
     wait_for_room(worker, batch.priority).await?;
-    caller.take(Unit::Events, batch.events).map_err(access::problem)?;
+    caller.take(Unit::Events, batch.events).map_err(|denied| access::counted(worker, denied))?;
     drop(held);
     let (durable, committed) = submit(worker, block, &batch, level, accepted_at)?;
     admitted.submitted = true;

@@ -10,7 +10,7 @@
 //! block) are no reason to wait for longer: only a request is, so from idle it goes to handling at once.
 //!
 //! Closing loses no answer (RFC 9112, section 9.6): a client may still be sending the body of a request that was
-//! answered early, such as one over a limit. Closing at once would reset the connection, and the client would see its
+//! answered early, such as one over a limit, or the rest of what is no request. Closing at once would reset the connection, and the client would see its
 //! write fail instead of the answer. So the sending side is closed first, and what the client sends is read and thrown
 //! away until it closes too, or its time is up.
 
@@ -52,7 +52,7 @@ enum Phase {
 pub struct Progress {
     phase: Cell<Phase>,
     since: Cell<Instant>,
-    /// False when nobody can be sending: then closing is the end.
+    /// False when nobody can be sending a body: then closing is the end, but for a head that is no request.
     lingers: Cell<bool>,
     /// Requests without an answer yet: one at most with HTTP/1.
     open: Cell<u32>,
@@ -105,6 +105,12 @@ impl Progress {
                 return;
             }
         }
+    }
+
+    /// True when the client may still be sending: a body that was answered early, or what follows a head that could
+    /// not be read and was answered as soon as that was clear.
+    fn lingers_at_close(&self) -> bool {
+        self.lingers.get() || self.phase.get() == Phase::Head
     }
 
     fn enter(&self, phase: Phase) {
@@ -349,7 +355,7 @@ impl AsyncWrite for ClientStream {
         if this.closed.is_none() {
             ready!(Pin::new(&mut this.stream).poll_shutdown(cx))?;
         }
-        if !this.progress.lingers.get() {
+        if !this.progress.lingers_at_close() {
             return Poll::Ready(Ok(()));
         }
         let until = this.closed.get_or_insert_with(|| Box::pin(sleep(LINGER_WAIT_MAX)));

@@ -81,6 +81,13 @@ impl Raw {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
+    /// As [`Self::rest`]; an error when the server has reset the connection.
+    pub fn try_rest(&mut self) -> std::io::Result<String> {
+        let mut bytes = Vec::new();
+        self.0.read_to_end(&mut bytes)?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
     /// True when the server has closed the connection; waits for that or for a byte.
     pub fn is_closed(&mut self) -> bool {
         match self.0.read(&mut [0]) {

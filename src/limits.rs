@@ -364,3 +364,20 @@ pub const THROUGHPUT_WINDOWS: [Duration; 3] =
 pub const THROUGHPUT_SAMPLES_MAX: usize = 61;
 
 const _: () = assert!(THROUGHPUT_SAMPLES_MAX as u64 == THROUGHPUT_WINDOWS[2].as_secs() + 1);
+
+/// How often throughput and history are sampled.
+pub const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
+/// Samples of history that the dashboard can look back on: ten minutes of about 300 bytes each.
+pub const HISTORY_SAMPLES_MAX: usize = 600;
+/// Latest batches that each worker remembers for the dashboard, and how many it shows.
+pub const RECENT_BATCHES_MAX: usize = 25;
+/// What the dashboard says of what is wrong looks back as far.
+pub const CONCERN_WINDOW: Duration = Duration::from_secs(60);
+/// It says that the journal is filling from this share on.
+pub const CONCERN_JOURNAL_SHARE: f64 = 0.5;
+/// It says that open files run short from this share on.
+pub const CONCERN_OPEN_FILES_SHARE: f64 = 0.8;
+/// Kinds of reasons for refused events that one transaction tells.
+pub const REASONS_TOLD_MAX: usize = 8;
+/// Latest batches with dead letters that are remembered, and kinds of reasons for them.
+pub const RECENT_TROUBLE_MAX: usize = 20;

@@ -39,6 +39,7 @@ use crate::pg::sqlstate::Fault;
 use crate::pg::wal::{self, Commit, Run};
 use crate::status::memory::BatchMap;
 use crate::status::model::Phase;
+use crate::status::recent::{Reason, Recent};
 use crate::status::shared::StatusFeed;
 use crate::sys::clock::wall_now;
 use crate::types::PRIORITY_RESERVED_MIN;
@@ -55,6 +56,8 @@ pub struct FlushTools {
     pub health: Arc<DatabaseHealth>,
     /// Batches of this process.
     pub batches: Arc<BatchMap>,
+    /// The latest of them.
+    pub recent: Arc<Recent>,
     /// The way to Redis, if there is one.
     pub feed: Option<StatusFeed>,
     /// The registry.
@@ -253,6 +256,9 @@ impl Flusher {
 
     fn landed(&mut self, in_hand: Vec<InHand>, done: Done, commit: Commit) {
         self.postgres_works();
+        for reason in done.reasons {
+            self.tools.recent.refused(reason, wall_now());
+        }
         let items = in_hand.into_iter().map(|in_hand| in_hand.into_item(&self.tools.blocks));
         let outcomes: Vec<Outcome> = items.zip(done.landed).collect();
         match commit {
@@ -400,7 +406,12 @@ impl Flusher {
                     tracing::warn!(batch = %batch.key, events = batch.events,
                         "batch_id was used with a different body on another node; its events are in dead_letter_events");
                     batch.finish_without_id(completed_at);
+                    let reason = Reason::of(&Fault::id_conflict(), batch.events.into());
+                    self.tools.recent.refused(reason, completed_at);
                 }
+            }
+            if batch.counts().dead_lettered > 0 {
+                self.tools.recent.troubled(&batch);
             }
             let before = matches!(landed, Landed::Before(_));
             self.metrics.batch(&batch, before, now - item.value.accepted_at.min(now));

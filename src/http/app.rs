@@ -18,13 +18,14 @@ use crate::http::submission::Submission;
 use crate::http::tls::Tls;
 use crate::journal::{JournalHealth, JournalSpace};
 use crate::limits::JOURNAL_FULL_HEADROOM_SHARE;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, PoolState};
 use crate::pg::health::DatabaseHealth;
 use crate::pg::pool::Pool;
 use crate::ring::budget::Budget;
 use crate::ring::ring::Ring;
 use crate::status::lookup::Lookup;
 use crate::status::memory::BatchMap;
+use crate::status::recent::Recent;
 use crate::status::shared::RedisHealth;
 use crate::types::{AckLevel, Priority, UnixMicros};
 
@@ -90,6 +91,8 @@ pub struct App {
     pub queue: Arc<FlushQueue>,
     /// Batches of this process.
     pub batches: Arc<BatchMap>,
+    /// The latest of them.
+    pub recent: Arc<Recent>,
     /// Batches of others.
     pub lookup: Lookup,
     /// Buffers for blocks.
@@ -124,6 +127,16 @@ impl App {
     pub fn journal_is_full(&self) -> bool {
         let stats = self.space.stats();
         stats.charged_bytes + stats.admission_bytes_max / JOURNAL_FULL_HEADROOM_SHARE > stats.admission_bytes_max
+    }
+
+    /// Brings those metrics up to date that others keep.
+    pub fn read_gauges(&self) {
+        let state = self.pool.state();
+        let pool = &self.metrics.db_pool_connections;
+        pool.of(PoolState::Idle).set(u64::from(state.idle_connections));
+        pool.of(PoolState::Busy).set(u64::from(state.connections - state.idle_connections));
+        self.metrics.memory_bytes.set(self.queue.budgets.memory_bytes.used());
+        self.metrics.journal_bytes.set(self.space.stats().files_bytes);
     }
 
     /// For how long a batch of `priority` should stay away, because it would wait for too long while PostgreSQL works.

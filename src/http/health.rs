@@ -12,6 +12,9 @@ use crate::http::route::{Reply, json as json_reply, plain};
 use crate::http::worker::Worker;
 use crate::limits::RETRY_AFTER_JOURNAL_SECONDS;
 
+/// Ingestion is not possible.
+pub(super) const UNHEALTHY: &str = "unhealthy";
+
 /// Health in a word, for callers who may not read metrics.
 #[derive(Serialize, ToSchema)]
 pub(super) struct HealthWord {
@@ -25,153 +28,159 @@ pub(super) struct HealthWord {
 pub(super) struct Health {
     /// `unhealthy`: ingestion is not possible; `degraded`: it is, and something needs attention.
     #[schema(pattern = "^(healthy|degraded|unhealthy)$")]
-    status: &'static str,
+    pub(super) status: &'static str,
     /// What was looked at.
-    checks: Checks,
+    pub(super) checks: Checks,
     /// `NODE_ID`.
-    node: String,
+    pub(super) node: String,
     /// The server's version.
-    version: &'static str,
+    pub(super) version: &'static str,
     /// Since the server started.
-    uptime_seconds: u64,
+    pub(super) uptime_seconds: u64,
 }
 
 /// What health looks at.
 #[derive(Serialize, ToSchema)]
 #[schema(as = HealthChecks)]
-struct Checks {
+pub(super) struct Checks {
     /// PostgreSQL.
-    database: DatabaseCheck,
+    pub(super) database: DatabaseCheck,
     /// Redis.
-    redis: RedisCheck,
+    pub(super) redis: RedisCheck,
     /// The journal.
-    journal: JournalCheck,
+    pub(super) journal: JournalCheck,
     /// Rows in memory.
-    memory: MemoryCheck,
+    pub(super) memory: MemoryCheck,
     /// HTTP workers.
-    workers: WorkersCheck,
+    pub(super) workers: WorkersCheck,
 }
 
 /// PostgreSQL.
 #[derive(Serialize, ToSchema)]
-struct DatabaseCheck {
+pub(super) struct DatabaseCheck {
     /// `failing` when batches do not land, or some of them.
     #[schema(pattern = "^(ok|failing)$")]
-    status: &'static str,
+    pub(super) status: &'static str,
     /// For how long PostgreSQL has been answering, or has not.
-    since_seconds: u64,
+    pub(super) since_seconds: u64,
     /// Connections of the pool.
-    connections: ConnectionFigures,
+    pub(super) connections: ConnectionFigures,
     /// Batches that wait for their COPY.
-    queued_batches: u64,
+    pub(super) queued_batches: u64,
     /// Of those, the ones that cannot land while others can.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
-    stuck_batches: Option<usize>,
+    pub(super) stuck_batches: Option<usize>,
     /// Why it is failing.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
-    reason: Option<String>,
+    pub(super) reason: Option<String>,
 }
 
 /// Connections of the pool.
 #[derive(Serialize, ToSchema)]
-struct ConnectionFigures {
+pub(super) struct ConnectionFigures {
     /// Waiting for work.
-    idle: u32,
+    pub(super) idle: u32,
     /// Lent out.
-    busy: u32,
+    pub(super) busy: u32,
 }
 
 /// Redis.
 #[derive(Serialize, ToSchema)]
-struct RedisCheck {
+pub(super) struct RedisCheck {
     /// `off` where it is not set.
     #[schema(pattern = "^(ok|failing|off)$")]
-    status: &'static str,
+    pub(super) status: &'static str,
     /// Updates of status that were dropped because Redis was away.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
-    dropped: Option<u64>,
+    pub(super) dropped: Option<u64>,
     /// Why it is failing.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
-    reason: Option<String>,
+    pub(super) reason: Option<String>,
 }
 
 /// The journal.
 #[derive(Serialize, ToSchema)]
-struct JournalCheck {
+pub(super) struct JournalCheck {
     /// `failing` when it cannot be written, is full, or has damage.
     #[schema(pattern = "^(ok|failing)$")]
-    status: &'static str,
+    pub(super) status: &'static str,
     /// Of its files.
-    bytes: u64,
+    pub(super) bytes: u64,
     /// `JOURNAL_MAX_MB`.
-    bytes_max: u64,
+    pub(super) bytes_max: u64,
     /// Its files.
-    segments: u64,
+    pub(super) segments: u64,
     /// Batches that PostgreSQL does not have yet.
-    uncommitted_batches: u64,
+    pub(super) uncommitted_batches: u64,
     /// Their bytes.
-    uncommitted_bytes: u64,
+    pub(super) uncommitted_bytes: u64,
     /// Why it is failing.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
-    reason: Option<String>,
+    pub(super) reason: Option<String>,
 }
 
 /// Rows in memory.
 #[derive(Serialize, ToSchema)]
-struct MemoryCheck {
+pub(super) struct MemoryCheck {
     /// Always `ok`: above the limit rows stay in the journal only.
     #[schema(pattern = "^ok$")]
-    status: &'static str,
+    pub(super) status: &'static str,
     /// Rows that wait for their COPY.
-    queued_bytes: u64,
+    pub(super) queued_bytes: u64,
     /// `MEMORY_LIMIT_MB`.
-    bytes_max: u64,
+    pub(super) bytes_max: u64,
 }
 
 /// HTTP workers.
 #[derive(Serialize, ToSchema)]
-struct WorkersCheck {
+pub(super) struct WorkersCheck {
     /// Always `ok`: a worker that ends takes the server with it.
     #[schema(pattern = "^ok$")]
-    status: &'static str,
+    pub(super) status: &'static str,
     /// How many there are.
-    count: usize,
+    pub(super) count: usize,
 }
 
 /// The health document; 503 only when ingestion is not possible. The figures are for callers who may read metrics.
 pub fn get(worker: &Worker, caller: Option<&Caller>) -> Reply {
-    let app = &worker.app;
-    let unhealthy = app.journal_health.has_failed() || app.journal_is_full();
-    let redis_fails = app.redis.as_ref().is_some_and(|redis| !redis.is_working());
-    let doubtful = app.queue.stuck().is_some() || app.database.doubtful().is_some();
-    let degraded = !app.database.is_working() || doubtful || redis_fails || !app.journal_health.damage().is_empty();
-    let (code, status) = match (unhealthy, degraded) {
-        (true, _) => (StatusCode::SERVICE_UNAVAILABLE, "unhealthy"),
-        (false, true) => (StatusCode::OK, "degraded"),
-        (false, false) => (StatusCode::OK, "healthy"),
-    };
+    let document = Health::of(&worker.app);
+    let code = if document.status == UNHEALTHY { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
     if !caller.is_some_and(|caller| caller.may(Scope::Metrics)) {
-        return Ok(json_reply(code, &HealthWord { status }));
+        return Ok(json_reply(code, &HealthWord { status: document.status }));
     }
-    let document = Health {
-        status,
-        checks: Checks {
-            database: database(app),
-            redis: redis(app),
-            journal: journal(app),
-            memory: memory(app),
-            workers: WorkersCheck { status: "ok", count: app.rings.len() },
-        },
-        node: app.node.to_string(),
-        version: env!("CARGO_PKG_VERSION"),
-        uptime_seconds: app.started_at.elapsed().as_secs(),
-    };
     Ok(json_reply(code, &document))
+}
+
+impl Health {
+    /// `app` as it is now.
+    pub(super) fn of(app: &App) -> Self {
+        let unhealthy = app.journal_health.has_failed() || app.journal_is_full();
+        let redis_fails = app.redis.as_ref().is_some_and(|redis| !redis.is_working());
+        let doubtful = app.queue.stuck().is_some() || app.database.doubtful().is_some();
+        let degraded = !app.database.is_working() || doubtful || redis_fails || !app.journal_health.damage().is_empty();
+        Self {
+            status: match (unhealthy, degraded) {
+                (true, _) => UNHEALTHY,
+                (false, true) => "degraded",
+                (false, false) => "healthy",
+            },
+            checks: Checks {
+                database: database(app),
+                redis: redis(app),
+                journal: journal(app),
+                memory: memory(app),
+                workers: WorkersCheck { status: "ok", count: app.rings.len() },
+            },
+            node: app.node.to_string(),
+            version: env!("CARGO_PKG_VERSION"),
+            uptime_seconds: app.started_at.elapsed().as_secs(),
+        }
+    }
 }
 
 fn database(app: &App) -> DatabaseCheck {

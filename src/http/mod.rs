@@ -4,11 +4,11 @@
 //! bounds its waits and closes it, [`tls`] is what HTTPS is served with). [`peer`] is who sends, [`access`] whether they may.
 //! [`route`] picks the handler, [`body`] reads within limits, [`inflate`] decompresses within the same ones, [`headers`] are
 //! on every answer. [`ingest`] turns a body into a block and waits for its acknowledgement; [`status`], [`health`] and
-//! [`observe`] answer questions, [`openapi`] describes all of it and [`codes`] every error. [`app`] is what all workers
-//! share.
+//! [`observe`] answer questions, [`dashboard`] shows them to people, [`openapi`] describes all of it and [`codes`] every
+//! error. [`app`] is what all workers share.
 //!
-//! Invariant: on the path from socket to ring nothing takes a lock that another core can hold, and nothing
-//! blocks: what must ask Redis or PostgreSQL goes through [`crate::status::lookup`].
+//! Invariant: on the path from socket to ring nothing takes a lock that another core can hold (but while somebody looks
+//! at the latest batches, [`crate::status::recent`]), and nothing blocks: what must ask Redis or PostgreSQL goes through [`crate::status::lookup`].
 
 pub mod access;
 pub mod app;
@@ -16,6 +16,7 @@ pub mod body;
 pub mod codes;
 pub mod connection;
 pub mod connections;
+pub mod dashboard;
 pub mod headers;
 pub mod health;
 pub mod inflate;

@@ -8,7 +8,7 @@ use crate::http::problem::Problem;
 use crate::http::query::parameter;
 use crate::http::route::{Reply, with_type};
 use crate::http::worker::Worker;
-use crate::metrics::{Format, NotAcceptable, PoolState};
+use crate::metrics::{Format, NotAcceptable};
 
 /// All metrics, in the format that `?format=` or `Accept` asks for.
 pub fn get(worker: &Worker, request: &Request<Incoming>) -> Reply {
@@ -21,11 +21,6 @@ pub fn get(worker: &Worker, request: &Request<Incoming>) -> Reply {
         };
         Problem::new(status, code, error.to_string())
     })?;
-    let app = &worker.app;
-    let state = app.pool.state();
-    app.metrics.db_pool_connections.of(PoolState::Idle).set(u64::from(state.idle_connections));
-    app.metrics.db_pool_connections.of(PoolState::Busy).set(u64::from(state.connections - state.idle_connections));
-    app.metrics.memory_bytes.set(app.queue.budgets.memory_bytes.used());
-    app.metrics.journal_bytes.set(app.space.stats().files_bytes);
-    Ok(with_type(StatusCode::OK, format.content_type(), Bytes::from(format.render(&app.metrics))))
+    worker.app.read_gauges();
+    Ok(with_type(StatusCode::OK, format.content_type(), Bytes::from(format.render(&worker.app.metrics))))
 }

@@ -16,7 +16,7 @@ use crate::http::peer::Peer;
 use crate::http::problem::Problem;
 use crate::http::query::parameter;
 use crate::http::worker::Worker;
-use crate::http::{access, health, ingest, observe, openapi, status};
+use crate::http::{access, dashboard, health, ingest, observe, openapi, status};
 use crate::metrics::{HttpStatus, Route};
 
 /// What handlers give back.
@@ -31,6 +31,8 @@ fn resource(path: &str) -> (Route, Option<String>) {
         "/livez" => (Route::Live, None),
         "/readyz" => (Route::Ready, None),
         "/openapi.json" => (Route::OpenApi, None),
+        "/dashboard/data" => (Route::DashboardData, None),
+        asset if dashboard::is_asset(asset) => (Route::Dashboard, None),
         _ => {
             let id = path.strip_prefix("/v1/batch/").and_then(|rest| rest.strip_suffix("/status"));
             match id.filter(|id| !id.is_empty() && !id.contains('/')) {
@@ -91,7 +93,7 @@ fn check(request: &Request<Incoming>, route: Route, limits: HeadLimits) -> Resul
     match (route, request.method()) {
         _ if url_bytes(request) > limits.url_bytes_max => Err(url_too_long(limits)),
         _ if request.headers().len() > limits.headers_max => Err(too_many_headers(limits)),
-        (Route::Other | Route::Dashboard, _) => Err(unknown_resource()),
+        (Route::Other, _) => Err(unknown_resource()),
         (Route::IngestBatch, &Method::POST) => Ok(()),
         (Route::IngestBatch, _) => Err(Problem::method_not_allowed("POST")),
         (_, &Method::GET | &Method::HEAD) => Ok(()),
@@ -119,9 +121,11 @@ async fn dispatch(
         (Route::Metrics, _) => observe::get(worker, &request),
         (Route::Live, _) => Ok(plain(StatusCode::OK, "alive\n")),
         (Route::Ready, _) => health::readyz(worker),
-        (Route::IngestBatch | Route::BatchStatus, None) => Err(access::problem(Denied::Missing)),
+        (Route::DashboardData, Some(caller)) => dashboard::data(worker, caller, &request),
+        (Route::IngestBatch | Route::BatchStatus | Route::DashboardData, None) => Err(access::problem(Denied::Missing)),
         (Route::OpenApi, _) => Ok(openapi::get(worker)),
-        (Route::Other | Route::Dashboard, _) => Err(unknown_resource()),
+        (Route::Dashboard, _) => dashboard::asset(request.uri().path(), request.headers()).ok_or_else(unknown_resource),
+        (Route::Other, _) => Err(unknown_resource()),
     };
     reply.map_err(|problem| if leaves_body { problem.and_close() } else { problem })
 }
@@ -145,8 +149,8 @@ fn too_many_headers(limits: HeadLimits) -> Problem {
 }
 
 fn unknown_resource() -> Problem {
-    let detail = "there is POST /v1/ingest/batch, GET /v1/batch/{batch_id}/status, /v1/health, /v1/metrics, /livez, /readyz \
-                  and /openapi.json";
+    let detail = "there is POST /v1/ingest/batch, GET /v1/batch/{batch_id}/status, /v1/health, /v1/metrics, /livez, /readyz, \
+                  /openapi.json and the dashboard at /";
     Problem::new(StatusCode::NOT_FOUND, "not_found", detail)
 }
 

@@ -168,7 +168,7 @@ impl RequestCounters {
         self.by_route[route.index()].add(status, 1);
     }
 
-    /// Route, status code and count of each pair that has occurred. Of the 216 pairs a server meets few; the others
+    /// Route, status code and count of each pair that has occurred. Of the 240 pairs a server meets few; the others
     /// are left out of the exposition.
     pub fn iter(&self) -> impl Iterator<Item = (&'static str, &'static str, u64)> {
         let routes = Route::VALUES.iter().zip(&self.by_route);

@@ -150,6 +150,30 @@ impl Recorder {
     }
 }
 
+/// What was recorded between two readings.
+#[derive(Debug)]
+pub(super) struct Window {
+    hdr: hdrhistogram::Histogram<u64>,
+    sum: u64,
+}
+
+impl Window {
+    /// How many values.
+    pub fn count(&self) -> u64 {
+        self.hdr.len()
+    }
+
+    /// Their mean; 0 when there are none.
+    pub fn mean(&self) -> f64 {
+        if self.count() == 0 { 0.0 } else { self.sum as f64 / self.count() as f64 }
+    }
+
+    /// The value that a share of `quantile` (0 to 1) does not exceed, to three digits; 0 when there are none.
+    pub fn value_at_quantile(&self, quantile: f64) -> u64 {
+        self.hdr.value_at_quantile(quantile)
+    }
+}
+
 impl<L: Label> Histograms<L> {
     pub(super) fn of_latencies() -> Self {
         Self { by_label: L::VALUES.iter().map(|_| Histogram::of_latencies()).collect(), label: PhantomData }
@@ -199,6 +223,14 @@ impl Merged {
             self.hdr.saturating_record_n(value, count);
             self.bucket_counts[self.bounds.partition_point(|bound| *bound < value)] += count;
         }
+    }
+
+    /// What was recorded after `earlier` was read from the same histogram.
+    pub(super) fn since(&self, earlier: &Self) -> Window {
+        let mut hdr = self.hdr.clone();
+        // No count ever falls, so nothing is taken away that is not there.
+        let _ = hdr.subtract(&earlier.hdr);
+        Window { sum: self.sum.wrapping_sub(earlier.sum), hdr }
     }
 
     /// How many values were recorded.
@@ -361,6 +393,20 @@ mod tests {
         ROWS_BOUNDS.iter().for_each(|bound| recorder.record(*bound));
         recorder.record(1_000_000);
         assert!(histogram.merge().buckets().all(|(_, count)| count == 1));
+    }
+
+    #[test]
+    fn a_window_holds_what_came_between_two_readings() {
+        let histogram = Histogram::of_latencies();
+        let recorder = histogram.recorder();
+        recorder.record(1_000_000);
+        let earlier = histogram.merge();
+        let empty = histogram.merge().since(&earlier);
+        assert_eq!((empty.count(), empty.mean(), empty.value_at_quantile(1.0)), (0, 0.0, 0));
+        [10, 20, 60].into_iter().for_each(|value| recorder.record(value));
+        let window = histogram.merge().since(&earlier);
+        assert_eq!((window.count(), window.mean()), (3, 30.0));
+        assert_eq!((window.value_at_quantile(0.5), window.value_at_quantile(1.0)), (20, 60));
     }
 
     #[test]

@@ -85,8 +85,10 @@ label_set! {
         Metrics = "/v1/metrics",
         /// `GET /openapi.json`.
         OpenApi = "/openapi.json",
-        /// `GET /`.
+        /// `GET /` and the files of that page.
         Dashboard = "/",
+        /// `GET /dashboard/data`, what that page shows.
+        DashboardData = "/dashboard/data",
         /// Any other path.
         Other = "other",
     }

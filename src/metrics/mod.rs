@@ -10,6 +10,7 @@
 //! | `histogram` | latencies and sizes: one shard per recording thread, HDR layout |
 //! | `throughput` | events a second over the last 1, 10 and 60 seconds |
 //! | `registry` | [`Metrics`]: every metric, as a field |
+//! | `history` | the last minutes, a sample a second, for the dashboard |
 //! | `process` | CPU, memory, descriptors and disk I/O of this process |
 //! | `export` | Prometheus text and OpenMetrics |
 //! | `report` | the JSON form |
@@ -19,8 +20,8 @@
 //!   fixed at start-up, so no client can make a series.
 //! - Nobody waits for a scrape: recording is a load and a store on the recorder's own cache lines, counting is one
 //!   relaxed addition. A scrape only reads.
-//! - All that is told since start; the windows are [`report::Throughput`]'s alone. A rate or a quantile over another
-//!   window is the scraper's to compute, from counters and buckets.
+//! - All that is told to scrapers is since start, but [`report::Throughput`]. A rate or a quantile over another window
+//!   is theirs to compute, from counters and buckets. [`history`] does that for people who look at one node.
 //!
 //! # Absent on purpose
 //! Registration at run time, exemplars, native histograms, remote write, and metrics labelled by service, event type
@@ -29,6 +30,7 @@
 mod cells;
 mod export;
 mod histogram;
+pub mod history;
 mod labels;
 mod process;
 mod registry;

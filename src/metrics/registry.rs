@@ -7,10 +7,11 @@ use parking_lot::Mutex;
 
 use super::cells::{Counter, Counters, Gauge, Gauges, NamedCounters, RequestCounters};
 use super::histogram::{Histogram, Histograms};
+use super::history::{self, History};
 use super::labels::{AuthFailure, BatchOutcome, PoolState, SqlstateClass, Statement};
 use super::throughput::{Rates, Sample, Samples};
 use crate::limits::THROUGHPUT_WINDOWS;
-use crate::types::Priority;
+use crate::types::{Priority, UnixMicros};
 
 /// The closed set of metrics of one server.
 ///
@@ -72,6 +73,7 @@ pub struct Metrics {
     node: Box<str>,
     started_at: Instant,
     samples: Mutex<Samples>,
+    history: Mutex<History>,
 }
 
 impl Metrics {
@@ -105,16 +107,23 @@ impl Metrics {
             node: node.into(),
             started_at: Instant::now(),
             samples: Mutex::default(),
+            history: Mutex::default(),
         })
     }
 
-    /// Samples the throughput; one thread calls it about once a second.
-    pub fn tick(&self, now: Instant) {
+    /// Samples throughput and history; one thread calls it about once a second. `at` is the wall clock's `now`.
+    pub fn tick(&self, now: Instant, at: UnixMicros) {
         self.samples.lock().push(Sample {
             at: now,
             events_accepted: self.events_accepted.get(),
             events_committed: self.events_committed.get(),
         });
+        self.history.lock().push(self, at);
+    }
+
+    /// The samples from number `first` on, or what is left of them, and the number of the next one.
+    pub fn history(&self, first: u64) -> (Vec<history::Sample>, u64) {
+        self.history.lock().from(first)
     }
 
     /// The `NODE_ID`.

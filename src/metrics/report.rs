@@ -404,6 +404,7 @@ mod tests {
 
     use super::*;
     use crate::metrics::{AuthFailure, HttpStatus, Route, SqlstateClass};
+    use crate::types::UnixMicros;
 
     fn report_of(metrics: &Arc<Metrics>) -> Value {
         serde_json::from_str(&Report::of(metrics).to_json()).expect("the report is JSON")
@@ -443,10 +444,10 @@ mod tests {
     #[test]
     fn throughput_follows_the_ticks() {
         let (metrics, begin) = (Metrics::new("node-1", &[]), Instant::now());
-        metrics.tick(begin);
+        metrics.tick(begin, UnixMicros(0));
         metrics.events_accepted.add(3000);
         metrics.events_committed.add(1000);
-        metrics.tick(begin + Duration::from_secs(2));
+        metrics.tick(begin + Duration::from_secs(2), UnixMicros(2_000_000));
         let throughput = &report_of(&metrics)["throughput"];
         assert_eq!(throughput["accepted_events_per_second"], json!({"1s": 1500.0, "10s": 1500.0, "60s": 1500.0}));
         assert_eq!(throughput["committed_events_per_second"]["10s"], json!(500.0));

@@ -14,10 +14,11 @@ use crate::pg::copy::copy_tuples;
 use crate::pg::ledger;
 use crate::pg::pool::Session;
 use crate::pg::quarantine::{DEAD_LETTER, Row, bury, land_or_bury};
-use crate::pg::sqlstate::{Fault, Verdict};
+use crate::pg::sqlstate::Fault;
 use crate::pg::stage::Stage;
 use crate::pg::wal::{self, Commit, Run};
 use crate::status::model::Counts;
+use crate::status::recent::Reason;
 use crate::types::{BatchKey, BodyDigest, Priority, UnixMicros};
 
 /// A batch to land, borrowed from its block.
@@ -81,6 +82,8 @@ pub struct Done {
     pub timings: Timings,
     /// The run of PostgreSQL that committed it.
     pub run: Run,
+    /// Why events went to the dead letters.
+    pub reasons: Vec<Reason>,
 }
 
 /// Lands `batches` in one transaction.
@@ -113,6 +116,7 @@ pub fn land(
 
     let started = Instant::now();
     let ours: Vec<Landing<'_>> = keep(batches, &claimed, true);
+    let mut reasons = Vec::new();
     let counts = match (way, stage) {
         (Way::Staged, Some(stage)) => {
             let inserted = stage.land(&mut transaction, ours.iter().map(|batch| batch.tuples))?;
@@ -123,7 +127,11 @@ pub fn land(
             }
             counts
         }
-        (Way::Quarantine, Some(stage)) => land_or_bury(&mut transaction, stage, &ours, &rows_of(&ours)?, node)?,
+        (Way::Quarantine, Some(stage)) => {
+            let buried = land_or_bury(&mut transaction, stage, &ours, &rows_of(&ours)?, node)?;
+            reasons = buried.reasons;
+            buried.counts
+        }
         _ if ours.is_empty() => Vec::new(),
         _ => {
             let copied = copy_tuples(&mut transaction, &statements.copy, ours.iter().map(|batch| batch.tuples))?;
@@ -151,7 +159,7 @@ pub fn land(
         landed.extend(if ours { counts.next().map(Landed::Now) } else { others.next() });
     }
     assert_eq!(landed.len(), batches.len(), "every batch has an outcome");
-    Ok(Done { landed, timings, run })
+    Ok(Done { landed, timings, run, reasons })
 }
 
 fn keep<'a>(batches: &[Landing<'a>], claimed: &[bool], wanted: bool) -> Vec<Landing<'a>> {
@@ -214,11 +222,7 @@ fn bury_conflict(transaction: &mut Transaction<'_>, batch: &Landing<'_>, node: &
         ],
     )?;
     if first_time == 1 {
-        let fault = Fault {
-            verdict: Verdict::RowFault,
-            sqlstate: "23505".to_owned(),
-            message: "batch_id was already used with a different body".to_owned(),
-        };
+        let fault = Fault::id_conflict();
         let dead_letter = transaction.prepare(DEAD_LETTER)?;
         for row in rows_of(std::slice::from_ref(batch))? {
             bury(transaction, &dead_letter, batch, &row.view, &fault, node)?;

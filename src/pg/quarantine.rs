@@ -7,11 +7,12 @@ use std::collections::{HashMap, HashSet};
 use postgres::{Statement, Transaction};
 
 use crate::encode::tuple::TupleView;
-use crate::limits::{REFUSALS_IN_A_ROW_MAX, REFUSED_ROW_PAUSE};
+use crate::limits::{REASONS_TOLD_MAX, REFUSALS_IN_A_ROW_MAX, REFUSED_ROW_PAUSE};
 use crate::pg::land::Landing;
 use crate::pg::sqlstate::{Fault, Verdict};
 use crate::pg::stage::Stage;
 use crate::status::model::Counts;
+use crate::status::recent::Reason;
 
 /// The statement for [`bury`].
 pub const DEAD_LETTER: &str = "\
@@ -28,7 +29,29 @@ pub struct Row<'a> {
     pub view: TupleView<'a>,
 }
 
-/// Lands `rows`, bisecting around those that PostgreSQL refuses; counts by batch index.
+/// What became of rows that were landed or buried.
+#[derive(Debug)]
+pub struct Buried {
+    /// Counts by batch index.
+    pub counts: Vec<Counts>,
+    /// Why rows were refused: the first [`REASONS_TOLD_MAX`] kinds of reasons.
+    pub reasons: Vec<Reason>,
+}
+
+impl Buried {
+    /// One row of `batch` went to the dead letters because of `fault`.
+    fn count(&mut self, batch: usize, fault: &Fault) {
+        self.counts[batch].dead_lettered += 1;
+        let is_same = |known: &Reason| known.sqlstate == fault.sqlstate && known.message == fault.message;
+        match self.reasons.iter().position(is_same) {
+            Some(known) => self.reasons[known].events += 1,
+            None if self.reasons.len() < REASONS_TOLD_MAX => self.reasons.push(Reason::of(fault, 1)),
+            None => {}
+        }
+    }
+}
+
+/// Lands `rows`, bisecting around those that PostgreSQL refuses.
 ///
 /// # Errors
 /// Any fault that is not a row's own: the caller rolls back and does what its verdict says.
@@ -38,9 +61,9 @@ pub fn land_or_bury(
     batches: &[Landing<'_>],
     rows: &[Row<'_>],
     node: &str,
-) -> Result<Vec<Counts>, Fault> {
+) -> Result<Buried, Fault> {
     let index: HashMap<&str, usize> = batches.iter().enumerate().map(|(at, batch)| (&*batch.key.id, at)).collect();
-    let mut counts = vec![Counts::default(); batches.len()];
+    let mut buried = Buried { counts: vec![Counts::default(); batches.len()], reasons: Vec::new() };
     let whole = 0..rows.len();
     let mut ranges = vec![whole];
     let mut refused_in_a_row = 0;
@@ -57,25 +80,26 @@ pub fn land_or_bury(
             Ok(Outcome { inserted, left_out }) => {
                 refused_in_a_row = 0;
                 for row in part {
-                    let counts = &mut counts[row.batch];
                     if left_out.contains(&(row.view.event_id.to_string(), row.view.timestamp.0)) {
-                        bury(transaction, &dead_letter, &batches[row.batch], &row.view, &Fault::left_out(), node)?;
-                        counts.dead_lettered += 1;
+                        let fault = Fault::left_out();
+                        bury(transaction, &dead_letter, &batches[row.batch], &row.view, &fault, node)?;
+                        buried.count(row.batch, &fault);
                     } else {
-                        counts.duplicates += 1;
+                        buried.counts[row.batch].duplicates += 1;
                     }
                 }
                 for (batch_id, inserted) in inserted {
                     // A trigger may have changed the id.
                     let Some(at) = index.get(&*batch_id) else { continue };
-                    counts[*at].inserted += inserted;
-                    counts[*at].duplicates = counts[*at].duplicates.saturating_sub(inserted);
+                    let counts = &mut buried.counts[*at];
+                    counts.inserted += inserted;
+                    counts.duplicates = counts.duplicates.saturating_sub(inserted);
                 }
             }
             Err(fault) if part.len() == 1 => {
                 let row = &part[0];
                 bury(transaction, &dead_letter, &batches[row.batch], &row.view, &fault, node)?;
-                counts[row.batch].dead_lettered += 1;
+                buried.count(row.batch, &fault);
                 refused_in_a_row += 1;
                 if refused_in_a_row == REFUSALS_IN_A_ROW_MAX {
                     tracing::warn!(rows = refused_in_a_row, batch = %batches[row.batch].key, reason = fault.message,
@@ -92,7 +116,7 @@ pub fn land_or_bury(
             }
         }
     }
-    Ok(counts)
+    Ok(buried)
 }
 
 /// What became of rows none of which was refused. The others were there already.

@@ -70,6 +70,12 @@ impl Fault {
         let message = "a trigger on events left the row out: it returned NULL (SQLSTATE 02000)".to_owned();
         Self { verdict: Verdict::RowFault, sqlstate: "02000".to_owned(), message }
     }
+
+    /// An event's batch lost its id to another body, which no constraint could see.
+    pub fn id_conflict() -> Self {
+        let message = "batch_id was already used with a different body".to_owned();
+        Self { verdict: Verdict::RowFault, sqlstate: SqlState::UNIQUE_VIOLATION.code().to_owned(), message }
+    }
 }
 
 /// The table above. `constraint` is the name that PostgreSQL sent with the error, if any.

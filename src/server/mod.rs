@@ -18,6 +18,7 @@ mod group_commit;
 mod listen;
 mod recover;
 mod reload;
+mod sampler;
 mod upkeep;
 
 use std::sync::Arc;
@@ -49,9 +50,11 @@ use crate::ring::ring::Ring;
 use crate::server::database::Database;
 use crate::server::group_commit::GroupCommit;
 use crate::server::reload::Reread;
+use crate::server::sampler::Sampler;
 use crate::server::upkeep::Upkeep;
 use crate::status::lookup::{Lookup, Sources};
 use crate::status::memory::BatchMap;
+use crate::status::recent::Recent;
 use crate::status::shared::Shared;
 use crate::sys::affinity;
 use crate::sys::signals::{self, Signal};
@@ -97,6 +100,7 @@ struct Server {
     database: Database,
     shared: Option<Shared>,
     upkeep: Upkeep,
+    sampler: Sampler,
     workers: Vec<JoinHandle<()>>,
     flushers: Vec<JoinHandle<()>>,
     journal_thread: JoinHandle<()>,
@@ -117,6 +121,7 @@ impl Server {
         metrics.journal_limit_bytes.set(config.journal_bytes_max);
         let (queue, seats) = flush_queue(config, worker_count);
         let batches = Arc::new(BatchMap::new(config.status_ttl));
+        let recent = Arc::new(Recent::new(worker_count));
         let journal_health = Arc::new(JournalHealth::default());
         let journal = recover::open(config, &node, worker_count, &queue, &batches, &metrics, &journal_health)?;
 
@@ -146,6 +151,7 @@ impl Server {
             releaser: journal.releaser(),
             health: Arc::clone(&health),
             batches: Arc::clone(&batches),
+            recent: Arc::clone(&recent),
             feed: feed.clone(),
             metrics: Arc::clone(&metrics),
             node: Arc::clone(&node),
@@ -177,6 +183,7 @@ impl Server {
             journal_health,
             queue,
             batches,
+            recent,
             lookup,
             blocks,
             request_bytes: Arc::new(Budget::new(config.requests_bytes_max)),
@@ -190,6 +197,7 @@ impl Server {
             draining: AtomicBool::new(false),
         });
         let upkeep = Upkeep::start(Arc::clone(&app), config, &database)?;
+        let sampler = Sampler::start(Arc::clone(&app))?;
         let (journal_thread, journal_stopping) = start_journal_thread(&app, journal, feed, parker)?;
         let (drain, draining) = watch::channel(false);
         let workers = start_workers(&app, bound, &draining)?;
@@ -202,7 +210,7 @@ impl Server {
                 "listening on {scheme}://{address}"
             );
         }
-        Ok(Self { app, database, shared, upkeep, workers, flushers, journal_thread, journal_stopping, drain })
+        Ok(Self { app, database, shared, upkeep, sampler, workers, flushers, journal_thread, journal_stopping, drain })
     }
 
     /// The right column of the module's drawing.
@@ -227,6 +235,7 @@ impl Server {
         self.app.journal.unpark();
         join(vec![self.journal_thread]);
         self.upkeep.stop();
+        self.sampler.stop();
         if let Some(shared) = self.shared {
             shared.stop();
         }

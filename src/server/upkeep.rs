@@ -1,5 +1,5 @@
 //! The upkeep thread: probes PostgreSQL while no COPY tells how it is, prepares its schema when it comes back,
-//! makes partitions ahead and drops old ones, forgets old batches, expires finished ones, samples throughput.
+//! makes partitions ahead and drops old ones, forgets old batches, expires finished ones.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -75,7 +75,6 @@ impl Chores {
     fn run(&mut self, stopped: &Receiver<()>) {
         while stopped.recv_timeout(UPKEEP_INTERVAL) == Err(RecvTimeoutError::Timeout) {
             let now = Instant::now();
-            self.app.metrics.tick(now);
             if now >= self.expiry_due {
                 self.app.batches.expire(now);
                 self.app.gate.forget_idle(now);

@@ -5,10 +5,13 @@
 //! Redis from one thread, never in the way of ingestion; [`lookup`] answers for batches that this process
 //! does not know, from Redis and then from the ledger.
 //!
+//! [`recent`] remembers the latest of them for the dashboard.
+//!
 //! Invariant: a batch is in [`memory`] from before it is offered to the journal until it is finished.
 //! Absent on purpose: any decision about exactly-once. That is the ledger's alone.
 
 pub mod lookup;
 pub mod memory;
 pub mod model;
+pub mod recent;
 pub mod shared;

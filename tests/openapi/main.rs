@@ -12,13 +12,12 @@ mod described;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use support::checkout;
 use support::postgres;
 use support::server::{Ingestd, get};
+use support::{checkout, python};
 
 /// Generated requests of each operation at most, over those that walk along the edges of its schemas.
 const EXAMPLES_MAX: u32 = 20;
@@ -50,14 +49,6 @@ fn compare(server: &Ingestd, arguments: &[&str]) -> String {
     assert!(done.status.success(), "seed {seed}:\n{said}\n--- the server ---\n{}", server.log());
     println!("seed {seed}:\n{said}");
     said.into_owned()
-}
-
-/// A python3 that finds what was brought, and leaves nothing behind but in `folder`.
-fn python(brought: &Path, folder: &Path) -> Command {
-    let mut command = Command::new("python3");
-    command.current_dir(folder).stdin(Stdio::null());
-    command.env("PYTHONPATH", brought).env("PYTHONNOUSERSITE", "1").env("PYTHONDONTWRITEBYTECODE", "1");
-    command
 }
 
 /// The number of test cases that schemathesis says it made.

@@ -24,7 +24,7 @@ use std::io::{self, Write};
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 use std::sync::{LazyLock, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -105,6 +105,14 @@ pub fn free_port() -> u16 {
 /// The checkout, where `deploy/setup.sh` puts what it brings.
 pub fn checkout() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// A python3 that finds what was brought, and leaves nothing behind but in `folder`.
+pub fn python(brought: &Path, folder: &Path) -> Command {
+    let mut command = Command::new("python3");
+    command.current_dir(folder).stdin(Stdio::null());
+    command.env("PYTHONPATH", brought).env("PYTHONNOUSERSITE", "1").env("PYTHONDONTWRITEBYTECODE", "1");
+    command
 }
 
 /// Says `line` on stderr also when the test harness captures output.

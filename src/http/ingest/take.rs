@@ -149,6 +149,7 @@ fn submit(
         return Err(Problem::unavailable("queue_full", detail, RETRY_AFTER_BUSY_SECONDS));
     }
     app.queue.admission.joined(batch.priority, batch.events);
+    app.recent.accepted(worker.index, batch);
     app.journal.unpark();
     Ok((durable, committed))
 }

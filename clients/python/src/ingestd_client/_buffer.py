@@ -159,6 +159,11 @@ class Buffer:
         return news
 
     @property
+    def held_bytes(self) -> int:
+        """JSON of what the server has not taken."""
+        return self._held_bytes
+
+    @property
     def mark(self) -> int:
         """The number that the next batch will have: see `is_settled`."""
         return self._next_number

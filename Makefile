@@ -37,12 +37,13 @@ build: ## build target/release/ingestd
 run: build ## build, then serve on 127.0.0.1:8000 with a PostgreSQL of its own under ./data
 	@exec $(TARGET)/release/ingestd serve $(ARGS)
 
-test: ## formatting, lints, and every test against a real PostgreSQL and Redis; schemathesis against the live server
+test: ## formatting, lints, every test against a real PostgreSQL and Redis, schemathesis against the live server, the Python client
 	@deploy/setup.sh test
 	cargo fmt --check
 	cargo clippy --all-targets --locked -- -D warnings
 	cargo metadata --locked --format-version 1 --manifest-path fuzz/Cargo.toml >/dev/null
 	cargo test --locked
+	clients/python/test.sh
 
 aarch64: export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER := aarch64-linux-gnu-gcc
 # LD_LIBRARY_PATH because this machine may have an ARM C library too: a mixture of both hangs as it makes a thread.

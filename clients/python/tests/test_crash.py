@@ -17,8 +17,8 @@ from .server import Server
 
 pytestmark = pytest.mark.anyio
 
-KILLS = 3
-EVENTS = 6000
+KILLS = 2
+EVENTS = 4000
 PATIENT = ic.RetryPolicy(attempts_max=100, backoff_max_seconds=0.5)
 
 

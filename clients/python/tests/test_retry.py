@@ -131,6 +131,19 @@ def test_failures_of_the_network_are_tried_again(error: httpx.RequestError) -> N
         tried.failed(error)
 
 
+def test_a_wait_that_ends_within_a_request_tells_how_the_batch_was() -> None:
+    polling = _exchange.Polling(0.0)
+    asking = Exchange(_exchange.get_batch_status("b", None), POLICY, httpx.Timeout(15.0), polling)
+    with pytest.raises(ic.ServerUnreachable):
+        asking.failed(httpx.ReadTimeout(""))
+    status = ic.BatchStatus("b", "queued", 0, 1, None, None, None, NOW, None, "node")
+    with pytest.raises(ic.WaitTimeout):
+        polling.after(status)
+    with pytest.raises(ic.WaitTimeout) as caught:
+        asking.failed(httpx.ReadTimeout(""))
+    assert caught.value.status == status
+
+
 def test_what_answers_without_a_document_is_no_ingestd() -> None:
     for content in (b"", b"[]", b"<html>", b'{"batch_id": "b"}'):
         with pytest.raises(ic.UnexpectedAnswer):

@@ -196,9 +196,8 @@ class Buffer:
     def abandon(self) -> list[tuple[Batch, FailedBatch]]:
         """All that was not delivered in time, when the sender ends."""
         self._sealed.clear()
-        seconds = self.options.close_seconds
-        error = f"not acknowledged within close_seconds={seconds:g}; it may have been taken"
-        return [(batch, self.failed(batch, _about(CloseTimeout(error), batch))) for batch in self._unsettled.values()]
+        told = unacknowledged(self.options.close_seconds)
+        return [(batch, self.failed(batch, _about(CloseTimeout(told), batch))) for batch in self._unsettled.values()]
 
     @property
     def failures(self) -> Sequence[FailedBatch]:
@@ -219,6 +218,11 @@ class Buffer:
 
     def _failed(self, batch: Batch, error: Exception, events: Iterable[AnyEvent]) -> FailedBatch:
         return FailedBatch(tuple(events), error, batch.batch_id, self.options.priority)
+
+
+def unacknowledged(close_seconds: float) -> str:
+    """What is said of a batch when its sender ends before the server has answered."""
+    return f"not acknowledged within close_seconds={close_seconds:g}; it may have been taken"
 
 
 def _about(error: CloseTimeout, batch: Batch) -> CloseTimeout:

@@ -17,7 +17,7 @@ from ._async_sender import BufferedSender, OnError
 from ._buffer import SenderOptions
 from ._compression import Compression, check_available
 from ._events import AnyEvent, encode_events
-from ._exchange import Ack, Call, Done, Exchange, Invalid, Polling
+from ._exchange import Ack, Call, Deadline, Done, Exchange, Invalid, Polling
 from ._ids import new_batch_id
 from ._results import BatchResult, BatchStatus, Health
 from ._retry import RetryPolicy
@@ -99,7 +99,7 @@ class IngestionClient:
         """Asks until the batch is completed, partial or failed; `WaitTimeout` when that takes longer than `timeout`."""
         polling = Polling(timeout)
         while True:
-            status = await self._perform(_exchange.get_batch_status(batch_id, None), polling.until)
+            status = await self._perform(_exchange.get_batch_status(batch_id, None), polling)
             wait = polling.after(status)
             if wait is None:
                 return status
@@ -132,8 +132,8 @@ class IngestionClient:
             call = await anyio.to_thread.run_sync(call.compressed, self._compression)
         return await self._perform(call)
 
-    async def _perform(self, call: Call[T], until: Callable[[], float] | None = None) -> T:
-        exchange = Exchange(call, self._retry, self._http.timeout, until)
+    async def _perform(self, call: Call[T], deadline: Deadline | None = None) -> T:
+        exchange = Exchange(call, self._retry, self._http.timeout, deadline)
         while True:
             try:
                 response = await self._http.send(call.request(self._http, self._target, exchange.timeout()))
@@ -202,7 +202,7 @@ class SyncIngestionClient:
         """See `IngestionClient.wait_for_batch`."""
         polling = Polling(timeout)
         while True:
-            status = self._perform(_exchange.get_batch_status(batch_id, None), until=polling.until)
+            status = self._perform(_exchange.get_batch_status(batch_id, None), deadline=polling)
             wait = polling.after(status)
             if wait is None:
                 return status
@@ -231,21 +231,21 @@ class SyncIngestionClient:
         ack: Ack | None,
         invalid: Invalid | None,
         sleep: Callable[[float], None] = time.sleep,
-        until: Callable[[], float] | None = None,
+        deadline: Deadline | None = None,
     ) -> BatchResult:
         call = _exchange.send_batch(encoded, batch_id, priority=priority, ack=ack, invalid=invalid)
         if self._compression is not None and call.is_large:
             call = call.compressed(self._compression)
-        return self._perform(call, sleep=sleep, until=until)
+        return self._perform(call, sleep=sleep, deadline=deadline)
 
     def _perform(
         self,
         call: Call[T],
         *,
         sleep: Callable[[float], None] = time.sleep,
-        until: Callable[[], float] | None = None,
+        deadline: Deadline | None = None,
     ) -> T:
-        exchange = Exchange(call, self._retry, self._http.timeout, until)
+        exchange = Exchange(call, self._retry, self._http.timeout, deadline)
         while True:
             try:
                 response = self._http.send(call.request(self._http, self._target, exchange.timeout()))

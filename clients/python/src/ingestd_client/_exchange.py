@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -148,6 +148,16 @@ class Done(Generic[T]):
     value: T
 
 
+class Deadline(Protocol):
+    """A limit on the time of an exchange, over its policy's."""
+
+    def end(self) -> float:
+        """When it passes, by `time.monotonic`; may change."""
+
+    def passed(self, error: IngestionError) -> IngestionError:
+        """What to raise when it has passed after an attempt that came to `error`."""
+
+
 class Exchange(Generic[T]):
     """A call from its first attempt to its end: is told each outcome by whoever does the I/O, and says what is next."""
 
@@ -156,19 +166,19 @@ class Exchange(Generic[T]):
         call: Call[T],
         policy: RetryPolicy,
         timeout: httpx.Timeout,
-        until: Callable[[], float] | None = None,
+        deadline: Deadline | None = None,
     ) -> None:
-        """Until when (by `time.monotonic`) it may take can be said by `until`, over the policy."""
         self._call = call
         self._policy = policy
         self._timeout = timeout
         self._end = time.monotonic() + policy.time_max_seconds
-        self._until = until
+        self._deadline = deadline
         self._attempts = 0
 
     def timeout(self) -> httpx.Timeout:
         """For the next attempt: never longer than what is left of the time."""
-        left = max(0.001, self._left_seconds())
+        end = self._end if self._deadline is None else min(self._end, self._deadline.end())
+        left = max(0.001, end - time.monotonic())
         configured = self._timeout
         reading = configured.read if configured.read is None else max(configured.read, self._call.read_timeout_least)
 
@@ -210,11 +220,13 @@ class Exchange(Generic[T]):
             failure,
             self._policy,
             attempts=self._attempts,
-            left_seconds=self._left_seconds(),
+            left_seconds=self._end - time.monotonic(),
             chance=random.random(),  # noqa: S311 (spreads load, hides nothing)
         )
         if delay is None:
             raise self._about_batch(error)
+        if self._deadline is not None and time.monotonic() + delay >= self._deadline.end():
+            raise self._about_batch(self._deadline.passed(error)) from error
         return delay
 
     def _read(self, response: httpx.Response) -> T:
@@ -222,10 +234,6 @@ class Exchange(Generic[T]):
             return self._call.read(response)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise self._about_batch(UnexpectedAnswer("the answer is not a document of ingestd")) from error
-
-    def _left_seconds(self) -> float:
-        end = self._end if self._until is None else min(self._end, self._until())
-        return end - time.monotonic()
 
     def _about_batch(self, error: IngestionError) -> IngestionError:
         error.batch_id = self._call.batch_id
@@ -251,13 +259,19 @@ class Polling:
         self._end = time.monotonic() + timeout
         self._timeout = timeout
         self._wait = self.FIRST_SECONDS
+        self._status: _results.BatchStatus | None = None
 
-    def until(self) -> float:
-        """When it ends, by `time.monotonic`."""
+    def end(self) -> float:
+        """See `Deadline`."""
         return self._end
+
+    def passed(self, error: IngestionError) -> IngestionError:
+        """See `Deadline`: how the batch was last, where that is known."""
+        return error if self._status is None else WaitTimeout(self._status, self._timeout)
 
     def after(self, status: _results.BatchStatus) -> float | None:
         """Seconds until the next question; None when the status is final. Raises `WaitTimeout` at the end."""
+        self._status = status
         if status.is_final:
             return None
         left = self._end - time.monotonic()

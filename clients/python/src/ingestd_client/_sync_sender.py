@@ -11,9 +11,10 @@ from datetime import datetime, timezone
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
 
-from ._buffer import Batch, Buffer, FailedBatch, SenderOptions
+from ._buffer import Batch, Buffer, FailedBatch, SenderOptions, unacknowledged
+from ._errors import CloseTimeout, IngestionError
 from ._events import AnyEvent, encode_event, stamped
-from ._exchange import Ack, Invalid
+from ._exchange import Ack, Deadline, Invalid
 from ._results import BatchResult
 
 if TYPE_CHECKING:
@@ -40,9 +41,36 @@ class Send(Protocol):
         ack: Ack | None,
         invalid: Invalid | None,
         sleep: Callable[[float], None],
-        until: Callable[[], float],
+        deadline: Deadline,
     ) -> BatchResult:
-        """Returns when the server has taken it. `until` says by when that must be, which may change."""
+        """Returns when the server has taken it."""
+
+
+class _Closing:
+    """Whether a sender is being closed, and when that must be over."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._end = float("inf")
+        self._begun = threading.Event()
+
+    def begin(self) -> None:
+        if not self._begun.is_set():
+            self._end = time.monotonic() + self._seconds
+            self._begun.set()
+
+    def end(self) -> float:
+        return self._end
+
+    def passed(self, error: IngestionError) -> IngestionError:
+        """A batch that was not acknowledged by then, as in `Deadline`."""
+        return CloseTimeout(f"{unacknowledged(self._seconds)}: {error}")
+
+    def sleep(self, seconds: float) -> None:
+        """Sleeps, but no longer than closing may take once it has begun."""
+        end = time.monotonic() + seconds
+        if self._begun.wait(seconds):
+            time.sleep(max(0.0, min(end, self._end) - time.monotonic()))
 
 
 class SyncBufferedSender:
@@ -57,8 +85,7 @@ class SyncBufferedSender:
         self._on_error = on_error
         # Guards the buffer; notified when it changes.
         self._changed = threading.Condition()
-        self._closing = threading.Event()
-        self._close_end = float("inf")
+        self._closing = _Closing(options.close_seconds)
         self._threads = [
             # Daemons: others would keep the interpreter from its exit, where they are closed.
             threading.Thread(target=self._work, name=f"ingestd-sender-{n}", daemon=True)
@@ -107,13 +134,11 @@ class SyncBufferedSender:
         """
         atexit.unregister(self.close)
         with self._changed:
-            if not self._closing.is_set():
-                self._close_end = time.monotonic() + self._buffer.options.close_seconds
-            self._closing.set()
+            self._closing.begin()
             self._buffer.close()
             self._changed.notify_all()
         for thread in self._threads:
-            thread.join(max(0.0, self._close_end + JOIN_SECONDS - time.monotonic()))
+            thread.join(max(0.0, self._closing.end() + JOIN_SECONDS - time.monotonic()))
         with self._changed:
             abandoned = self._buffer.abandon()
         for batch, failure in abandoned:
@@ -143,8 +168,8 @@ class SyncBufferedSender:
                 priority=options.priority,
                 ack=options.ack,
                 invalid=options.invalid,
-                sleep=self._sleep,
-                until=lambda: self._close_end,
+                sleep=self._closing.sleep,
+                deadline=self._closing,
             )
         except Exception as error:  # noqa: BLE001 (whatever it is, the events are not lost silently)
             failure: FailedBatch | None = self._buffer.failed(batch, error)
@@ -162,9 +187,3 @@ class SyncBufferedSender:
         with self._changed:
             self._buffer.settle(batch, failure)
             self._changed.notify_all()
-
-    def _sleep(self, seconds: float) -> None:
-        """Sleeps, but no longer than closing may take once it has begun."""
-        end = time.monotonic() + seconds
-        if self._closing.wait(seconds):
-            time.sleep(max(0.0, min(end, self._close_end) - time.monotonic()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import ssl
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -103,6 +104,9 @@ class ThreadedClient:
         return ThreadedSender(self._client.buffered(options, on_error=on_error))
 
 
+TRUST = ssl.create_default_context()
+"""Shared, because to read all authorities takes longer than most tests."""
+
 NewClient = Callable[..., Any]
 
 
@@ -128,5 +132,4 @@ def anyio_backend(kind: Any) -> str:
 @pytest.fixture
 def new_client(kind: Any) -> NewClient:
     """Makes a client of this kind."""
-    make: NewClient = kind[0]
-    return make
+    return partial(kind[0], verify=TRUST)

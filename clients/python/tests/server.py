@@ -63,24 +63,15 @@ class Server:
 
     def kill9(self) -> None:
         """Ends the server at once; its PostgreSQL may live on."""
-        assert self._process is not None
-        self._process.kill()
-        self._process.wait(STOP_SECONDS)
-
-    def stop(self) -> None:
-        """Ends the server in order, and whatever it may have left."""
-        if self._process is not None and self._process.poll() is None:
-            self._process.terminate()
-            try:
-                self._process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                self.kill9()
-        self._stop_postgres()
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(STOP_SECONDS)
 
     def remove(self) -> None:
-        """Stops it and forgets its data."""
-        self.stop()
+        """Ends it at once, and its PostgreSQL: their data are forgotten."""
+        self.kill9()
         data = self.folder / "data/postgres"
+        end_postgres(data / "postmaster.pid")
         target = data.resolve() if data.is_symlink() else None
         shutil.rmtree(self.folder)
         if target is not None:
@@ -140,14 +131,16 @@ class Server:
     def _environment(self) -> dict[str, str]:
         return {name: os.environ[name] for name in INHERITED if name in os.environ} | self.settings
 
-    def _stop_postgres(self) -> None:
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            pid = int((self.folder / "data/postgres/postmaster.pid").read_text().splitlines()[0])
-            os.kill(pid, signal.SIGINT)
-            end = time.monotonic() + STOP_SECONDS
-            while time.monotonic() < end:
-                os.kill(pid, 0)
-                time.sleep(0.05)
+
+def end_postgres(pid_file: Path) -> None:
+    """Ends the PostgreSQL whose process `pid_file` names, if it has not ended with its server."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        pid = int(pid_file.read_text().splitlines()[0])
+        os.kill(pid, signal.SIGQUIT)
+        end = time.monotonic() + STOP_SECONDS
+        while time.monotonic() < end:
+            os.kill(pid, 0)
+            time.sleep(0.01)
 
 
 def ingestd() -> str:

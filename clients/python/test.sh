@@ -5,6 +5,7 @@
 #
 # INGESTD_BIN names the server (default: what `cargo test` built). Needs what `make setup` brings, neither root nor network.
 set -euo pipefail
+[[ -z ${INGESTD_BIN:-} ]] || INGESTD_BIN=$(realpath "$INGESTD_BIN")
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 readonly CHECKOUT=$PWD/../..

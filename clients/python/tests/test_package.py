@@ -57,6 +57,17 @@ def test_the_wheel_installs_into_a_fresh_environment(tmp_path: Path) -> None:
     ]
 
 
+def test_zstd_without_its_package_says_what_to_install() -> None:
+    program = (
+        f"import sys; sys.path[:] = {sys.path!r}; sys.modules['backports'] = None\n"
+        "import ingestd_client as ic\n"
+        "try: ic.SyncIngestionClient('http://127.0.0.1:9', compression='zstd').close()\n"
+        "except ImportError as error: print(error)"
+    )
+    expected = "" if sys.version_info >= (3, 14) else "zstd needs Python 3.14, or: pip install 'ingestd-client[zstd]'\n"
+    assert run(sys.executable, "-c", program) == expected
+
+
 def examples(readme: Path) -> list[tuple[str, str]]:
     """Programs that use the client, each with what it prints."""
     blocks = re.findall(r"```python\n(.*?)```\s+```text\n(.*?)```", readme.read_text(), re.DOTALL)

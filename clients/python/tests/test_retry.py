@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import ssl
 from datetime import datetime, timezone
 
 import httpx
@@ -129,6 +130,14 @@ def test_failures_of_the_network_are_tried_again(error: httpx.RequestError) -> N
     assert tried.failed(error) >= 0
     with pytest.raises(ic.ServerUnreachable, match=type(error).__name__):
         tried.failed(error)
+
+
+def test_a_certificate_that_is_not_trusted_is_not_tried_again() -> None:
+    untrusted = httpx.ConnectError("certificate verify failed")
+    untrusted.__cause__ = ConnectionError()
+    untrusted.__cause__.__context__ = ssl.SSLCertVerificationError()
+    with pytest.raises(ic.ServerUnreachable, match="attempt 1"):
+        exchange().failed(untrusted)
 
 
 def test_a_wait_that_ends_within_a_request_tells_how_the_batch_was() -> None:

@@ -177,6 +177,9 @@ async def test_a_failed_batch_can_be_settled_without_doubling(
                 batch.events, batch_id=batch.batch_id, priority=batch.priority, invalid="skip", ack="commit"
             )
             assert again.duplicate
+            # Even as another batch they are the same events, since they keep the timestamp of `send`.
+            other = await client.send_batch(batch.events, ack="commit")
+            assert (other.inserted, other.duplicates) == (0, 5)
     finally:
         proxy.close()
     assert server.rows(prefix) == 5

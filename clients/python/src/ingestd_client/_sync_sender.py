@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 LOGGER = logging.getLogger("ingestd_client")
 
 SyncOnError = Callable[[FailedBatch], None]
-"""Is given every batch that was not delivered, in a thread of the sender."""
+"""Is given every batch that was not delivered, in a thread of the sender; in several at once, perhaps."""
 
 JOIN_SECONDS = 1.0
 """What threads get to end in, after the time for closing."""

@@ -85,18 +85,19 @@ class Server:
         return done.stdout.strip()
 
     @contextlib.contextmanager
-    def sql_meanwhile(self, statements: str) -> Iterator[None]:
-        """Has begun `statements`, which wait in pg_sleep, when the block begins; waits for their end after it."""
-        process = subprocess.Popen(
-            [*self._psql, "--no-psqlrc", "--quiet", "--command", statements], stdout=subprocess.DEVNULL
-        )
+    def commits_held_back(self) -> Iterator[None]:
+        """Nothing is written to `events` within the block."""
+        lock = "BEGIN; LOCK TABLE events IN SHARE ROW EXCLUSIVE MODE; SELECT pg_sleep(60)"
+        asleep = "pg_stat_activity WHERE wait_event = 'PgSleep'"
+        command = [*self._psql, "--no-psqlrc", "--quiet", "--command", lock]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            asleep = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
             end = time.monotonic() + COMMAND_SECONDS
-            while self.sql(asleep) == "0":
+            while self.sql(f"SELECT count(*) FROM {asleep}") == "0":
                 assert time.monotonic() < end
             yield
         finally:
+            self.sql(f"SELECT pg_terminate_backend(pid) FROM {asleep}")
             process.wait(COMMAND_SECONDS)
 
     def reload(self) -> None:

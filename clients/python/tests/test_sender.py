@@ -65,13 +65,12 @@ async def test_bytes_end_a_batch_too(server: Server, new_client: NewClient, pref
 
 
 async def test_a_full_buffer_holds_the_caller_back(server: Server, new_client: NewClient, prefix: str) -> None:
-    # Nothing is committed for a second, and so nothing acknowledged: only 20 kB may wait.
+    # Nothing is committed, and so nothing acknowledged: only 20 kB may wait.
     options = ic.SenderOptions(batch_bytes=5000, buffered_bytes=20_000, batches_in_flight=2, ack="commit")
-    lock = "BEGIN; LOCK TABLE events IN SHARE ROW EXCLUSIVE MODE; SELECT pg_sleep(1); COMMIT"
     taken = 0
     async with new_client(server.url) as client, client.buffered(options) as sender:
-        with server.sql_meanwhile(lock):
-            with anyio.move_on_after(0.5) as waiting:
+        with server.commits_held_back():
+            with anyio.move_on_after(0.8) as waiting:
                 for number in range(40):
                     await sender.send(event(f"{prefix}{number}", payload={"text": "x" * 1000}))
                     taken += 1

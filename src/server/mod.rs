@@ -57,6 +57,7 @@ use crate::status::memory::BatchMap;
 use crate::status::recent::Recent;
 use crate::status::shared::Shared;
 use crate::sys::affinity;
+use crate::sys::service_manager;
 use crate::sys::signals::{self, Signal};
 use crate::sys::vital;
 
@@ -89,9 +90,14 @@ pub fn run(config: &Config, reread: Reread<'_>) -> Result<(), ServeError> {
     })
     .map_err(|error| ServeError::failed("cannot install signal handlers", error))?;
     let server = Server::start(config)?;
+    let serving = server.app.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    service_manager::ready(&format!("serving {serving}"));
     while let Ok(Signal::Reload) = signals.recv() {
+        service_manager::reloading();
         reload::reload(&server.app, reread);
+        service_manager::ready(&format!("serving {serving}"));
     }
+    service_manager::stopping("committing what is queued");
     server.stop()
 }
 
@@ -119,6 +125,7 @@ impl Server {
         let metrics = Metrics::new(&node, &crate::json::REJECTION_CODES);
         metrics.memory_limit_bytes.set(config.memory_bytes_max as u64);
         metrics.journal_limit_bytes.set(config.journal_bytes_max);
+        metrics.db_pool_connections_limit.set(config.pool_connections_max.into());
         let (queue, seats) = flush_queue(config, worker_count);
         let batches = Arc::new(BatchMap::new(config.status_ttl));
         let recent = Arc::new(Recent::new(worker_count));

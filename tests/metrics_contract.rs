@@ -13,7 +13,7 @@ use support::server::{Ingestd, get, get_with};
 use support::wait_until;
 
 /// Every family of the contract: name, type, the labels of its samples besides `le`.
-const FAMILIES: [(&str, &str, &[&str]); 34] = [
+const FAMILIES: [(&str, &str, &[&str]); 39] = [
     ("ingestd_events_accepted_total", "counter", &[]),
     ("ingestd_events_rejected_total", "counter", &["code"]),
     ("ingestd_events_committed_total", "counter", &[]),
@@ -25,6 +25,11 @@ const FAMILIES: [(&str, &str, &[&str]); 34] = [
     ("ingestd_queue_events", "gauge", &["priority"]),
     ("ingestd_queue_bytes", "gauge", &[]),
     ("ingestd_journal_bytes", "gauge", &[]),
+    ("ingestd_journal_damaged", "gauge", &[]),
+    ("ingestd_ready", "gauge", &[]),
+    ("ingestd_build_info", "gauge", &["version"]),
+    ("ingestd_database_up", "gauge", &[]),
+    ("ingestd_db_pool_connections_limit", "gauge", &[]),
     ("ingestd_journal_fsync_seconds", "histogram", &[]),
     ("ingestd_journal_fsync_quantile_seconds", "gauge", &["quantile"]),
     ("ingestd_ack_latency_seconds", "histogram", &[]),

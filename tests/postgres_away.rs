@@ -52,6 +52,8 @@ fn postgresql_killed_and_restarted_under_load_costs_nothing() {
         health["status"] == "degraded" && reason.as_str().is_some_and(|reason| !reason.is_empty())
     });
     assert_eq!(get(&server.url("/readyz")).status, 200, "PostgreSQL away alone is no reason to send traffic elsewhere");
+    let metrics = get(&server.url("/v1/metrics")).text();
+    assert!(metrics.contains("\ningestd_database_up 0\n") && metrics.contains("\ningestd_ready 1\n"), "{metrics}");
     postgres.start();
     load.wait_for_acked(25_000, WAIT_MAX);
     postgres.stop();

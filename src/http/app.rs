@@ -137,6 +137,9 @@ impl App {
         pool.of(PoolState::Busy).set(u64::from(state.connections - state.idle_connections));
         self.metrics.memory_bytes.set(self.queue.budgets.memory_bytes.used());
         self.metrics.journal_bytes.set(self.space.stats().files_bytes);
+        self.metrics.journal_damaged.set(u64::from(!self.journal_health.damage().is_empty()));
+        self.metrics.ready.set(u64::from(self.unready_reason().is_none()));
+        self.metrics.database_up.set(u64::from(self.database.is_working()));
     }
 
     /// For how long a batch of `priority` should stay away, because it would wait for too long while PostgreSQL works.

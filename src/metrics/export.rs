@@ -208,12 +208,21 @@ impl Families<'_> {
         self.gauges("ingestd_queue_events", help, Priority::KEY, metrics.queue_events.iter())?;
         let help = "Bytes accepted and not yet in a COPY, in memory or only in the journal";
         self.gauge("ingestd_queue_bytes", help, metrics.queue_bytes.sum())?;
-        self.gauge("ingestd_memory_bytes", "Bytes of rows held in memory", metrics.memory_bytes.get())?;
+        self.gauge(
+            "ingestd_memory_bytes",
+            "Bytes of rows held in memory, with the spare room of their buffers",
+            metrics.memory_bytes.get(),
+        )?;
         let help = "Limit on the bytes of rows held in memory";
         self.gauge("ingestd_memory_limit_bytes", help, metrics.memory_limit_bytes.get())?;
         self.gauge("ingestd_journal_bytes", "Bytes that the journal takes on disk", metrics.journal_bytes.get())?;
         let help = "Limit on the bytes that the journal takes on disk";
-        self.gauge("ingestd_journal_limit_bytes", help, metrics.journal_limit_bytes.get())
+        self.gauge("ingestd_journal_limit_bytes", help, metrics.journal_limit_bytes.get())?;
+        let help = "1 when the journal has damage that was set aside or could not be read";
+        self.gauge("ingestd_journal_damaged", help, metrics.journal_damaged.get())?;
+        self.gauge("ingestd_ready", "1 while this node may take traffic, as /readyz says", metrics.ready.get())?;
+        let mut family = self.family("ingestd_build_info", "1, with the version that runs", MetricType::Gauge)?;
+        family.encode_family(&[("version", env!("CARGO_PKG_VERSION"))])?.encode_gauge(&1)
     }
 
     fn latencies(&mut self, metrics: &Metrics) -> fmt::Result {
@@ -231,6 +240,9 @@ impl Families<'_> {
         let help = "Connections of the pool";
         let connections = metrics.db_pool_connections.iter();
         self.gauges("ingestd_db_pool_connections", help, PoolState::KEY, connections)?;
+        let help = "Limit on the connections of the pool (DB_POOL_MAX_SIZE)";
+        self.gauge("ingestd_db_pool_connections_limit", help, metrics.db_pool_connections_limit.get())?;
+        self.gauge("ingestd_database_up", "1 while PostgreSQL answers", metrics.database_up.get())?;
 
         let by_statement: Vec<_> = metrics.db_query.merge_all().collect();
         let help = "Statements sent to PostgreSQL";

@@ -52,8 +52,16 @@ pub struct Metrics {
     pub journal_bytes: Gauge,
     /// The limit on [`Metrics::journal_bytes`].
     pub journal_limit_bytes: Gauge,
+    /// 1 when the journal has damage that was set aside or could not be read.
+    pub journal_damaged: Gauge,
+    /// 1 while this node may take traffic, as `/readyz` says.
+    pub ready: Gauge,
+    /// 1 while PostgreSQL answers.
+    pub database_up: Gauge,
     /// Connections to PostgreSQL.
     pub db_pool_connections: Gauges<PoolState>,
+    /// The limit on their number.
+    pub db_pool_connections_limit: Gauge,
 
     /// Request received to answer sent.
     pub ack_latency: Histogram,
@@ -96,7 +104,11 @@ impl Metrics {
             memory_limit_bytes: Gauge::default(),
             journal_bytes: Gauge::default(),
             journal_limit_bytes: Gauge::default(),
+            journal_damaged: Gauge::default(),
+            ready: Gauge::default(),
+            database_up: Gauge::default(),
             db_pool_connections: Gauges::new(),
+            db_pool_connections_limit: Gauge::default(),
             ack_latency: Histogram::of_latencies(),
             queue_latency: Histogram::of_latencies(),
             copy_latency: Histogram::of_latencies(),

@@ -364,7 +364,7 @@ impl Errors {
         let occurred = |(_, count): &(&str, u64)| *count > 0;
         let mut requests = BTreeMap::new();
         for (_, code, count) in metrics.requests.iter() {
-            if code.starts_with(['4', '5']) {
+            if count > 0 && code.starts_with(['4', '5']) {
                 *requests.entry(code).or_default() += count;
             }
         }

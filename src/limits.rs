@@ -79,6 +79,10 @@ pub const ZSTD_WINDOW_LOG_MAX: u32 = 23;
 pub const LINGER_WAIT_MAX: Duration = Duration::from_secs(5);
 /// Bytes thrown away at once meanwhile.
 pub const LINGER_READ_BYTES: usize = 16 * KIB;
+/// Longest `X-Request-Id` that is taken from a client.
+pub const REQUEST_ID_BYTES_MAX: usize = 128;
+/// Batches with refused events are told this often by each flusher.
+pub const REFUSED_EVENTS_TOLD_EVERY: Duration = Duration::from_secs(1);
 /// `Retry-After` of a 503 for a full ring or too many bytes in flight.
 pub const RETRY_AFTER_BUSY_SECONDS: u32 = 1;
 /// How long a request waits for room behind what PostgreSQL has to commit, before it is refused. It keeps clients that

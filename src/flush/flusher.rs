@@ -30,7 +30,7 @@ use crate::flush::record::FlushRecorders;
 use crate::flush::sleepers::Seat;
 use crate::flush::unflushed::{Outcome, Unflushed};
 use crate::journal::{JournalHealth, JournalReader, ReadError, Releaser};
-use crate::limits::{RETRY_WAIT_MAX, RETRY_WAIT_MIN};
+use crate::limits::{REFUSED_EVENTS_TOLD_EVERY, RETRY_WAIT_MAX, RETRY_WAIT_MIN};
 use crate::metrics::{Metrics, SqlstateClass};
 use crate::pg::health::{DatabaseHealth, Witness};
 use crate::pg::land::{Done, Landed, Timings};
@@ -38,7 +38,7 @@ use crate::pg::pool::{Pool, SessionManager};
 use crate::pg::sqlstate::Fault;
 use crate::pg::wal::{self, Commit, Run};
 use crate::status::memory::BatchMap;
-use crate::status::model::Phase;
+use crate::status::model::{Batch, Phase};
 use crate::status::recent::{Reason, Recent};
 use crate::status::shared::StatusFeed;
 use crate::sys::clock::wall_now;
@@ -89,6 +89,8 @@ pub struct Flusher {
     retry_wait: Duration,
     /// When the last wait began; `None` once a COPY has landed after it.
     failed_at: Option<Instant>,
+    /// When it was last told that events are refused.
+    refused_told_at: Option<Instant>,
 }
 
 /// Why a block is not in memory.
@@ -106,7 +108,19 @@ impl Flusher {
         let attempt = Attempt::new(Arc::clone(&tools.metrics), Arc::clone(&tools.node));
         let (reader, retry_wait) = (tools.reader.clone(), RETRY_WAIT_MIN);
         let unflushed = Unflushed::new(tools.unflushed_bytes_max);
-        Self { queue, tools, seat, reader, target, attempt, unflushed, metrics, retry_wait, failed_at: None }
+        Self {
+            queue,
+            tools,
+            seat,
+            reader,
+            target,
+            metrics,
+            attempt,
+            unflushed,
+            retry_wait,
+            failed_at: None,
+            refused_told_at: None,
+        }
     }
 
     /// Runs until [`FlushQueue::stop`].
@@ -325,7 +339,7 @@ impl Flusher {
         for in_hand in in_hand {
             let item = in_hand.into_item(&self.tools.blocks);
             let batch = &item.value.batch;
-            tracing::error!(batch = %batch.key, reason = fault.message,
+            tracing::error!(batch = %batch.key, request_id = batch.request_id(), trace_id = batch.trace_id(), reason = fault.message,
                 "PostgreSQL takes other batches, but not this one; it stays in the journal and is tried again later");
             batch.set_phase(Phase::Queued);
             self.queue.postpone(item, &fault.message);
@@ -373,7 +387,7 @@ impl Flusher {
     /// start; health says so.
     fn set_aside(&self, item: &Item<Queued>, reason: &str) {
         let batch = &item.value.batch;
-        tracing::error!(batch = %batch.key, location = ?item.value.location, reason,
+        tracing::error!(batch = %batch.key, request_id = batch.request_id(), trace_id = batch.trace_id(), location = ?item.value.location, reason,
             "cannot read an accepted batch back from the journal; its segment is kept, run `ingestd journal inspect`");
         self.tools.journal_health.note_damage(format!("batch {} could not be read back: {reason}", batch.key));
         self.queue.leave(&self.tools.metrics, item);
@@ -398,23 +412,24 @@ impl Flusher {
             let batch = Arc::clone(&item.value.batch);
             match landed {
                 Landed::Now(counts) => batch.finish(counts, completed_at),
-                Landed::Before(counts) => {
-                    tracing::debug!(batch = %batch.key, "was committed before");
-                    batch.finish(counts, completed_at);
-                }
+                Landed::Before(counts) => batch.finish(counts, completed_at),
                 Landed::Conflict => {
-                    tracing::warn!(batch = %batch.key, events = batch.events,
+                    tracing::warn!(batch = %batch.key, request_id = batch.request_id(), trace_id = batch.trace_id(), events = batch.events,
                         "batch_id was used with a different body on another node; its events are in dead_letter_events");
                     batch.finish_without_id(completed_at);
                     let reason = Reason::of(&Fault::id_conflict(), batch.events.into());
                     self.tools.recent.refused(reason, completed_at);
                 }
             }
+            let before = matches!(landed, Landed::Before(_));
+            let took = now - item.value.accepted_at.min(now);
             if batch.counts().dead_lettered > 0 {
                 self.tools.recent.troubled(&batch);
+                self.tell_refused(&batch, now);
             }
-            let before = matches!(landed, Landed::Before(_));
-            self.metrics.batch(&batch, before, now - item.value.accepted_at.min(now));
+            tracing::debug!(batch = %batch.key, request_id = batch.request_id(), trace_id = batch.trace_id(),
+                status = batch.phase().name(), before, took_ms = took.as_millis() as u64, "committed");
+            self.metrics.batch(&batch, before, took);
             if let Some(location) = item.value.location {
                 self.tools.releaser.release(location);
             }
@@ -430,6 +445,17 @@ impl Flusher {
             self.tools.batches.finished(batch, now);
         }
         self.tools.journal.unpark();
+    }
+
+    /// Tells that PostgreSQL refused events of `batch`, now and then where that goes on.
+    fn tell_refused(&mut self, batch: &Batch, now: Instant) {
+        if self.refused_told_at.is_some_and(|told_at| now - told_at < REFUSED_EVENTS_TOLD_EVERY) {
+            return;
+        }
+        self.refused_told_at = Some(now);
+        tracing::warn!(batch = %batch.key, request_id = batch.request_id(), trace_id = batch.trace_id(),
+            dead_lettered = batch.counts().dead_lettered, events = batch.events,
+            "PostgreSQL refused events; see 'ingestd dead-letter list' for these and any others");
     }
 
     /// Puts everything back where it came from.

@@ -3,7 +3,7 @@
 //! [`worker`] accepts connections ([`connections`] counts them), [`connection`] serves one by HTTP/1 or HTTP/2 ([`stream`]
 //! bounds its waits and closes it, [`tls`] is what HTTPS is served with). [`peer`] is who sends, [`access`] whether they may.
 //! [`route`] picks the handler, [`body`] reads within limits, [`inflate`] decompresses within the same ones, [`headers`] are
-//! on every answer. [`ingest`] turns a body into a block and waits for its acknowledgement; [`status`], [`health`] and
+//! on every answer, [`origin`] is the request's id and trace. [`ingest`] turns a body into a block and waits for its acknowledgement; [`status`], [`health`] and
 //! [`observe`] answer questions, [`dashboard`] shows them to people, [`openapi`] describes all of it and [`codes`] every
 //! error. [`app`] is what all workers share.
 //!
@@ -23,6 +23,7 @@ pub mod inflate;
 pub mod ingest;
 pub mod observe;
 pub mod openapi;
+pub mod origin;
 pub mod peer;
 pub mod problem;
 pub mod query;

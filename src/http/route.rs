@@ -1,6 +1,7 @@
 //! Which handler answers a request.
 
 use std::panic::AssertUnwindSafe;
+use std::time::Instant;
 
 use futures_util::FutureExt as _;
 use http_body_util::Full;
@@ -16,8 +17,9 @@ use crate::http::peer::Peer;
 use crate::http::problem::Problem;
 use crate::http::query::parameter;
 use crate::http::worker::Worker;
-use crate::http::{access, dashboard, health, ingest, observe, openapi, status};
-use crate::metrics::{HttpStatus, Route};
+use crate::http::{access, dashboard, health, ingest, observe, openapi, origin, status};
+use crate::metrics::{HttpStatus, Label as _, Route};
+use crate::status::origin::Origin;
 
 /// What handlers give back.
 pub type Reply = Result<Response<Full<Bytes>>, Problem>;
@@ -46,17 +48,33 @@ fn resource(path: &str) -> (Route, Option<String>) {
 /// Answers one request, whatever happens meanwhile.
 pub async fn answer(worker: &Worker, peer: &Peer, request: Request<Incoming>) -> Response<Full<Bytes>> {
     let (route, id) = resource(request.uri().path());
-    let mut response = or_500(handle(worker, peer, route, id, request)).await;
+    let (origin, begun_at) = (origin::of(request.headers()), Instant::now());
+    let mut response = or_500(handle(worker, peer, &origin, route, id, request), &origin).await;
     protect(response.headers_mut());
-    worker.app.metrics.requests.count(route, HttpStatus(response.status().as_u16()));
+    origin::tell(&origin, response.headers_mut());
+    let status = response.status().as_u16();
+    worker.app.metrics.requests.count(route, HttpStatus(status));
+    tracing::debug!(
+        request_id = %origin.request_id,
+        trace_id = origin.trace_id().map(display),
+        route = route.value(),
+        status,
+        took_us = begun_at.elapsed().as_micros() as u64,
+        address = %peer.address,
+        "answered"
+    );
     response
 }
 
 /// What `handling` answers, or 500 when it panics: the fault of one request is nobody else's. The connection is closed,
 /// as nobody knows how much of the request was read.
-async fn or_500(handling: impl Future<Output = Response<Full<Bytes>>>) -> Response<Full<Bytes>> {
+async fn or_500(handling: impl Future<Output = Response<Full<Bytes>>>, origin: &Origin) -> Response<Full<Bytes>> {
     AssertUnwindSafe(handling).catch_unwind().await.unwrap_or_else(|_| {
-        tracing::error!("a request's handler panicked; the client got 500");
+        tracing::error!(
+            request_id = %origin.request_id,
+            trace_id = origin.trace_id().map(display),
+            "a request's handler panicked; the client got 500"
+        );
         let detail = "the server failed on this request; it is safe to send a batch again under the same batch_id";
         Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", detail).and_close().into_response()
     })
@@ -65,6 +83,7 @@ async fn or_500(handling: impl Future<Output = Response<Full<Bytes>>>) -> Respon
 async fn handle(
     worker: &Worker,
     peer: &Peer,
+    origin: &Origin,
     route: Route,
     id: Option<String>,
     request: Request<Incoming>,
@@ -75,7 +94,7 @@ async fn handle(
         Err(problem) => Err(problem),
     };
     let (reply, caller) = match caller {
-        Ok(caller) => (dispatch(worker, caller.as_ref(), route, id, request).await, caller),
+        Ok(caller) => (dispatch(worker, caller.as_ref(), origin, route, id, request).await, caller),
         Err(problem) => (Err(access::refuse(worker, request.into_body(), problem).await), None),
     };
     let mut response = reply.unwrap_or_else(Problem::into_response);
@@ -104,6 +123,7 @@ fn check(request: &Request<Incoming>, route: Route, limits: HeadLimits) -> Resul
 async fn dispatch(
     worker: &Worker,
     caller: Option<&Caller>,
+    origin: &Origin,
     route: Route,
     id: Option<String>,
     request: Request<Incoming>,
@@ -111,7 +131,7 @@ async fn dispatch(
     // Only ingestion reads bodies, and says itself when it did not read one to its end.
     let leaves_body = route != Route::IngestBatch && !request.body().is_end_stream();
     let reply = match (route, caller) {
-        (Route::IngestBatch, Some(caller)) => ingest::post(worker, caller, request).await,
+        (Route::IngestBatch, Some(caller)) => ingest::post(worker, caller, origin, request).await,
         (Route::BatchStatus, Some(caller)) => {
             let owner = parameter(request.uri().query(), "owner");
             drop(request);
@@ -181,11 +201,12 @@ mod tests {
     fn a_panic_is_a_500_for_its_request_alone() {
         let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
         runtime.block_on(async {
-            let response = or_500(async { panic!("on purpose") }).await;
+            let origin = origin::of(&hyper::HeaderMap::new());
+            let response = or_500(async { panic!("on purpose") }, &origin).await;
             assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
             assert_eq!(response.headers()["content-type"], "application/problem+json");
             assert_eq!(response.headers()["connection"], "close");
-            assert_eq!(or_500(async { plain(StatusCode::OK, "alive") }).await.status(), StatusCode::OK);
+            assert_eq!(or_500(async { plain(StatusCode::OK, "alive") }, &origin).await.status(), StatusCode::OK);
         });
     }
 }

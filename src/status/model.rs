@@ -15,9 +15,12 @@
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU32, Ordering};
 
 use serde::{Deserialize, Serialize};
+use tracing::Value;
+use tracing::field::display;
 use utoipa::ToSchema;
 
 use crate::encode::timestamp::append_rfc3339;
+use crate::status::origin::Origin;
 use crate::types::{BatchKey, BodyDigest, Priority, UnixMicros};
 
 /// Where a batch is in its life; the drawing is in the module's documentation.
@@ -107,6 +110,8 @@ pub struct Batch {
     pub events: u32,
     /// When the request arrived.
     pub received_at: UnixMicros,
+    /// Which request it came with; `None` when it was recovered.
+    pub origin: Option<Origin>,
     phase: AtomicU8,
     inserted: AtomicU32,
     duplicates: AtomicU32,
@@ -124,6 +129,7 @@ impl Batch {
             priority,
             events,
             received_at,
+            origin: None,
             phase: AtomicU8::new(Phase::Admitting as u8),
             inserted: AtomicU32::new(0),
             duplicates: AtomicU32::new(0),
@@ -131,6 +137,22 @@ impl Batch {
             completed_at: AtomicI64::new(0),
             lost_its_id: AtomicBool::new(false),
         }
+    }
+
+    /// The same batch, come with `origin`.
+    #[must_use]
+    pub fn come_with(self, origin: Origin) -> Self {
+        Self { origin: Some(origin), ..self }
+    }
+
+    /// The request's id, for the log.
+    pub fn request_id(&self) -> Option<impl Value> {
+        self.origin.as_ref().map(|origin| display(&origin.request_id))
+    }
+
+    /// The trace's id, for the log.
+    pub fn trace_id(&self) -> Option<impl Value> {
+        self.origin.as_ref().and_then(Origin::trace_id).map(display)
     }
 
     /// Where the batch is. Counts read after a final phase are the final ones.

@@ -36,10 +36,11 @@ use crate::http::route::Reply;
 use crate::http::worker::Worker;
 use crate::json::peek::{PeekedPriority, peek_body, peek_head};
 use crate::limits::RETRY_AFTER_JOURNAL_SECONDS;
+use crate::status::origin::Origin;
 use crate::types::batch_id_is_valid;
 
 /// Takes a batch.
-pub async fn post(worker: &Worker, caller: &Caller, request: Request<Incoming>) -> Reply {
+pub async fn post(worker: &Worker, caller: &Caller, origin: &Origin, request: Request<Incoming>) -> Reply {
     let accepted_at = Instant::now();
     refuse_early(worker)?;
     let (head, incoming) = request.into_parts();
@@ -52,7 +53,7 @@ pub async fn post(worker: &Worker, caller: &Caller, request: Request<Incoming>) 
     let order = Order { worker, caller, query: &query, id };
     let (encoded, held) = receive(order, incoming, coding, format).await?;
     let level = query.ack.unwrap_or(worker.app.settings.ack);
-    let reply = take::take(worker, caller, encoded, held, level, accepted_at).await;
+    let reply = take::take(worker, caller, origin, encoded, held, (level, accepted_at)).await;
     if reply.is_ok() {
         worker.ack_latency.record_elapsed(accepted_at.elapsed());
     }

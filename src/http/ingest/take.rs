@@ -25,6 +25,7 @@ use crate::limits::{
 use crate::status::lookup::Answer;
 use crate::status::memory::Admission;
 use crate::status::model::{Batch, Phase};
+use crate::status::origin::Origin;
 use crate::types::AckLevel;
 
 /// Frees the id of a batch that did not reach the ring: refused, or its client gone.
@@ -48,13 +49,14 @@ impl Drop for Admitted<'_> {
 pub(super) async fn take(
     worker: &Worker,
     caller: &Caller,
+    origin: &Origin,
     encoded: Encoded,
     held: BodyBytes<'_>,
-    level: AckLevel,
-    accepted_at: Instant,
+    (level, accepted_at): (AckLevel, Instant),
 ) -> Reply {
     let Encoded { block, header, id_is_clients, errors } = encoded;
-    let batch = Arc::new(Batch::new(header.key, header.digest, header.priority, header.events, header.received_at));
+    let batch = Batch::new(header.key, header.digest, header.priority, header.events, header.received_at);
+    let batch = Arc::new(batch.come_with(origin.clone()));
     while let Admission::Known(known) = worker.app.batches.admit(&batch) {
         match answer_known(&batch, &known, level, &errors).await {
             Some(reply) => return reply,
@@ -77,6 +79,8 @@ pub(super) async fn take(
     drop(held);
     let (durable, committed) = submit(worker, block, &batch, level, accepted_at)?;
     admitted.submitted = true;
+    tracing::debug!(batch = %batch.key, request_id = %origin.request_id, trace_id = batch.trace_id(),
+        events = batch.events, rejected = errors.len(), priority = batch.priority.get(), "accepted");
     let queued = || accepted(StatusCode::ACCEPTED, &batch, "queued", batch.events, &errors, false, None);
     if level == AckLevel::Memory {
         return Ok(queued());

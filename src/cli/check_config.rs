@@ -5,20 +5,25 @@ use std::io::{Write, stdout};
 use clap::{ArgMatches, Command};
 
 use super::failure::Failure;
+use super::help::with_examples;
 use super::settings;
 use crate::auth::file::KeysFile;
 use crate::config::{Auth, Config};
 use crate::http::tls;
 
 pub(super) fn command() -> Command {
-    settings::with_all_settings(
-        Command::new("check-config")
-            .about("Validate the settings without starting anything")
-            .long_about(
-                "Validate the settings, and the files of TLS that they name, without starting anything. Prints what they \
+    let command = settings::with_all_settings(
+        Command::new("check-config").about("Validate the settings without starting anything").long_about(
+            "Validate the settings, and the files of TLS that they name, without starting anything. Prints what they \
                  mean that you may not expect. Connects to nothing; exit code 2 when a setting is wrong.",
-            )
-            .after_help("Example: ingestd check-config --config /etc/ingestd.toml"),
+        ),
+    );
+    with_examples(
+        command,
+        &[
+            ("a file, before a server gets it", "ingestd check-config --config /etc/ingestd/ingestd.toml"),
+            ("the environment", "DATABASE_URL=postgresql://ingestd:secret@db/events ACK=commit ingestd check-config"),
+        ],
     )
 }
 

@@ -1,11 +1,13 @@
 //! `ingestd dead-letter`: events that PostgreSQL refused.
 
-use std::io::{BufWriter, Write, stdout};
+use std::io::{BufWriter, IsTerminal, Write, stdout};
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
 use super::failure::Failure;
+use super::help::with_examples;
 use super::log::printable;
+use super::progress::{self, Progress};
 use super::{database, settings};
 use crate::pg::dead_letter;
 
@@ -22,19 +24,44 @@ pub(super) fn command() -> Command {
         .value_name("N")
         .value_parser(value_parser!(i64).range(1..))
         .help("only the dead letter with this number");
-    let list = Command::new("list").about("List dead letters with PostgreSQL's reasons").args([all.clone(), limit]);
+    let list = Command::new("list")
+        .about("List dead letters with PostgreSQL's reasons")
+        .long_about(
+            "List dead letters with PostgreSQL's reasons, a line each: number, when, batch, event, SQLSTATE, reason. What \
+             clients wrote is shown without control characters.",
+        )
+        .args([all.clone(), limit]);
+    let list = with_examples(
+        list,
+        &[
+            ("the first hundred that wait", "ingestd dead-letter list"),
+            ("those that were replayed, too", "ingestd dead-letter list --all --limit 1000"),
+        ],
+    );
     let export = Command::new("export")
         .about("Write dead letters to stdout as NDJSON, events verbatim")
-        .after_help("Example: ingestd dead-letter export > refused.ndjson")
+        .long_about(
+            "Write dead letters to stdout as NDJSON: an object a line, with the event as its member 'event', verbatim.",
+        )
         .arg(all);
+    let export = with_examples(
+        export,
+        &[
+            ("keep them in a file", "ingestd dead-letter export > refused.ndjson"),
+            ("count them by reason", "ingestd dead-letter export | grep -o '\"sqlstate\":\"[^\"]*\"' | sort | uniq -c"),
+        ],
+    );
     let replay = Command::new("replay")
         .about("Try dead letters again, once what PostgreSQL refused is put right")
         .long_about(
             "Try dead letters again, once what PostgreSQL refused is put right. Each goes in exactly once, however \
              many replays run. What is refused again stays, with the new reason, and the exit code is 1.",
         )
-        .after_help("Example: ingestd dead-letter replay --id 17")
         .arg(id);
+    let replay = with_examples(
+        replay,
+        &[("all that wait", "ingestd dead-letter replay"), ("only one", "ingestd dead-letter replay --id 17")],
+    );
     Command::new("dead-letter")
         .about("List, export and replay events that PostgreSQL refused")
         .subcommand_required(true)
@@ -79,14 +106,24 @@ fn list(matches: &ArgMatches) -> Result<(), Failure> {
 
 fn export(matches: &ArgMatches) -> Result<(), Failure> {
     let mut client = database::connect_migrated(&settings::config(matches)?)?;
+    let all = matches.get_flag("all");
+    // Rows that go to the terminal are progress enough, and a bar would be in their way.
+    let is_wanted = progress::is_wanted(matches) && !stdout().is_terminal();
+    let count = if is_wanted { dead_letter::count(&mut client, all)? } else { 0 };
+    let mut progress = Progress::of_count("exporting", is_wanted);
     let mut out = BufWriter::new(stdout().lock());
-    dead_letter::export(&mut client, matches.get_flag("all"), &mut out)?;
+    dead_letter::export(&mut client, all, &mut out, &mut |written| progress.show(written, count))?;
     Ok(out.flush()?)
 }
 
 fn replay(matches: &ArgMatches) -> Result<(), Failure> {
     let mut client = database::connect_migrated(&settings::config(matches)?)?;
-    let report = dead_letter::replay(&mut client, matches.get_one::<i64>("id").copied())?;
+    let id = matches.get_one::<i64>("id").copied();
+    let is_wanted = progress::is_wanted(matches) && id.is_none();
+    let count = if is_wanted { dead_letter::count(&mut client, false)? } else { 0 };
+    let mut progress = Progress::of_count("replaying", is_wanted);
+    let report = dead_letter::replay(&mut client, id, &mut |tried| progress.show(tried, count))?;
+    drop(progress);
     let mut out = stdout().lock();
     writeln!(out, "replayed {}; {} were there already", report.inserted, report.duplicates)?;
     let mut lines: Vec<_> =

@@ -13,6 +13,7 @@ use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
 
 use super::failure::Failure;
+use super::help::with_examples;
 use super::{local_tls, settings};
 use crate::config::TlsFiles;
 use crate::config::settings::Key;
@@ -24,16 +25,26 @@ const WAIT_MAX: Duration = Duration::from_secs(2);
 const ANSWER_BYTES_MAX: usize = 256;
 
 pub(super) fn command() -> Command {
-    settings::with_settings(
-        Command::new("healthcheck")
-            .about("Exit 0 when the local server is ready, 1 when it is not")
-            .long_about(
-                "Ask /readyz of the server at the first address of LISTEN_ADDR, for at most two seconds. Exit code 0 \
+    let command = settings::with_settings(
+        Command::new("healthcheck").about("Exit 0 when the local server is ready, 1 when it is not").long_about(
+            "Ask /readyz of the server at the first address of LISTEN_ADDR, for at most two seconds. Exit code 0 \
                  when it may take traffic, 1 when not or when it cannot be reached. With TLS_CERT_FILE it asks by \
                  HTTPS: over loopback without verifying the certificate, else it must be the one in the file.",
-            )
-            .after_help("Example, in a Dockerfile: HEALTHCHECK CMD [\"ingestd\", \"healthcheck\"]"),
+        ),
         &[Key::ListenAddr, Key::Auth, Key::TlsCertFile, Key::TlsKeyFile, Key::TlsClientCaFile],
+    );
+    with_examples(
+        command,
+        &[
+            (
+                "the server at LISTEN_ADDR; in a Dockerfile: HEALTHCHECK CMD [\"ingestd\", \"healthcheck\"]",
+                "ingestd healthcheck",
+            ),
+            (
+                "wait for a server that starts",
+                "until ingestd healthcheck --listen-addr 127.0.0.1:8001; do sleep 1; done",
+            ),
+        ],
     )
 }
 

@@ -3,9 +3,11 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use clap::{Arg, ArgMatches, Command, value_parser};
+use clap::{Arg, ArgMatches, Command, ValueHint, value_parser};
 
 use super::failure::Failure;
+use super::help::with_examples;
+use super::progress::{self, Progress};
 use super::settings;
 use crate::config::settings::Key;
 
@@ -14,14 +16,21 @@ pub(super) fn command() -> Command {
         .long("dir")
         .value_name("PATH")
         .value_parser(value_parser!(PathBuf))
+        .value_hint(ValueHint::DirPath)
         .help("folder of the journal, instead of JOURNAL_DIR");
     let inspect = Command::new("inspect")
         .about("Print segments, frames, what is not yet committed, and damage")
         .long_about(
             "Print segments, frames, what is not yet committed, and damage. Reads only: it may run beside a server.",
         )
-        .after_help("Example: ingestd journal inspect --dir data/journal")
         .arg(dir.clone());
+    let inspect = with_examples(
+        inspect,
+        &[
+            ("the journal of a server that was started in this folder", "ingestd journal inspect"),
+            ("any other", "ingestd journal inspect --dir /var/lib/ingestd/journal"),
+        ],
+    );
     let segment = Arg::new("segment")
         .long("segment")
         .value_name("N")
@@ -35,13 +44,18 @@ pub(super) fn command() -> Command {
              in the journal's. For a journal that does not open because of that segment, and for damaged segments that \
              were kept. No server may run on the journal.",
         )
-        .after_help(
-            "Example: ingestd journal set-aside --segment 7\n\
-             The saved batches can be sent again, a line a request; each lands once:\n\
-             while IFS= read -r batch; do printf %s \"$batch\" |\n  \
-             curl -H 'Content-Type: application/json' --data-binary @- URL/v1/ingest/batch; done < FILE",
-        )
         .args([dir, segment]);
+    let set_aside = with_examples(
+        set_aside,
+        &[
+            ("the saved batches lie in data/journal/set-aside", "ingestd journal set-aside --segment 7"),
+            (
+                "send them again, each lands once",
+                "while IFS= read -r batch; do printf %s \"$batch\" | \\\n\
+                 curl -H 'Content-Type: application/json' --data-binary @- URL/v1/ingest/batch; done < FILE",
+            ),
+        ],
+    );
     Command::new("journal")
         .about("Look into the write-ahead journal, and set damaged parts aside")
         .subcommand_required(true)
@@ -57,7 +71,7 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
     };
     let mut out = std::io::stdout().lock();
     match name {
-        "inspect" => inspect(&dir, &mut out),
+        "inspect" => inspect(&dir, progress::is_wanted(matches), &mut out),
         _ => set_aside(&dir, matches.get_one("segment").copied().expect("clap requires it"), &mut out),
     }
 }
@@ -75,7 +89,10 @@ fn set_aside(dir: &Path, segment: u64, out: &mut impl Write) -> Result<(), Failu
     Ok(writeln!(out, "moved to {}", done.segment.display())?)
 }
 
-fn inspect(dir: &Path, out: &mut impl Write) -> Result<(), Failure> {
-    let report = crate::journal::inspect(dir).map_err(Failure::runtime)?;
+fn inspect(dir: &Path, is_progress_wanted: bool, out: &mut impl Write) -> Result<(), Failure> {
+    let mut progress = Progress::of_bytes("reading", is_progress_wanted);
+    let report = crate::journal::inspect_telling(dir, &mut |read, of| progress.show(read, of));
+    drop(progress);
+    let report = report.map_err(Failure::runtime)?;
     write!(out, "{report}").map_err(Failure::runtime)
 }

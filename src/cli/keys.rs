@@ -6,6 +6,7 @@ use std::num::NonZeroU32;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
 use super::failure::Failure;
+use super::help::with_examples;
 use super::settings;
 use crate::auth::file::{self, KeysError, KeysFile, Record};
 use crate::auth::key::{Fingerprint, Token};
@@ -24,17 +25,35 @@ pub(super) fn command() -> Command {
             "Make a key, add it to API_KEYS_FILE and print it. It cannot be shown again: only its hash is stored. A \
              server that runs learns of it by SIGHUP.",
         )
-        .after_help("Example: ingestd keys new --api-keys-file keys.toml --name checkout --scope ingest,read")
         .args(new_arguments());
+    let new = with_examples(
+        new,
+        &[
+            (
+                "one that sends, and sees its own batches",
+                "ingestd keys new --api-keys-file keys.toml --name checkout --scope ingest,read",
+            ),
+            (
+                "one for some services, with limits of its own",
+                "ingestd keys new --api-keys-file keys.toml --name shop --scope ingest --service 'shop-*' \\\n\
+                 --events-per-second 5000 --events-burst 20000",
+            ),
+            (
+                "one for Prometheus, kept in a file",
+                "ingestd keys new --api-keys-file keys.toml --name prometheus --scope metrics > prometheus.key",
+            ),
+        ],
+    );
     let list = Command::new("list").about("List the keys: id, scopes, limits, name");
+    let list = with_examples(list, &[("those in a file", "ingestd keys list --api-keys-file keys.toml")]);
     let revoke = Command::new("revoke")
         .about("Take a key out of the file")
         .long_about(
             "Take a key out of the file. A server that runs refuses it after SIGHUP. Its batches stay; their status is \
              then visible to keys with the scope 'admin' only, which name the key with ?owner=ID.",
         )
-        .after_help("Example: ingestd keys revoke --api-keys-file keys.toml 0123456789ab")
         .arg(Arg::new("id").value_name("ID").required(true).help("the key's id, as 'keys list' prints it"));
+    let revoke = with_examples(revoke, &[("this one", "ingestd keys revoke --api-keys-file keys.toml 0123456789ab")]);
     Command::new("keys")
         .about("Make, list and revoke API keys")
         .subcommand_required(true)

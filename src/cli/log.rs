@@ -6,10 +6,11 @@
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
-use std::io::{self, IsTerminal, Write, stderr};
+use std::io::{self, Write, stderr};
 
 use tracing_subscriber::fmt::format::debug_fn;
 
+use super::terminal;
 use crate::config::{Config, LogFormat};
 
 /// From now on events of interest go to stderr, as `LOG_FORMAT` and `LOG_LEVEL` say.
@@ -32,7 +33,7 @@ pub(super) fn start(config: &Config) {
                     name => write!(line, " {name}={}", printable(&value)),
                 }
             });
-            let log = log.with_ansi(stderr().is_terminal()).with_writer(stderr);
+            let log = log.with_ansi(terminal::takes_colours()).with_writer(stderr);
             log.fmt_fields(fields).init();
         }
     }

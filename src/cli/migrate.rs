@@ -5,26 +5,38 @@ use std::io::{Write, stdout};
 use clap::{ArgMatches, Command};
 
 use super::failure::Failure;
+use super::help::with_examples;
+use super::progress::{self, Progress};
 use super::{database, settings};
 use crate::pg::migrate::migrate;
 
 pub(super) fn command() -> Command {
-    settings::with_settings(
-        Command::new("migrate")
-            .about("Apply the migrations that the database lacks")
-            .long_about(
-                "Apply the migrations that the database lacks, and print which. Safe to run again, and on many nodes \
+    let command = settings::with_settings(
+        Command::new("migrate").about("Apply the migrations that the database lacks").long_about(
+            "Apply the migrations that the database lacks, and print which. Safe to run again, and on many nodes \
                  at once. The server does the same when it starts. Needs a role that owns the tables: that of \
                  MIGRATE_DATABASE_URL, or else of DATABASE_URL.",
-            )
-            .after_help("Example: DATABASE_URL=postgresql://ingestd:secret@db/events ingestd migrate"),
+        ),
         settings::OWNER,
+    );
+    with_examples(
+        command,
+        &[
+            ("the database of DATABASE_URL, or of the server that was started in this folder", "ingestd migrate"),
+            (
+                "another one, by the role that owns the tables",
+                "MIGRATE_DATABASE_URL=postgresql://owner:secret@db/events ingestd migrate",
+            ),
+        ],
     )
 }
 
 pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
     let config = settings::config(matches)?;
     let mut client = database::connect_as_owner(&config)?;
-    let report = migrate(&mut client)?;
+    let waiting = Progress::of_waiting("migrating", progress::is_wanted(matches));
+    let report = migrate(&mut client);
+    drop(waiting);
+    let report = report?;
     Ok(writeln!(stdout(), "{report}")?)
 }

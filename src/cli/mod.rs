@@ -7,21 +7,26 @@
 //! Absent on purpose: settings by name. They come from [`crate::config::settings`], see [`settings`].
 
 mod check_config;
+mod completions;
 mod conceal;
 mod database;
 mod dead_letter;
 mod failure;
 mod healthcheck;
+mod help;
 mod journal;
 mod keys;
 mod load;
 mod local_tls;
 mod log;
+mod man;
 mod migrate;
 mod partitions;
 mod print_config;
+mod progress;
 mod serve;
 mod settings;
+mod terminal;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -30,6 +35,7 @@ use clap::{ArgMatches, Command};
 
 pub use conceal::passwords as conceal_passwords;
 use failure::Failure;
+use help::with_examples;
 
 /// Runs the command that `arguments` (the program's name first) ask for.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
@@ -44,13 +50,16 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 fn command() -> Command {
-    Command::new("ingestd")
+    let command = Command::new("ingestd")
         .version(env!("CARGO_PKG_VERSION"))
         .about("Takes batches of JSON events over HTTP and lands them, durably and exactly once, in PostgreSQL")
-        .after_help(
-            "Settings come from flags, then the environment, then --config FILE (TOML, names in lower case), then \
+        .long_about(
+            "Takes batches of JSON events over HTTP and lands them, durably and exactly once, in monthly-partitioned \
+             PostgreSQL tables by binary COPY.\n\n\
+             Settings come from flags, then the environment, then --config FILE (TOML, names in lower case), then \
              defaults; 'ingestd serve --help' lists them, 'ingestd print-config' shows what holds.\n\n\
-             Exit codes: 0 fine, 2 usage or configuration, 1 anything else.",
+             Results go to stdout, errors and the log to stderr. Exit codes: 0 fine, 2 usage or configuration, 1 anything \
+             else. Colours and progress bars are for terminals only; NO_COLOR=1 leaves the colours out.",
         )
         .subcommand_required(true)
         .arg_required_else_help(true)
@@ -66,7 +75,17 @@ fn command() -> Command {
             check_config::command(),
             print_config::command(),
             healthcheck::command(),
-        ])
+            completions::command(),
+            man::command(),
+        ]);
+    with_examples(
+        command,
+        &[
+            ("a server on 127.0.0.1:8000 with a private PostgreSQL under ./data", "ingestd serve"),
+            ("ten seconds of load against it, and a check that nothing is lost", "ingestd load"),
+            ("its settings, and where they came from", "ingestd print-config"),
+        ],
+    )
 }
 
 fn dispatch(matches: &ArgMatches) -> Result<(), Failure> {
@@ -81,6 +100,8 @@ fn dispatch(matches: &ArgMatches) -> Result<(), Failure> {
         Some(("check-config", matches)) => check_config::run(matches),
         Some(("print-config", matches)) => print_config::run(matches),
         Some(("healthcheck", matches)) => healthcheck::run(matches),
+        Some(("completions", matches)) => completions::run(matches),
+        Some(("man", matches)) => man::run(matches),
         _ => unreachable!("clap accepts no other command"),
     }
 }

@@ -5,6 +5,8 @@ use std::io::{Write, stdout};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use super::failure::Failure;
+use super::help::with_examples;
+use super::progress::{self, Progress};
 use super::{database, settings};
 use crate::pg::clock;
 use crate::pg::partitions::{self, Month, Partition, PartitionError};
@@ -29,20 +31,34 @@ pub(super) fn command() -> Command {
     let dry_run = Arg::new("dry-run").long("dry-run").action(ArgAction::SetTrue).help("print, drop nothing");
     let create = Command::new("create")
         .about("Make the partition of a month, if it is missing")
-        .after_help("Example: ingestd partitions create --month 2026-12")
+        .long_about("Make the partition of a month, if it is missing. Needs the role that owns the tables.")
         .arg(month);
+    let create = with_examples(
+        create,
+        &[
+            ("a month", "ingestd partitions create --month 2026-12"),
+            ("two", "ingestd partitions create --month 2027-01 --month 2027-02"),
+        ],
+    );
     let list = Command::new("list").about("List partitions with bounds, rows (estimated) and size");
+    let list = with_examples(list, &[("all of them", "ingestd partitions list")]);
     let cleanup = Command::new("cleanup")
         .about("Drop whole partitions of old months, with their rows")
         .long_about(
             "Drop whole partitions of old months, with their rows. Waits for transactions that are under way, and \
              blocks no new ones. Completes a cleanup that was interrupted.",
         )
-        .after_help(
-            "Example, in December 2026: ingestd partitions cleanup --older-than 3months --dry-run\n\
-                     names the partitions of August 2026 and before.",
-        )
         .args([older_than, dry_run]);
+    let cleanup = with_examples(
+        cleanup,
+        &[
+            (
+                "in December 2026: name the partitions of August 2026 and before",
+                "ingestd partitions cleanup --older-than 3months --dry-run",
+            ),
+            ("drop them", "ingestd partitions cleanup --older-than 3months"),
+        ],
+    );
     Command::new("partitions")
         .about("Make, list and drop monthly partitions")
         .long_about(
@@ -95,7 +111,10 @@ fn cleanup(matches: &ArgMatches) -> Result<(), Failure> {
     let months = matches.get_one::<u32>("older-than").copied().expect("clap requires it");
     let dry_run = matches.get_flag("dry-run");
     let now = clock::agreed_now(&mut client).map_err(PartitionError::from)?;
-    let dropped = partitions::cleanup(&mut client, now, months, dry_run)?;
+    let waiting = Progress::of_waiting("waiting for transactions to end", progress::is_wanted(matches));
+    let dropped = partitions::cleanup(&mut client, now, months, dry_run);
+    drop(waiting);
+    let dropped = dropped?;
     let mut out = stdout().lock();
     let did = if dry_run { "would drop" } else { "dropped" };
     for partition in &dropped {

@@ -5,20 +5,28 @@ use std::io::{Write, stdout};
 use clap::{ArgMatches, Command};
 
 use super::failure::Failure;
+use super::help::with_examples;
 use super::settings;
 use crate::config::Config;
 use crate::config::raw::{Given, Raw};
 use crate::config::settings::Fallback;
 
 pub(super) fn command() -> Command {
-    settings::with_all_settings(
+    let command = settings::with_all_settings(
         Command::new("print-config")
             .about("Print every setting, its value and where it came from")
             .long_about(
                 "Print every setting, its value and where it came from. Passwords are shown as ***. Of files that \
                  settings name only those with URLs are read. Settings that are wrong are printed too; then the exit code is 2.",
             )
-            .after_help("Example: ingestd print-config --config /etc/ingestd.toml"),
+    );
+    with_examples(
+        command,
+        &[
+            ("what a server that is started like this would use", "ingestd print-config"),
+            ("what a file makes of it", "ingestd print-config --config /etc/ingestd/ingestd.toml"),
+            ("only what differs from the defaults", "ingestd print-config | grep -v ' default$'"),
+        ],
     )
 }
 

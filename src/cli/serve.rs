@@ -3,21 +3,40 @@
 use clap::{ArgMatches, Command};
 
 use super::failure::Failure;
+use super::help::with_examples;
+use super::progress::{self, Progress};
 use super::{log, settings};
 use crate::config::Config;
 use crate::server::ServeError;
 use crate::sys::open_files;
 
 pub(super) fn command() -> Command {
-    settings::with_all_settings(
+    let command = settings::with_all_settings(
         Command::new("serve")
             .about("Run the server")
             .long_about(
                 "Run the server until SIGTERM or SIGINT: then requests under way finish, what is queued is committed \
                  or safe in the journal, and the exit code is 0. A second signal exits at once. Without DATABASE_URL \
-                 the server starts a private PostgreSQL of its own.",
-            )
-            .after_help("Example: ingestd serve --listen-addr 127.0.0.1:8000 --ack commit"),
+                 the server starts a private PostgreSQL of its own.\n\n\
+                 SIGHUP reads API keys, rate limits and certificates again. A setting is taken from its flag, else from \
+                 the environment, else from --config FILE, else it is the default; 'ingestd print-config' shows which.",
+            ),
+    );
+    with_examples(
+        command,
+        &[
+            ("on 127.0.0.1:8000, with a private PostgreSQL under ./data", "ingestd serve"),
+            (
+                "answer when PostgreSQL has committed, on another port, with logs for machines",
+                "ingestd serve --listen-addr 127.0.0.1:8001 --ack commit --log-format json",
+            ),
+            (
+                "with a database, status shared over Redis, and keys",
+                "DATABASE_URL=postgresql://ingestd:secret@db/events REDIS_URL=redis://cache \\\n\
+                 API_KEYS_FILE=keys.toml ingestd serve --listen-addr 0.0.0.0:8000",
+            ),
+            ("with everything in a file", "ingestd serve --config /etc/ingestd/ingestd.toml"),
+        ],
     )
 }
 
@@ -26,7 +45,9 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
     log::start(&config);
     open_files::raise_limit();
     let reread = || Config::from_raw(&settings::raw(matches));
-    crate::server::run(&config, &reread).map_err(|error| match error {
+    let mut progress = Progress::of_bytes("reading the journal", progress::is_wanted(matches));
+    let mut on_recovery = |read, of| progress.show(read, of);
+    crate::server::run(&config, &reread, &mut on_recovery).map_err(|error| match error {
         ServeError::Configuration(message) => Failure::usage(message),
         ServeError::Failed(message) => Failure::runtime(message),
     })

@@ -247,6 +247,109 @@ impl Key {
     pub const fn name(self) -> &'static str {
         self.setting().name
     }
+
+    /// Where `--help` lists it.
+    pub const fn group(self) -> Group {
+        use Key::*;
+        match self {
+            DatabaseUrl
+            | DatabaseUrlFile
+            | MigrateDatabaseUrl
+            | MigrateDatabaseUrlFile
+            | RedisUrl
+            | RedisUrlFile
+            | DbPoolMinSize
+            | DbPoolMaxSize
+            | SynchronousCommit
+            | PartitionsAhead
+            | PartitionRetentionMonths
+            | LedgerRetentionDays
+            | StatusTtlSeconds
+            | Sharding
+            | DataDir
+            | IngestdPgBin => Group::Storage,
+            BatchSize | BatchTimeoutSeconds | MaxBatchMemoryMb | BatchLingerMs | Ack | JournalDir | JournalMaxMb
+            | MemoryLimitMb => Group::Batching,
+            ListenAddr | Workers | TlsCertFile | TlsKeyFile | TlsClientCaFile => Group::Serving,
+            MaxBodyMb
+            | MaxEventsPerBatch
+            | MaxRequestsMb
+            | MaxConnections
+            | MaxConnectionsPerAddress
+            | MaxHeaders
+            | MaxHeaderKb
+            | MaxUrlKb
+            | HeaderTimeoutSeconds
+            | KeepAliveSeconds
+            | WriteTimeoutSeconds
+            | BodyMinKbPerSecond
+            | EventMaxAgeDays
+            | EventMaxFutureHours => Group::Requests,
+            ApiKeysFile
+            | Auth
+            | RateLimitEventsPerSecond
+            | RateLimitBurst
+            | RateLimitRequestsPerSecond
+            | RateLimitRequestsBurst => Group::Access,
+            NodeId | LogFormat | LogLevel => Group::Node,
+        }
+    }
+
+    /// True for what most installations set, or should think about: the short help has no others.
+    pub const fn is_essential(self) -> bool {
+        use Key::*;
+        matches!(
+            self,
+            DatabaseUrl
+                | RedisUrl
+                | ListenAddr
+                | TlsCertFile
+                | TlsKeyFile
+                | ApiKeysFile
+                | Auth
+                | Ack
+                | JournalDir
+                | JournalMaxMb
+                | MemoryLimitMb
+                | PartitionRetentionMonths
+                | LogFormat
+                | LogLevel
+        )
+    }
+}
+
+/// What a setting is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Group {
+    /// Where to serve, and with which certificates.
+    Serving,
+    /// Who may send how much.
+    Access,
+    /// PostgreSQL, Redis, and how long things are kept there.
+    Storage,
+    /// The way from an accepted batch to a COPY.
+    Batching,
+    /// Limits of requests and connections.
+    Requests,
+    /// This node.
+    Node,
+}
+
+impl Group {
+    /// Every group, in the order of `--help`.
+    pub const ALL: [Self; 6] = [Self::Serving, Self::Access, Self::Storage, Self::Batching, Self::Requests, Self::Node];
+
+    /// What `--help` calls it.
+    pub const fn heading(self) -> &'static str {
+        match self {
+            Self::Serving => "Serving",
+            Self::Access => "API keys and rate limits",
+            Self::Storage => "PostgreSQL, Redis and retention",
+            Self::Batching => "Acks, journal and batches",
+            Self::Requests => "Limits of requests and connections",
+            Self::Node => "Node and log",
+        }
+    }
 }
 
 impl Setting {

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::Path;
 
+use super::OnRead;
 use super::damage::{Damage, TornTail};
 use super::disk::DiskStorage;
 use super::frame::FRAME_HEADER_BYTES;
@@ -77,17 +78,26 @@ pub struct SegmentReport {
 
 /// Inspects the journal in `dir`.
 pub fn inspect(dir: &Path) -> Result<Report, OpenError> {
+    inspect_telling(dir, &mut |_, _| {})
+}
+
+/// As [`inspect`], and tells `on_read` how far it is.
+pub fn inspect_telling(dir: &Path, on_read: &mut OnRead<'_>) -> Result<Report, OpenError> {
     let storage = DiskStorage::existing(dir).map_err(|source| OpenError::Io { file: dir.to_owned(), source })?;
-    inspect_storage(&storage)
+    inspect_again(&storage, on_read)
 }
 
 /// Inspects the journal in `storage`. Reads again, a few times at most, when files came or went meanwhile: a running
 /// server may have removed a segment between two looks.
 pub fn inspect_storage(storage: &dyn Storage) -> Result<Report, OpenError> {
+    inspect_again(storage, &mut |_, _| {})
+}
+
+fn inspect_again(storage: &dyn Storage, on_read: &mut OnRead<'_>) -> Result<Report, OpenError> {
     let mut attempt = 1;
     loop {
         let before = segment_names(storage)?;
-        let result = survey(storage);
+        let result = survey(storage, on_read);
         if attempt >= ATTEMPTS_MAX || before == segment_names(storage)? {
             return report(result?);
         }

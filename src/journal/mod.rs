@@ -67,7 +67,7 @@ mod survey;
 pub use damage::{Damage, DamageKind, TornTail};
 pub use disk::DiskStorage;
 pub use health::JournalHealth;
-pub use inspect::{Report, inspect};
+pub use inspect::{Report, inspect, inspect_telling};
 pub use reader::{JournalReader, ReadError};
 pub use recovery::{OpenError, Recovery};
 pub use set_aside::set_aside;
@@ -109,3 +109,7 @@ impl JournalOptions {
 
 /// Takes a recovered block: its location and its payload, which is verified. An error ends the opening.
 pub type OnFrame<'a> = dyn FnMut(Location, &[u8]) -> Result<(), Box<dyn std::error::Error + Send + Sync>> + 'a;
+
+/// Is told how many bytes are read, and of how many; once reading has begun, `of` may grow, but it stays above what is
+/// read until all of it is.
+pub type OnRead<'a> = dyn FnMut(u64, u64) + 'a;

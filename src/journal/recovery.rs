@@ -27,7 +27,7 @@ use super::space::{JournalSpace, SEGMENT_BYTES_FLOOR, bytes_max_floor};
 use super::storage::{Access, Storage};
 use super::survey::{Survey, SurveyedSegment, survey};
 use super::writer::{Journal, Recovered, WriteError};
-use super::{JournalOptions, Location, OnFrame};
+use super::{JournalOptions, Location, OnFrame, OnRead};
 use crate::limits::JOURNAL_SPARES_MAX;
 use crate::types::Sequence;
 
@@ -173,6 +173,7 @@ pub(super) fn open(
     storage: Arc<dyn Storage>,
     options: &JournalOptions,
     on_frame: &mut OnFrame<'_>,
+    on_read: &mut OnRead<'_>,
 ) -> Result<(Journal, Recovery), OpenError> {
     let bytes_min = bytes_max_floor(options.segment_bytes.max(SEGMENT_BYTES_FLOOR));
     if options.bytes_max < bytes_min || options.segment_bytes < SEGMENT_BYTES_FLOOR {
@@ -185,13 +186,13 @@ pub(super) fn open(
         }
         _ => OpenError::io(&*storage, super::storage::LOCK_NAME, error),
     })?;
-    let mut survey = survey(&*storage)?;
+    let mut survey = survey(&*storage, on_read)?;
     let mut recovery = report(&survey, options);
     let files = Arc::new(OpenFiles::default());
     for segment in &survey.segments {
         files.insert(segment.id, Arc::clone(&segment.file));
     }
-    hand_out(&survey, &files, on_frame, &mut recovery)?;
+    hand_out(&survey, &files, on_frame, on_read, &mut recovery)?;
 
     let Survey { uncommitted, next_sequence, committed_below, .. } = &survey;
     let mut outstanding = Outstanding::new(Sequence(1));
@@ -228,16 +229,21 @@ fn hand_out(
     survey: &Survey,
     files: &Arc<OpenFiles>,
     on_frame: &mut OnFrame<'_>,
+    on_read: &mut OnRead<'_>,
     recovery: &mut Recovery,
 ) -> Result<(), OpenError> {
+    let bytes_uncommitted: u64 = survey.uncommitted.iter().map(|location| u64::from(location.payload_bytes)).sum();
+    let bytes_all = survey.bytes_read + bytes_uncommitted;
     let mut reader = JournalReader::new(Arc::clone(files));
     let mut payload = Vec::new();
     for &location in &survey.uncommitted {
+        on_read(survey.bytes_read + recovery.bytes_recovered, bytes_all);
         reader.read(&location, &mut payload)?;
         on_frame(location, &payload).map_err(|source| OpenError::Rejected { location, source })?;
         recovery.frames_recovered += 1;
         recovery.bytes_recovered += payload.len() as u64;
     }
+    on_read(bytes_all, bytes_all);
     Ok(())
 }
 

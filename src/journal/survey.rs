@@ -35,13 +35,13 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::Location;
 use super::absent::Absent;
 use super::damage::{Damage, DamageKind, TornTail};
 use super::frame::{Found, FrameFault, FrameKind, FrameScan};
 use super::recovery::OpenError;
 use super::segment::{FileKind, HeaderFault, SEGMENT_HEADER_BYTES, SEGMENT_VERSION, SegmentHeader, segment_name};
 use super::storage::{Access, DirEntry, Storage, StorageFile, read_full_at};
+use super::{Location, OnRead};
 use crate::types::Sequence;
 
 /// One segment file.
@@ -79,16 +79,21 @@ pub(super) struct Survey {
     pub damage: Vec<Damage>,
     /// Greatest id of any file, spares and quarantined ones included.
     pub segment_id_max: u64,
+    /// Bytes of all segments.
+    pub bytes_read: u64,
 }
 
-/// Reads all that is in `storage` and judges it.
-pub(super) fn survey(storage: &dyn Storage) -> Result<Survey, OpenError> {
+/// Reads all that is in `storage` and judges it. Tells `on_read` before each segment.
+pub(super) fn survey(storage: &dyn Storage, on_read: &mut OnRead<'_>) -> Result<Survey, OpenError> {
     let io = |file: &str, source| OpenError::io(storage, file, source);
     let (mut ids, mut spares, mut unfinished, mut quarantined) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    let mut segment_id_max = 0;
+    let (mut segment_id_max, mut bytes_done, mut bytes_all) = (0, 0, 0);
     for entry in storage.list().map_err(|error| io("", error))? {
         match FileKind::of(&entry.name) {
-            FileKind::Segment(id) => ids.push(id),
+            FileKind::Segment(id) => {
+                ids.push(id);
+                bytes_all += entry.bytes;
+            }
             FileKind::Spare(_) => spares.push(entry.clone()),
             FileKind::Quarantined(_) => quarantined.push(entry.clone()),
             FileKind::Unfinished => unfinished.push(entry.clone()),
@@ -105,9 +110,11 @@ pub(super) fn survey(storage: &dyn Storage) -> Result<Survey, OpenError> {
     let mut segments = Vec::with_capacity(ids.len());
     let mut bytes = Vec::new();
     for (index, &id) in ids.iter().enumerate() {
+        on_read(bytes_done, bytes_all);
         let name = segment_name(id);
         let file = storage.open(&name, Access::Read).map_err(|error| io(&name, error))?;
         read_whole(&*file, &mut bytes).map_err(|error| io(&name, error))?;
+        bytes_done += bytes.len() as u64;
         let path = || storage.dir().join(&name);
         segments.push(walk.segment(id, file, &bytes, index + 1 == ids.len(), path)?);
     }
@@ -127,6 +134,7 @@ pub(super) fn survey(storage: &dyn Storage) -> Result<Survey, OpenError> {
         torn_tail: verdict.torn_tail,
         damage: verdict.damage,
         segment_id_max,
+        bytes_read: bytes_done,
     })
 }
 

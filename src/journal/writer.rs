@@ -147,7 +147,17 @@ impl Journal {
         options: &super::JournalOptions,
         on_frame: &mut super::OnFrame<'_>,
     ) -> Result<(Self, recovery::Recovery), recovery::OpenError> {
-        recovery::open(storage, options, on_frame)
+        recovery::open(storage, options, on_frame, &mut |_, _| {})
+    }
+
+    /// As [`Self::open`], and tells `on_read` how far recovery is.
+    pub fn open_telling(
+        storage: Arc<dyn Storage>,
+        options: &super::JournalOptions,
+        on_frame: &mut super::OnFrame<'_>,
+        on_read: &mut super::OnRead<'_>,
+    ) -> Result<(Self, recovery::Recovery), recovery::OpenError> {
+        recovery::open(storage, options, on_frame, on_read)
     }
 
     /// Begins the first segment after recovery.

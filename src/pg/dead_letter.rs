@@ -103,9 +103,20 @@ pub fn list(client: &mut impl GenericClient, replayed: bool, limit: i64) -> Resu
     Ok(rows.iter().map(letter).collect())
 }
 
+/// How many dead letters there are; with `replayed`, also those that were replayed.
+pub fn count(client: &mut impl GenericClient, replayed: bool) -> Result<u64, DeadLetterError> {
+    let query = "SELECT count(*) FROM dead_letter_events WHERE replayed_at IS NULL OR $1";
+    Ok(client.query_one(query, &[&replayed])?.get::<_, i64>(0).unsigned_abs())
+}
+
 /// Writes dead letters as NDJSON, an object a line, the event verbatim as its member `event`. Rows are
-/// streamed: memory does not grow with their number. Returns how many there were.
-pub fn export(client: &mut impl GenericClient, replayed: bool, out: &mut impl Write) -> Result<u64, DeadLetterError> {
+/// streamed: memory does not grow with their number. Tells `on_written` how many there are after each.
+pub fn export(
+    client: &mut impl GenericClient,
+    replayed: bool,
+    out: &mut impl Write,
+    on_written: &mut dyn FnMut(u64),
+) -> Result<(), DeadLetterError> {
     let query = concat!(
         "SELECT row_to_json(about)::text, d.event FROM dead_letter_events d CROSS JOIN LATERAL (",
         "SELECT d.id, d.owner, d.batch_id, d.priority, d.event_id, ",
@@ -128,14 +139,19 @@ pub fn export(client: &mut impl GenericClient, replayed: bool, out: &mut impl Wr
         let event = event.replace(['\n', '\r'], " ");
         writeln!(out, "{about},\"event\":{event}}}")?;
         count += 1;
+        on_written(count);
     }
-    Ok(count)
+    Ok(())
 }
 
-/// Tries every dead letter that waits once more, or only number `id`.
-pub fn replay(client: &mut Client, id: Option<i64>) -> Result<ReplayReport, DeadLetterError> {
+/// Tries every dead letter that waits once more, or only number `id`. Tells `on_tried` how many there are after each.
+pub fn replay(
+    client: &mut Client,
+    id: Option<i64>,
+    on_tried: &mut dyn FnMut(u64),
+) -> Result<ReplayReport, DeadLetterError> {
     let mut report = ReplayReport::default();
-    let mut after = 0;
+    let (mut after, mut tried) = (0, 0);
     while let Some((number, mut outcome)) = replay_next(client, after, id)? {
         if let Outcome::NoPartition(month) = outcome {
             partitions::ensure(client, &[month])?;
@@ -154,6 +170,8 @@ pub fn replay(client: &mut Client, id: Option<i64>) -> Result<ReplayReport, Dead
             }
         }
         after = number;
+        tried += 1;
+        on_tried(tried);
     }
     match id {
         Some(id) if after != id => Err(DeadLetterError::NotWaiting { id }),

@@ -41,7 +41,7 @@ use crate::http::connections::Connections;
 use crate::http::stream::Patience;
 use crate::http::tls::{self, Tls};
 use crate::http::worker::{self, WorkerStart};
-use crate::journal::{Journal, JournalHealth};
+use crate::journal::{Journal, JournalHealth, OnRead};
 use crate::limits::{FLUSH_DRAIN_WAIT_MAX, FLUSH_STOP_WAIT_MAX, STOP_POLL, queue_batches_max};
 use crate::metrics::Metrics;
 use crate::pg::health::DatabaseHealth;
@@ -49,6 +49,7 @@ use crate::ring::budget::Budget;
 use crate::ring::ring::Ring;
 use crate::server::database::Database;
 use crate::server::group_commit::GroupCommit;
+use crate::server::recover::Lanes;
 use crate::server::reload::Reread;
 use crate::server::sampler::Sampler;
 use crate::server::upkeep::Upkeep;
@@ -78,18 +79,19 @@ impl ServeError {
     }
 }
 
-/// Serves until SIGTERM or SIGINT. `reread` gathers the settings once more, for SIGHUP.
+/// Serves until SIGTERM or SIGINT. `reread` gathers the settings once more, for SIGHUP; `on_recovery` is told how far
+/// reading the journal is.
 ///
 /// # Errors
 /// One line for the operator.
-pub fn run(config: &Config, reread: Reread<'_>) -> Result<(), ServeError> {
+pub fn run(config: &Config, reread: Reread<'_>, on_recovery: &mut OnRead<'_>) -> Result<(), ServeError> {
     let (signal_sender, signals) = channel::bounded(16);
     signals::install(move |signal| {
         // A full channel means that 15 reloads wait already.
         let _ = signal_sender.try_send(signal);
     })
     .map_err(|error| ServeError::failed("cannot install signal handlers", error))?;
-    let server = Server::start(config)?;
+    let server = Server::start(config, on_recovery)?;
     let serving = server.app.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     service_manager::ready(&format!("serving {serving}"));
     while let Ok(Signal::Reload) = signals.recv() {
@@ -115,7 +117,7 @@ struct Server {
 }
 
 impl Server {
-    fn start(config: &Config) -> Result<Self, ServeError> {
+    fn start(config: &Config, on_recovery: &mut OnRead<'_>) -> Result<Self, ServeError> {
         let started_at = Instant::now();
         let worker_count = config.workers.unwrap_or_else(affinity::default_workers);
         let gate = reload::gate(config).map_err(|error| ServeError::Configuration(error.to_string()))?;
@@ -130,7 +132,8 @@ impl Server {
         let batches = Arc::new(BatchMap::new(config.status_ttl));
         let recent = Arc::new(Recent::new(worker_count));
         let journal_health = Arc::new(JournalHealth::default());
-        let journal = recover::open(config, &node, worker_count, &queue, &batches, &metrics, &journal_health)?;
+        let lanes = Lanes { cores: worker_count, queue: &queue, batches: &batches, metrics: &metrics };
+        let journal = recover::open(config, &node, &lanes, &journal_health, on_recovery)?;
 
         let health = Arc::new(DatabaseHealth::new());
         let database = Database::start(config, &health)?;

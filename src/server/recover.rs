@@ -7,26 +7,37 @@ use std::time::Instant;
 use crate::config::Config;
 use crate::encode::block::BlockHeader;
 use crate::flush::queue::{FlushQueue, Queued};
-use crate::journal::{DiskStorage, Journal, JournalHealth, JournalOptions};
+use crate::journal::{DiskStorage, Journal, JournalHealth, JournalOptions, Location, OnRead};
 use crate::limits::QUEUED_BATCH_BYTES;
 use crate::metrics::Metrics;
 use crate::server::ServeError;
 use crate::status::memory::BatchMap;
 use crate::status::model::{Batch, Phase};
 
-/// Opens, verifies, recovers.
+/// Where recovered batches go.
+pub struct Lanes<'a> {
+    /// Cores that have lanes.
+    pub cores: usize,
+    /// The lanes.
+    pub queue: &'a FlushQueue,
+    /// Their status.
+    pub batches: &'a BatchMap,
+    /// The figures.
+    pub metrics: &'a Metrics,
+}
+
+/// Opens, verifies, recovers; tells `on_read` how far it is.
 ///
 /// # Errors
 /// A folder that cannot be written or is locked by another server; a journal of a newer version.
 pub fn open(
     config: &Config,
     node: &str,
-    cores: usize,
-    queue: &FlushQueue,
-    batches: &BatchMap,
-    metrics: &Metrics,
+    lanes: &Lanes<'_>,
     health: &JournalHealth,
+    on_read: &mut OnRead<'_>,
 ) -> Result<Journal, ServeError> {
+    let Lanes { cores, queue, batches, metrics } = *lanes;
     let started = Instant::now();
     let dir = &config.journal_dir;
     let storage = DiskStorage::create(dir).map_err(|error| {
@@ -35,7 +46,7 @@ pub fn open(
     })?;
     let options = JournalOptions::new(node, config.journal_bytes_max);
     let (mut recovered_batches, mut recovered_events) = (0usize, 0u64);
-    let opened = Journal::open(Arc::new(storage), &options, &mut |location, payload| {
+    let mut on_frame = |location: Location, payload: &[u8]| {
         let (header, tuples_at) = BlockHeader::parse(payload).map_err(Box::new)?;
         let batch = Batch::new(header.key, header.digest, header.priority, header.events, header.received_at);
         batch.set_phase(Phase::Queued);
@@ -58,7 +69,8 @@ pub fn open(
         queue.push(metrics, recovered_batches % cores, queued, tuple_bytes);
         recovered_batches += 1;
         Ok(())
-    });
+    };
+    let opened = Journal::open_telling(Arc::new(storage), &options, &mut on_frame, on_read);
     let (journal, recovery) = opened.map_err(|error| ServeError::Failed(error.to_string()))?;
     queue.admission.excuse_all();
     if recovered_batches > 0 {

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
 use super::clients::{Connection, Target};
+use crate::cli::progress::Progress;
 
 /// How often a batch that is not committed yet is asked for again, and the table counted again.
 const POLL: Duration = Duration::from_millis(200);
@@ -72,18 +73,24 @@ pub(super) async fn by_status(
     target: &Rc<Target>,
     connections: usize,
     wait_max: Duration,
+    progress: Progress,
 ) -> Result<Found, String> {
     let deadline = Instant::now() + wait_max;
+    let (all, progress) = (kept.len() as u64, Rc::new(RefCell::new((0, progress))));
     let left = Rc::new(RefCell::new(kept.into_iter()));
     let found = Rc::new(RefCell::new(Found::default()));
     let mut tasks = JoinSet::<Result<(), String>>::new();
     for _ in 0..connections {
         let (left, found, mut connection) = (Rc::clone(&left), Rc::clone(&found), Connection::new(target));
+        let progress = Rc::clone(&progress);
         tasks.spawn_local(async move {
             loop {
                 let Some((batch_id, expected)) = left.borrow_mut().next() else { return Ok(()) };
                 let there = wait_for(&mut connection, &batch_id, deadline).await?;
                 found.borrow_mut().add(expected, there);
+                let (checked, progress) = &mut *progress.borrow_mut();
+                *checked += 1;
+                progress.show(*checked, all);
             }
         });
     }

@@ -28,7 +28,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::builder::PossibleValuesParser;
-use clap::{Arg, ArgMatches, Command, value_parser};
+use clap::{Arg, ArgMatches, Command, ValueHint, value_parser};
 use hyper::Uri;
 use hyper::header::HeaderValue;
 use tokio::sync::Semaphore;
@@ -41,6 +41,8 @@ use self::report::{Asked, Report};
 use self::secure::Secure;
 use self::tally::Tally;
 use super::failure::Failure;
+use super::help::with_examples;
+use super::progress::{self, Progress};
 use super::{database, settings};
 use crate::config::settings::Key;
 use crate::sys::open_files;
@@ -74,7 +76,6 @@ pub(super) fn command() -> Command {
              was due; then ask for every batch that was accepted. Exit code 1 when an accepted event is lost or there \
              twice, when an answer was neither an acceptance nor a refusal, or when nothing was accepted.",
         )
-        .after_help("Example: ingestd load --rate 10000 --duration 60s --batch 100 --ack commit")
         .args([
             option("url", "URL", "the server").default_value("http://127.0.0.1:8000"),
             number("rate", "10000", 1_000_000_000, "events a second"),
@@ -95,10 +96,29 @@ pub(super) fn command() -> Command {
                 .default_value("60s")
                 .value_parser(parse_duration),
             option("api-key-file", "FILE", "holds the API key, with the scopes ingest and read, where the server asks for one")
-                .value_parser(value_parser!(PathBuf)),
-            option("json", "FILE", "write the report as JSON as well").value_parser(value_parser!(PathBuf)),
+                .value_parser(value_parser!(PathBuf))
+                .value_hint(ValueHint::FilePath),
+            option("json", "FILE", "write the report as JSON as well")
+                .value_parser(value_parser!(PathBuf))
+                .value_hint(ValueHint::FilePath),
         ]);
-    settings::with_settings(command, &[Key::DatabaseUrl, Key::DatabaseUrlFile])
+    let command = settings::with_settings(command, &[Key::DatabaseUrl, Key::DatabaseUrlFile]);
+    with_examples(
+        command,
+        &[
+            ("ten seconds against the server on this machine", "ingestd load"),
+            ("until they are committed", "ingestd load --rate 2000 --duration 5s --batch 100 --ack commit"),
+            (
+                "a report for programs as well",
+                "ingestd load --rate 2000 --duration 5s --priority 10 --json report.json",
+            ),
+            (
+                "another server, with a key, and the rows counted in its tables",
+                "DATABASE_URL=postgresql://ingestd:secret@db/events ingestd load --url https://ingest.example:8000 \\\n\
+                 --api-key-file load.key --check table",
+            ),
+        ],
+    )
 }
 
 /// The header that shows the key in the file at `path`.
@@ -171,7 +191,8 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
     let (mut report, kept, target) = LocalSet::new().block_on(&runtime, plan.send())?;
     let found = match (plan.check.as_str(), &mut client) {
         ("status", _) => {
-            let checking = check::by_status(kept, &target, plan.asked.connections, plan.check_wait);
+            let checking = Progress::of_count("loss check", plan.is_progress_wanted);
+            let checking = check::by_status(kept, &target, plan.asked.connections, plan.check_wait, checking);
             Some(LocalSet::new().block_on(&runtime, checking).map_err(|why| Failure::runtime(cannot_check(&why)))?)
         }
         (_, Some(client)) => {
@@ -206,6 +227,8 @@ struct Plan {
     check_wait: Duration,
     authorization: Option<HeaderValue>,
     json: Option<PathBuf>,
+    /// A person looks on.
+    is_progress_wanted: bool,
 }
 
 type Sent = (Report, std::collections::HashMap<String, u64>, Rc<Target>);
@@ -244,6 +267,7 @@ impl Plan {
             check_wait: get(matches, "check-wait"),
             authorization: matches.get_one::<PathBuf>("api-key-file").map(|path| authorization(path)).transpose()?,
             json: matches.get_one::<PathBuf>("json").cloned(),
+            is_progress_wanted: progress::is_wanted(matches),
             asked,
         })
     }
@@ -274,9 +298,11 @@ impl Plan {
             events: RefCell::new(events),
             tally: RefCell::new(Tally::new()),
         });
-        let progress = tokio::task::spawn_local(tell(Rc::clone(&run)));
+        let progress = tokio::task::spawn_local(tell(Rc::clone(&run), self.is_progress_wanted));
         run.send_all(self.asked.connections).await;
         progress.abort();
+        // Its bar goes with it.
+        progress.await.ok();
         let seconds = schedule.start.elapsed().as_secs_f64();
         let unsent = self.requests - run.taken.get();
         let cpu = cpu_seconds() - cpu_before;
@@ -289,24 +315,32 @@ impl Plan {
     }
 }
 
-/// A line a second on stderr, while it runs.
-async fn tell(run: Rc<Run>) {
+/// Once a second on stderr, while it runs: a bar where a person looks on, else a line.
+async fn tell(run: Rc<Run>, is_progress_wanted: bool) {
     let mut accepted_before = 0;
+    let mut progress = Progress::of_time("load", is_progress_wanted);
     let mut ticks = tokio::time::interval(PROGRESS_INTERVAL);
     ticks.tick().await;
     loop {
         ticks.tick().await;
         let mut tally = run.tally.borrow_mut();
         let recent = tally.take_recent();
-        eprintln!(
-            "{:5.0} s  {:>9} events/s accepted  p50 {:.2} ms  p99 {:.2} ms  {} refused  {} failed",
-            run.schedule.start.elapsed().as_secs_f64(),
+        let elapsed = run.schedule.start.elapsed();
+        let figures = format!(
+            "{:>9} events/s accepted  p50 {:.2} ms  p99 {:.2} ms  {} refused  {} failed",
             tally.events_accepted - accepted_before,
             recent.p50,
             recent.p99,
             tally.requests_refused,
             tally.requests_failed + tally.requests_unexpected,
         );
+        if is_progress_wanted {
+            // Late requests are sent after the end: the bar stays until they are.
+            let all = run.schedule.duration.max(elapsed + PROGRESS_INTERVAL);
+            progress.tell(elapsed.as_millis() as u64, all.as_millis() as u64, figures);
+        } else {
+            eprintln!("{:5.0} s  {figures}", elapsed.as_secs_f64());
+        }
         accepted_before = tally.events_accepted;
     }
 }

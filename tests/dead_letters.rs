@@ -7,7 +7,7 @@ use std::sync::Barrier;
 
 use ingestd::config::DatabaseUrl;
 use ingestd::pg::connect::Connector;
-use ingestd::pg::dead_letter::{DeadLetterError, ReplayReport, export, list, replay};
+use ingestd::pg::dead_letter::{self, DeadLetterError, ReplayReport, export, list};
 use ingestd::pg::migrate::migrate;
 use ingestd::pg::partitions::{Month, ensure};
 use postgres::Client;
@@ -47,6 +47,10 @@ fn count(client: &mut Client, table: &str) -> i64 {
 fn ingestd(database: &TestDatabase, arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ingestd"));
     command.env_clear().args(arguments).env("DATABASE_URL", &database.url).output().expect("started")
+}
+
+fn replay(client: &mut Client, id: Option<i64>) -> Result<ReplayReport, DeadLetterError> {
+    dead_letter::replay(client, id, &mut |_| {})
 }
 
 #[test]
@@ -145,7 +149,9 @@ fn an_export_is_json_a_line_with_the_event_verbatim() {
     bury(&mut client, "e\"1", "2026-11-01T00:00:00.5Z", &event("e", payload));
     bury(&mut client, "e2", "2026-11-01T00:00:00Z", &event("e2", "{}"));
     let mut out = Vec::new();
-    assert_eq!(export(&mut client, false, &mut out).expect("exported"), 2);
+    let mut written = Vec::new();
+    export(&mut client, false, &mut out, &mut |count| written.push(count)).expect("exported");
+    assert_eq!((written, dead_letter::count(&mut client, false).expect("counted")), (vec![1, 2], 2));
     let text = String::from_utf8(out).expect("UTF-8");
     assert_eq!(text.lines().count(), 2);
     assert!(text.contains("1.000000000000000000000000000001"), "{text}");

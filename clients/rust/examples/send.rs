@@ -1,0 +1,22 @@
+//! What the README shows: a batch, then events one by one, to the server on this machine.
+
+use std::time::Duration;
+
+use ingestd_client::{BatchOptions, Client, Compression, Error, Event, SenderOptions};
+use serde_json::json;
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<(), Error> {
+    let client = Client::builder("http://127.0.0.1:8000").compression(Compression::Zstd).build()?;
+    let event = Event::new("evt_200", "user-service", "user_login", &json!({"user_id": "user_456"}))?;
+    let reply = client.send_batch(&[event], BatchOptions { priority: 5, ..BatchOptions::default() }).await?;
+    let status = client.wait_for_batch(&reply.batch_id, Duration::from_secs(10)).await?;
+    println!("{:?}: {} inserted, {} duplicates", status.status, status.inserted, status.duplicates);
+
+    let sender = client.sender(SenderOptions::default(), |failed| eprintln!("{}", failed.error));
+    for number in 0..5000 {
+        sender.send(Event::new(format!("evt_{number}"), "user-service", "click", &json!({"n": number}))?).await?;
+    }
+    println!("{:?}", sender.close().await?);
+    Ok(())
+}

@@ -134,7 +134,9 @@ async fn refusals_carry_the_problem_and_a_sender_loses_only_the_bad_events() {
 async fn a_limit_of_requests_is_waited_for_as_the_server_asks() {
     let server = Server::start(&[("RATE_LIMIT_REQUESTS_PER_SECOND", "1"), ("RATE_LIMIT_REQUESTS_BURST", "1")]);
     let once = Client::builder(server.url()).retry(RetryPolicy::none()).build().expect("a client");
-    let client = Client::new(server.url()).expect("a client");
+    // Its own wait would be far too short for its second attempt, which is the last.
+    let retry = RetryPolicy { attempts_max: 2, wait_first: Duration::from_millis(10), ..RetryPolicy::default() };
+    let client = Client::builder(server.url()).retry(retry).build().expect("a client");
     once.send_batch(&[event(0)], BatchOptions::default()).await.expect("the first one");
     let refused = once.send_batch(&[event(1)], BatchOptions::default()).await.expect_err("the second one");
     let Error::GaveUp { attempts: 1, last, .. } = &refused else { panic!("{refused}") };

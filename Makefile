@@ -22,7 +22,7 @@ SYSCONFDIR ?= /etc
 DESTDIR ?=
 BINARY ?= $(TARGET)/release/ingestd
 
-.PHONY: help setup build run test aarch64 soak fuzz loom sanitize deny bench install uninstall clean
+.PHONY: help setup build run dev test clients aarch64 soak fuzz loom sanitize deny bench install uninstall clean
 
 help: ## this list
 	@sed -nE 's/^([a-z0-9]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 14
@@ -43,7 +43,21 @@ test: ## formatting, lints, every test against a real PostgreSQL and Redis, sche
 	cargo clippy --all-targets --locked -- -D warnings
 	cargo metadata --locked --format-version 1 --manifest-path fuzz/Cargo.toml >/dev/null
 	cargo test --locked
+	@$(MAKE) --no-print-directory clients
+
+# The same target folder, so that what both depend on is compiled once. Beside each other their locks would only wait.
+clients: export CARGO_TARGET_DIR := $(abspath $(TARGET))
+clients: export INGESTD_BIN := $(abspath $(TARGET))/debug/ingestd
+clients: ## formatting, lints and tests of the client libraries, against target/debug/ingestd
+	cd clients/rust && cargo fmt --check
+	cd clients/rust && cargo clippy --all-targets --locked -- -D warnings
+	cd clients/rust && cargo clippy --no-default-features --locked -- -D warnings
+	cd clients/rust && cargo test --locked
 	clients/python/test.sh
+
+dev: ## build, serve, and do both again whenever a source changes; data stay in ./data
+	@deploy/setup.sh dev
+	@deploy/dev.sh $(ARGS)
 
 aarch64: export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER := aarch64-linux-gnu-gcc
 # LD_LIBRARY_PATH because this machine may have an ARM C library too: a mixture of both hangs as it makes a thread.

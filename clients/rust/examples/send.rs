@@ -1,4 +1,4 @@
-//! What the README shows: a batch, then events one by one, to the server on this machine.
+//! What the README shows: a batch, then events one by one, to the server on this machine or at the URL given.
 
 use std::time::Duration;
 
@@ -7,7 +7,8 @@ use serde_json::json;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
-    let client = Client::builder("http://127.0.0.1:8000").compression(Compression::Zstd).build()?;
+    let url = std::env::args().nth(1).unwrap_or_else(|| "http://127.0.0.1:8000".to_owned());
+    let client = Client::builder(url).compression(Compression::Zstd).build()?;
     let event = Event::new("evt_200", "user-service", "user_login", &json!({"user_id": "user_456"}))?;
     let reply = client.send_batch(&[event], BatchOptions { priority: 5, ..BatchOptions::default() }).await?;
     let status = client.wait_for_batch(&reply.batch_id, Duration::from_secs(10)).await?;

@@ -11,6 +11,7 @@ use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client as Pool;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use rustls::{ClientConfig, RootCertStore};
 use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
@@ -105,13 +106,11 @@ impl ClientBuilder {
             value.set_sensitive(true);
             Ok::<_, Error>(value)
         });
-        let tls = HttpsConnectorBuilder::new()
-            .with_native_roots()
-            .map_err(|error| Error::Configuration(format!("the system's certificate authorities: {error}")))?;
+        let tls = tls(uri.scheme_str() == Some("https"))?;
         let pool = Pool::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE_MAX)
-            .build(tls.https_or_http().enable_http1().build());
+            .build(HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().build());
         Ok(Client {
             shared: Arc::new(Shared {
                 pool,
@@ -261,7 +260,11 @@ impl Client {
         let request = request.body(Full::new(body)).map_err(|error| Error::Configuration(error.to_string()))?;
         let response = shared.pool.request(request).await.map_err(|error| {
             let why = with_causes(&error);
-            if error.is_connect() { Error::Connect(why) } else { Error::Broken(why) }
+            match error.is_connect() {
+                true if is_untrusted(&error) => Error::Untrusted(why),
+                true => Error::Connect(why),
+                false => Error::Broken(why),
+            }
         })?;
         let status = response.status();
         let retry_after = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
@@ -270,6 +273,26 @@ impl Client {
         let body = body.map_err(|error| Error::Broken(with_causes(&*error)))?.to_bytes();
         understand(status, retry_after, &body)
     }
+}
+
+/// Trusts the system's authorities, or those in `SSL_CERT_FILE`. Where nothing is verified none are read: a small
+/// container has none. The provider is named, since a program may have two.
+fn tls(is_https: bool) -> Result<ClientConfig, Error> {
+    let unusable = |error: &dyn std::fmt::Display| Error::Configuration(format!("TLS cannot be set up: {error}"));
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider);
+    let builder = builder.with_safe_default_protocol_versions().map_err(|error| unusable(&error))?;
+    if !is_https {
+        return Ok(builder.with_root_certificates(RootCertStore::empty()).with_no_client_auth());
+    }
+    let found = rustls_native_certs::load_native_certs();
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(found.certs);
+    if roots.is_empty() {
+        let why = found.errors.first().map_or_else(String::new, |error| format!(": {error}"));
+        return Err(unusable(&format!("the system has no certificate authorities{why}; set SSL_CERT_FILE")));
+    }
+    Ok(builder.with_root_certificates(roots).with_no_client_auth())
 }
 
 /// A success, or the refusal in `body`.
@@ -284,6 +307,20 @@ fn understand<T: DeserializeOwned>(status: StatusCode, retry_after: Option<Durat
     problem.status = status.as_u16();
     problem.retry_after = retry_after;
     Err(Error::Refused(Box::new(problem)))
+}
+
+/// True when a certificate is what caused `error`: that does not pass by itself.
+fn is_untrusted(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(cause) = next {
+        if let Some(rustls::Error::InvalidCertificate(_)) = cause.downcast_ref() {
+            return true;
+        }
+        // What an I/O error holds is not its source: that is only the source of what it holds.
+        let held = cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        next = held.map_or_else(|| cause.source(), |held| Some(held as &(dyn std::error::Error + 'static)));
+    }
+    false
 }
 
 /// `error` with what caused it: hyper's own words are few.

@@ -23,6 +23,9 @@ pub enum Error {
     /// There was no connection.
     #[error("cannot connect: {0}")]
     Connect(String),
+    /// The server's certificate is none that this machine trusts for its name.
+    #[error("the server's certificate is not trusted: {0}")]
+    Untrusted(String),
     /// The connection broke before the answer was complete: the batch may have been taken.
     #[error("no answer: {0}")]
     Broken(String),

@@ -133,7 +133,7 @@ fn server() -> SocketAddr {
         let folder = std::env::temp_dir().join(format!("ingestd-fuzz-{}", std::process::id()));
         let config = config(address, &folder);
         std::thread::spawn(move || {
-            let ended = ingestd::server::run(&config, &|| Ok(config.clone()));
+            let ended = ingestd::server::run(&config, &|| Ok(config.clone()), &mut |_, _| {});
             panic!("the server ended: {ended:?}");
         });
         let deadline = Instant::now() + START_WAIT_MAX;

@@ -105,10 +105,17 @@ bench: ## micro-benchmarks (criterion)
 # Of each file where it goes; settings that are there are kept.
 INSTALL_LIB := $(DESTDIR)$(PREFIX)/lib
 INSTALL_ETC := $(DESTDIR)$(SYSCONFDIR)/ingestd
+INSTALL_SHARE := $(DESTDIR)$(PREFIX)/share
+COMPLETIONS := bash:bash-completion/completions/ingestd zsh:zsh/site-functions/_ingestd fish:fish/vendor_completions.d/ingestd.fish
 
-install: ## binary, systemd unit, user, sysctl and settings under PREFIX (/usr/local) and /etc; build first
+install: ## binary, man pages, completions, systemd unit, user, sysctl, settings: PREFIX (/usr/local) and /etc; build first
 	@[[ -x $(BINARY) ]] || { echo 'make install: no $(BINARY): run make build first' >&2; exit 1; }
 	install -D -m 755 $(BINARY) $(DESTDIR)$(PREFIX)/bin/ingestd
+	$(BINARY) man --dir $(INSTALL_SHARE)/man/man1
+	@for completion in $(COMPLETIONS); do \
+		install -d "$$(dirname "$(INSTALL_SHARE)/$${completion#*:}")"; \
+		$(BINARY) completions "$${completion%%:*}" > "$(INSTALL_SHARE)/$${completion#*:}"; \
+	done
 	install -d $(INSTALL_LIB)/systemd/system
 	sed 's|/usr/bin/ingestd|$(PREFIX)/bin/ingestd|; s|/etc/ingestd/|$(SYSCONFDIR)/ingestd/|' deploy/systemd/ingestd.service \
 		> $(INSTALL_LIB)/systemd/system/ingestd.service
@@ -122,7 +129,9 @@ install: ## binary, systemd unit, user, sysctl and settings under PREFIX (/usr/l
 
 uninstall: ## remove what install put there; settings that were changed, keys and the journal stay
 	rm -f $(DESTDIR)$(PREFIX)/bin/ingestd $(INSTALL_LIB)/systemd/system/ingestd.service \
-		$(INSTALL_LIB)/{sysusers.d,tmpfiles.d}/ingestd.conf $(INSTALL_LIB)/sysctl.d/99-ingestd.conf
+		$(INSTALL_LIB)/{sysusers.d,tmpfiles.d}/ingestd.conf $(INSTALL_LIB)/sysctl.d/99-ingestd.conf \
+		$(INSTALL_SHARE)/man/man1/ingestd.1 $(INSTALL_SHARE)/man/man1/ingestd-*.1 \
+		$(foreach completion,$(COMPLETIONS),$(INSTALL_SHARE)/$(word 2,$(subst :, ,$(completion))))
 	@! cmp -s deploy/systemd/ingestd.env $(INSTALL_ETC)/ingestd.env || rm $(INSTALL_ETC)/ingestd.env
 	@rmdir --ignore-fail-on-non-empty $(INSTALL_ETC) 2>/dev/null || true
 	@[[ ! -e $(INSTALL_ETC) ]] || echo 'kept: $(INSTALL_ETC)'

@@ -6,7 +6,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib/common.sh"
 source deploy/test/lib/docker.sh
 
 NETWORK='' CONTAINERS=()
-trap 'remove_containers; clean_up' EXIT
+trap 'remove_containers; stop_docker' EXIT
 
 main() {
     lint
@@ -67,7 +67,8 @@ runs_and_stops() {
         --env DATABASE_URL=postgresql://ingestd:ingestd@ingestd-test-postgres/ingestd \
         --volume ingestd-test-journal:/var/lib/ingestd --publish 127.0.0.1::8000 "$IMAGE"
     within 60 health_is healthy || fail "not healthy: $(docker logs ingestd-test-node 2>&1 | tail -n 5)"
-    within 60 batch_lands before-stop || fail "a batch does not land"
+    within 60 batch_lands before-stop ||
+        fail "a batch does not land: $(docker logs ingestd-test-node 2>&1 | tail -n 5)"
     stop_cleanly
 }
 

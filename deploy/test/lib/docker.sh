@@ -1,8 +1,8 @@
 # A Docker daemon for the tests alone, and the images that the repository's files name; sourced after common.sh.
 #
-# The daemon has its own socket and folders, and writes no rules of netfilter: containers of one network reach each other,
-# published ports are served by docker-proxy, and nothing of a daemon that this machine may have is touched. Images and
-# build caches stay in .setup/deploy/docker for the next run.
+# The daemon has its own socket and folders, and writes no rules of netfilter: published ports are served by docker-proxy,
+# and nothing of a daemon that this machine may have is touched. Images and build caches stay in .setup/deploy/docker for
+# the next run.
 #
 # Nothing is pulled. Images are made of Debian, by debootstrap and apt, under the names that the files use; see
 # deploy/test/images. What Debian lacks is left out and said.
@@ -10,6 +10,10 @@
 readonly DOCKER_STATE="$BROUGHT/deploy/docker"
 readonly IMAGES="$ROOT/deploy/test/images"
 readonly DEBIAN_MIRROR=${DEBIAN_MIRROR:-http://deb.debian.org/debian}
+readonly NETWORKS=10.213.0.0/16
+# Where bridges go through netfilter, and another daemon's policy is to drop: containers may reach each other. It is taken
+# away at the end.
+readonly FORWARD_RULE=(FORWARD --source "$NETWORKS" --destination "$NETWORKS" --jump ACCEPT)
 export DOCKER_BUILDKIT=1 COMPOSE_DOCKER_CLI_BUILD=1
 
 # The client of the daemon's own package: a newer one may lack the builder that it expects as a plug-in.
@@ -29,11 +33,17 @@ start_docker() {
     mkdir -p "$DOCKER_STATE"
     export DOCKER_HOST="unix://$WORK/docker.sock"
     dockerd --host "$DOCKER_HOST" --data-root "$DOCKER_STATE" --exec-root "$WORK/docker" --pidfile "$WORK/docker.pid" \
-        --bridge none --iptables=false --ip6tables=false --default-address-pool base=10.213.0.0/16,size=24 \
+        --bridge none --iptables=false --ip6tables=false --default-address-pool "base=$NETWORKS,size=24" \
         >"$WORK/dockerd.log" 2>&1 &
     note_child $!
     within 60 docker version ||
         cannot "dockerd does not start here: $(grep -E 'level=(fatal|error)|failed' "$WORK/dockerd.log" | tail -n 1)"
+    ! has iptables || iptables --insert "${FORWARD_RULE[@]}" || true
+}
+
+stop_docker() {
+    ! has iptables || iptables --delete "${FORWARD_RULE[@]}" 2>/dev/null || true
+    clean_up
 }
 
 # image_is NAME KEY: made of what KEY stands for.

@@ -7,13 +7,14 @@ source deploy/test/lib/docker.sh
 
 # Grafana is not in Debian, so its image cannot be made here.
 readonly SERVICES=(nginx prometheus)
-readonly URL=http://localhost:8000
 COMPOSE=() FILES=()
 trap 'take_down; stop_docker' EXIT
 
 main() {
+    HTTP_PORT=$(free_port) HTTPS_PORT=$(free_port) PROMETHEUS_PORT=$(free_port)
+    export HTTP_PORT HTTPS_PORT PROMETHEUS_PORT
+    readonly URL=http://localhost:$HTTP_PORT
     find_compose
-    ports_are_free 8000 8443 443 9090
     start_docker
     build_ingestd
     make_postgres_image
@@ -40,13 +41,6 @@ find_compose() {
     else
         cannot "no Compose: deploy/setup.sh deploy brings it"
     fi
-}
-
-ports_are_free() {
-    local port
-    for port in "$@"; do
-        ! (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null || cannot "port $port is in use, and the files publish it"
-    done
 }
 
 # complete_monitoring: folders that are mounted must exist.
@@ -82,7 +76,7 @@ postgres_is_set_up() {
     done
 }
 
-sql() { compose exec -T postgres psql --username ingestd --dbname ingestd --tuples-only --no-align --command "$1"; }
+sql() { compose exec -T postgres psql --host /var/run/postgresql --username ingestd --dbname ingestd --tuples-only --no-align --command "$1"; }
 
 prometheus_scrapes() {
     step "Prometheus has both nodes"
@@ -94,7 +88,7 @@ prometheus_scrapes() {
 }
 
 both_nodes_are_up() {
-    curl --silent --get --data-urlencode 'query=sum(up{job="ingestd"})' http://localhost:9090/api/v1/query |
+    curl --silent --get --data-urlencode 'query=sum(up{job="ingestd"})' http://localhost:$PROMETHEUS_PORT/api/v1/query |
         grep -q '"2"\]'
 }
 
@@ -129,7 +123,7 @@ for_production() {
     has openssl || cannot "no openssl"
     make_secrets || fail "no secrets"
     up
-    local https=https://localhost trust=(--cacert secrets/tls/chain.pem)
+    local https=https://localhost:$HTTPS_PORT trust=(--cacert secrets/tls/chain.pem)
     within 90 answers "${trust[@]}" "$https/v1/health" || { compose logs --tail 5; fail "no health by HTTPS"; }
     local key
     key="Authorization: Bearer $(cat secrets/first_key)"

@@ -22,10 +22,10 @@ SYSCONFDIR ?= /etc
 DESTDIR ?=
 BINARY ?= $(TARGET)/release/ingestd
 
-.PHONY: help setup build run dev test clients aarch64 soak fuzz loom sanitize deny bench install uninstall clean
+.PHONY: help setup build run dev test clients test-deploy aarch64 soak fuzz loom sanitize deny bench install uninstall clean
 
 help: ## this list
-	@sed -nE 's/^([a-z0-9]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 14
+	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 18
 
 setup: ## bring what building, running and testing need
 	@deploy/setup.sh test
@@ -58,6 +58,10 @@ clients: ## formatting, lints and tests of the client libraries, against target/
 dev: ## build, serve, and do both again whenever a source changes; data stay in ./data
 	@deploy/setup.sh dev
 	@deploy/dev.sh $(ARGS)
+
+test-deploy: build ## image, Compose, nginx, manifests, monitoring for real, as far as this machine can; says what it cannot
+	@deploy/setup.sh deploy
+	@deploy/test/run.sh
 
 aarch64: export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER := aarch64-linux-gnu-gcc
 # LD_LIBRARY_PATH because this machine may have an ARM C library too: a mixture of both hangs as it makes a thread.

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs every part of the tests of deployment, deploy/test/*.sh, one after the other; `make test-deploy` calls it.
+# Runs every part of the tests of deployment, the programs deploy/test/*.sh, one after the other; `make test-deploy` calls it.
 #
 #   deploy/test/run.sh [PART…]      such as: deploy/test/run.sh nginx compose
 #
@@ -16,7 +16,7 @@ main() {
     local parts=("$@") part log started code failed=0
     ((${#parts[@]})) || for part in deploy/test/*.sh; do
         part=$(basename "$part" .sh)
-        [[ $part == run ]] || parts+=("$part")
+        [[ $part == run || ! -x deploy/test/$part.sh ]] || parts+=("$part")
     done
     mkdir -p "$LOGS"
     local left_out=()

@@ -11,20 +11,19 @@ COMPOSE=() FILES=()
 trap 'take_down; stop_docker' EXIT
 
 main() {
+    find_compose
+    chmod 711 "$WORK" # bind mounts need its folders to be entered
+    copy_files
+    files_are_valid
     HTTP_PORT=$(free_port) HTTPS_PORT=$(free_port) PROMETHEUS_PORT=$(free_port)
     export HTTP_PORT HTTPS_PORT PROMETHEUS_PORT INGESTD_CPUS=1 POSTGRES_CPUS=1
     readonly URL=http://localhost:$HTTP_PORT
-    find_compose
     start_docker
     build_ingestd
     make_postgres_image
     make_image_of nginx nginx
     make_image_of redis redis
     make_image_of prometheus prom/prometheus
-    # A copy, so that secrets and what a part writes never land in the clone; bind mounts need its folders to be entered.
-    chmod 711 "$WORK"
-    mkdir "$WORK/compose"
-    cp -a docker-compose.yml docker-compose.prod.yml deploy "$WORK/compose/"
     cd "$WORK/compose"
     for_a_try
     for_production
@@ -42,19 +41,17 @@ find_compose() {
     fi
 }
 
-compose() {
-    if docker compose version >/dev/null 2>&1; then
-        COMPOSE=(docker compose)
-    elif has docker-compose; then
-        COMPOSE=(docker-compose)
-        not_run "compose: Compose v2, which this machine lacks; it was docker-compose $(docker-compose version --short)"
-    else
-        cannot "no Compose: deploy/setup.sh deploy brings it"
-    fi
+# copy_files: so that secrets and what a part writes never land in the clone.
+copy_files() {
+    mkdir "$WORK/compose"
+    cp -a docker-compose.yml docker-compose.prod.yml deploy "$WORK/compose/"
 }
 
-# complete_monitoring: folders that are mounted must exist.
-complete_monitoring() { mkdir -p deploy/prometheus deploy/grafana/provisioning deploy/grafana/dashboards; }
+files_are_valid() {
+    step "the files are valid"
+    "${COMPOSE[@]}" --file docker-compose.yml config --quiet
+    "${COMPOSE[@]}" --file docker-compose.yml --file docker-compose.prod.yml config --quiet
+}
 
 compose() { "${COMPOSE[@]}" --project-name ingestd-test "${FILES[@]}" "$@"; }
 
@@ -101,7 +98,7 @@ both_nodes_are_up() {
 one_killed_under_load() {
     step "one node killed under load"
     local load_pid
-    "$INGESTD" load --url "$URL" --rate 5000 --duration 15s --json "$WORK/report.json" >"$WORK/load.log" 2>&1 &
+    "$INGESTD" load --url "$URL" --rate 10000 --batch 20 --duration 15s --json "$WORK/report.json" >"$WORK/load.log" 2>&1 &
     load_pid=$!
     note_child "$load_pid"
     sleep 4

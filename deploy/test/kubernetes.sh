@@ -65,6 +65,12 @@ settings_are_the_servers() {
     SECRETS="$WORK/secrets" python3 deploy/test/lib/manifests.py environment "$WORK/base.yaml" >"$WORK/environment"
     mapfile -t settings <"$WORK/environment"
     env -i "${settings[@]}" "$INGESTD" check-config || fail "check-config"
+    # A variable that the server does not know says nothing to it.
+    local setting
+    "$INGESTD" print-config >"$WORK/known"
+    for setting in "${settings[@]%%=*}"; do
+        grep -qiw "$setting" "$WORK/known" || fail "$setting is no setting"
+    done
 }
 
 # --- Journals ---

@@ -16,6 +16,7 @@ main() {
     kill_under_load_with_ids
     kill_under_load_without_ids
     stop_under_load
+    what_was_sent_is_sent_again_only_with_an_id
     what_says_503_is_passed_over
     limits_are_the_servers
     https_is_served
@@ -163,7 +164,7 @@ kill_under_load_without_ids() {
 # plain_load COMMAND…: the same with `ingestd load`, which gives no ids. Sets `troubles`.
 plain_load() {
     local load_pid report="$WORK/report.json"
-    "$INGESTD" load --url "$URL" --rate 5000 --batch 100 --duration 10s --json "$report" >"$WORK/load.log" 2>&1 &
+    "$INGESTD" load --url "$URL" --rate 20000 --batch 20 --duration 10s --json "$report" >"$WORK/load.log" 2>&1 &
     load_pid=$!
     note_child "$load_pid"
     sleep 3
@@ -173,9 +174,18 @@ plain_load() {
     start_second_node
     wait "$load_pid" || true # it calls an answer of 502 a failure; they are counted below
     lossless "$report" || { tail -n 12 "$WORK/load.log"; fail "events were lost or doubled"; }
+    nothing_is_sent_twice
     troubles=$(python3 -c 'import json, sys; r = json.load(open(sys.argv[1]))["requests"]
 print(r["unexpected"] + r["failed"] + r["refused"])' "$report")
     echo "clients without ids saw $troubles errors"
+}
+
+# A batch that nginx gave to a second node although the first had it would be two batches of the same events.
+nothing_is_sent_twice() {
+    local twice
+    twice=$(sql "SELECT (SELECT count(*) - count(DISTINCT event_id) FROM events) +
+        (SELECT coalesce(sum(duplicates), 0) FROM ingest_batches)")
+    [[ $twice == 0 ]] || fail "$twice events came twice"
 }
 
 stop_under_load() {
@@ -184,8 +194,52 @@ stop_under_load() {
     no_errors
     plain_load kill -TERM
     ((troubles <= 16)) || fail "$troubles requests of 16 connections failed"
+}
+
+# --- A node that has taken a batch and dies before it answers ---
+
+# ack=commit waits for PostgreSQL, which is away: the batch is in the journal, the answer is not there yet.
+what_was_sent_is_sent_again_only_with_an_id() {
+    stop_nginx
+    step "a batch that a node took and did not answer goes to the other node with an id, and to none without"
+    a_node_dies_with_a_batch without
+    within 40 gone "$CLIENT_PID" || fail "the client gets no answer"
+    grep -q '"code":"unknown_end"' "$WORK/answer" || fail "without an id: $(cat "$WORK/answer")"
+    [[ $(uncommitted "$OTHER") == 0 ]] || fail "a batch without an id was given to the other node, too"
+    stop_nginx
+
+    a_node_dies_with_a_batch with --header 'Idempotency-Key: taken-once'
+    within 10 has_batches "$OTHER" 1 || fail "the other node does not get the batch with an id"
+    kill "$CLIENT_PID"
     stop_nginx
 }
+
+# a_node_dies_with_a_batch NAME [curl options…]: sets CLIENT_PID and OTHER, the node that lives.
+a_node_dies_with_a_batch() {
+    local name=$1 port=() pid=() number died
+    shift
+    for number in 0 1; do
+        port[number]=$(free_port)
+        start_node "$name-$number" "${port[number]}" DATABASE_URL=postgresql://nobody@127.0.0.1:1/none
+        pid[number]=$NODE_PID
+    done
+    start_nginx server "${port[0]}" "${port[1]}"
+    curl --silent --max-time 60 --output "$WORK/answer" "$@" --header 'Content-Type: application/json' \
+        --data '[{"event_id":"1","service_name":"s","event_type":"t","payload":{}}]' "$URL/v1/ingest/batch?ack=commit" &
+    CLIENT_PID=$!
+    note_child "$CLIENT_PID"
+    within 10 either_has_the_batch "$name" || fail "no node has the batch"
+    died=0
+    has_batches "$name-0" 1 || died=1
+    OTHER=$name-$((1 - died))
+    kill -KILL "${pid[died]}"
+}
+
+uncommitted() { "$INGESTD" journal inspect --dir "$WORK/$1/data/journal" | sed -n 's/^not yet committed: \([0-9]*\) .*/\1/p'; }
+
+either_has_the_batch() { has_batches "$1-0" 1 || has_batches "$1-1" 1; }
+
+has_batches() { [[ $(uncommitted "$1") == "$2" ]]; }
 
 # --- 503 ---
 

@@ -52,6 +52,9 @@ def consistent(rendered):
     assert references == {settings["metadata"]["name"]}, references
     secrets = {d["metadata"]["name"] for d in rendered if d["kind"] == "Secret"}
     assert {v["secret"]["secretName"] for v in pod["volumes"]} == secrets, secrets
+    # The schema takes any text here, and one that Kubernetes does not know would be refused, or lose journals.
+    policy = stateful_set["persistentVolumeClaimRetentionPolicy"]
+    assert policy == {"whenScaled": "Retain", "whenDeleted": "Retain"}, policy
     claims = {claim["metadata"]["name"] for claim in stateful_set["volumeClaimTemplates"]}
     volumes = {volume["name"] for volume in pod["volumes"]} | claims
     assert {mount["name"] for mount in container["volumeMounts"]} == volumes, volumes

@@ -9,7 +9,7 @@
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
-readonly PART_SECONDS_MAX=900
+readonly PART_SECONDS_MAX=1200
 readonly LOGS="${CARGO_TARGET_DIR:-target}/test-deploy"
 
 main() {

@@ -27,7 +27,7 @@ main() {
     cd "$WORK/compose"
     for_a_try
     for_production
-    not_run "compose: grafana, whose image cannot be made of Debian packages (its configuration is another part's)"
+    not_run "grafana, whose image cannot be made of Debian packages (its configuration is another part's)"
 }
 
 find_compose() {
@@ -35,7 +35,7 @@ find_compose() {
         COMPOSE=(docker compose)
     elif has docker-compose; then
         COMPOSE=(docker-compose)
-        not_run "compose: Compose v2, which this machine lacks; it was docker-compose $(docker-compose version --short)"
+        not_run "Compose v2, which this machine lacks; it was docker-compose $(docker-compose version --short)"
     else
         cannot "no Compose: deploy/setup.sh deploy brings it"
     fi

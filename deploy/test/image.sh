@@ -26,7 +26,7 @@ lint() {
     if has "$hadolint" || hadolint=$(type -P hadolint); then
         "$hadolint" Dockerfile
     else
-        not_run "image: hadolint, which is not here: deploy/setup.sh deploy brings it"
+        not_run "hadolint, which is not here: deploy/setup.sh deploy brings it"
     fi
 }
 

@@ -17,7 +17,7 @@ main() {
     settings_are_the_servers
     scaling_in_empties_the_journal
     an_orphaned_volume_is_replayed
-    not_run "kubernetes: a cluster (no kubelet and no API server can be had from packages here)"
+    not_run "a cluster (no kubelet and no API server can be had from packages here)"
 }
 
 # find_kubectl: one whose kustomize knows what the files use; the cluster tools of a distribution may be years old.
@@ -45,7 +45,7 @@ render_and_validate() {
                 fail "$file: see above"
         done
     done
-    not_run "kubernetes: ServiceMonitor against a schema, which is the Prometheus operator's and in no package"
+    not_run "ServiceMonitor against a schema, which is the Prometheus operator's and in no package"
 }
 
 what_no_schema_checks() {

@@ -4,13 +4,19 @@
 # binary meets the C library that it was linked to. No `# syntax=` line: the build asks no registry but for the bases.
 ARG RUST_IMAGE=rust:1.95.0-slim-bookworm
 ARG RUNTIME_IMAGE=debian:12.15-slim
+# Only brings the dashboard's charts, which the lock file fixes by their digest.
+ARG NODE_IMAGE=node:22-bookworm-slim
+
+FROM ${NODE_IMAGE} AS page
+WORKDIR /page
+COPY src/http/dashboard/page/package.json src/http/dashboard/page/package-lock.json ./
+RUN npm ci --ignore-scripts --no-audit --no-fund
 
 FROM ${RUST_IMAGE} AS build
 WORKDIR /src
 COPY . .
-
-# --- Set-up steps that the build needs beside crates belong here, before cargo: RUN deploy/setup.sh NAME. Their script must
-# --- be let in by .dockerignore.
+COPY --from=page /page/node_modules/uplot /uplot
+ENV INGESTD_UPLOT_DIR=/uplot
 
 # The symbols stay behind: the image is for running. Crates and objects are kept between builds of one machine.
 # /out/state becomes the journal's volume: a new volume takes over owner and mode of the image's folder.

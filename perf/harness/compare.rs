@@ -44,7 +44,7 @@ pub fn run(plan: &Plan, work: &Path) -> Result<(), Failure> {
 }
 
 /// Loads `subject` and waits until what it accepted is in the table.
-fn measure(subject: &dyn Subject, database: &mut Database, plan: &Plan) -> Result<Run, Failure> {
+pub fn measure(subject: &dyn Subject, database: &mut Database, plan: &Plan) -> Result<Run, Failure> {
     let mut tables = database.tables_of(subject.database())?;
     tables.empty()?;
     let running = subject.start(tables.url())?;

@@ -17,8 +17,14 @@ pub struct Database {
 impl Database {
     /// Starts it under `folder`.
     pub fn start(folder: &Path) -> Result<Self, Failure> {
+        Self::start_with(folder, &[])
+    }
+
+    /// The same with more settings, which win.
+    pub fn start_with(folder: &Path, settings: &[(String, String)]) -> Result<Self, Failure> {
         let data = folder.join("postgres");
-        let embedded = Embedded::start(&EmbeddedOptions::new(&data))?;
+        let options = EmbeddedOptions { settings: settings.to_vec(), ..EmbeddedOptions::new(&data) };
+        let embedded = Embedded::start(&options)?;
         let pid_file = std::fs::read_to_string(embedded.data_dir().join("postmaster.pid"))?;
         let pid = pid_file.lines().next().unwrap_or_default().trim().parse()?;
         Ok(Self { url: embedded.url(None), embedded, pid })

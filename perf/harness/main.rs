@@ -1,8 +1,9 @@
-//! What `perf/compare.sh` and `perf/targets.sh` run: a PostgreSQL, servers, loads, and what comes of them.
+//! What `perf/compare.sh`, `perf/targets.sh` and `perf/postgres.sh` run: a PostgreSQL, servers, loads, and what comes of them.
 //!
 //! ```text
 //!  load (wrk, ingestd load) ─▶ subject (ingestd, baseline) ─▶ database      meanwhile: process (CPU, memory)
 //!  compare   subjects beside raw_copy and disk, interleaved ─▶ report, plot ─▶ perf/runs/<date>-<host>/
+//!  profiles  settings of PostgreSQL beside each other
 //!  targets   one figure each, beside what it is held against in the same run
 //! ```
 //!
@@ -14,6 +15,7 @@ mod disk;
 mod load;
 mod plot;
 mod process;
+mod profiles;
 mod raw_copy;
 mod report;
 mod subject;
@@ -72,6 +74,7 @@ fn main() -> Result<(), Failure> {
     match std::env::args().nth(1).as_deref() {
         Some("compare") => compare::run(&plan, work.path()),
         Some("targets") => targets::run(&plan, work.path()),
-        _ => Err("usage: harness compare|targets".into()),
+        Some("profiles") => profiles::run(&plan, work.path()),
+        _ => Err("usage: harness compare|targets|profiles".into()),
     }
 }

@@ -166,7 +166,8 @@ fn rates(run: &Run) -> Vec<(f64, f64)> {
     rates
 }
 
-fn median(mut values: Vec<f64>) -> Option<f64> {
+/// The lower median; `None` of nothing.
+pub fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     values.get(values.len().saturating_sub(1) / 2).copied()
 }

@@ -138,6 +138,7 @@ def outage(browser, url, folder):
             reader.state("degraded")
             reader.says("PostgreSQL is away")
             reader.says("safe in the journal")
+            expect(reader.page.locator("#said")).to_have_text("PostgreSQL is away.")
             expect(reader.tile("PostgreSQL")).to_have_text("failing")
             expect(reader.tile("Waiting")).not_to_have_text("0")
             expect(reader.page.locator("#batches tbody tr").first).to_contain_text("queued")

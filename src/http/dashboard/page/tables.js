@@ -140,10 +140,12 @@ function processRows({ metrics }) {
 
 /** Shows what is wrong; does nothing when that is what is shown already. */
 export function showConcerns(concerns) {
+  // Screen readers are told when something begins or ends, not each time that a figure changes.
+  setText(document.getElementById("said"), concerns.map(({ title }) => `${title}.`).join(" "));
   const list = document.getElementById("concerns");
   const items = concerns.map(({ severity, title, detail, advice }) =>
     element("li", { className: "concern", data: { severity } },
-      element("strong", { textContent: `${title}` }), element("p", { textContent: detail }), element("p", { textContent: advice })));
+      element("strong", { textContent: title }), element("p", { textContent: detail }), element("p", { textContent: advice })));
   if (items.length === 0) items.push(element("li", { className: "quiet", textContent: "Nothing." }));
   const isShown = list.children.length === items.length && items.every((item, index) => item.isEqualNode(list.children[index]));
   if (!isShown) list.replaceChildren(...items);

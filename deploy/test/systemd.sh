@@ -171,6 +171,7 @@ check_service() {
     # Started means ready: Type=notify.
     [[ $(curl -sS --max-time 5 "http://127.0.0.1:$HTTP_PORT/readyz") == ready ]] || service_fails 'started, and not ready'
     check_confinement
+    check_metrics
     "$SERVER" load --url "http://127.0.0.1:$HTTP_PORT" --rate 5000 --batch 100 --duration 3s >"$WORK/load.log" 2>&1 ||
         service_fails "load: $(tail -n 3 "$WORK/load.log")"
     grep -q ' 0 lost, 0 too many' "$WORK/load.log" || fail "load: $(tail -n 1 "$WORK/load.log")"
@@ -196,6 +197,18 @@ check_confinement() {
     (($(nproc) == 1)) || grep -qE '^[0-9]+$' <<<"$(cores_of_threads)" || fail 'no worker is pinned to a core'
     ! grep -E ' (WARN|ERROR) ' <<<"$(inside journalctl --no-pager -q -u ingestd)" || fail 'it has warnings'
 }
+
+# The server leaves out what it cannot read of itself: an alert on that would never fire, and nobody would be told.
+check_metrics() {
+    local name
+    for name in $(grep -ohE '\bprocess_[a-z_]+' deploy/prometheus/rules.yml deploy/grafana/dashboards/ingestd.json | sort -u); do
+        told "$name [0-9.e+]+" || fail "confined, it cannot tell $name"
+    done
+    told 'ingestd_ready 1' || fail 'ready, and the metrics say otherwise'
+    until_true 10 told 'ingestd_database_up 1' || fail 'confined, it does not reach PostgreSQL'
+}
+
+told() { curl -sS --max-time 5 "http://127.0.0.1:$HTTP_PORT/v1/metrics" | grep -xE "$1" >/dev/null; }
 
 cores_of_threads() {
     inside sh -c 'for process in $(pgrep -u ingestd); do cat /proc/$process/task/*/status; done' |

@@ -21,6 +21,7 @@ VARIABLES = {"$instance": ".*", "$__rate_interval": "10s", "$__range": "5m"}
 # Queries without data that are in order, with the reason. All others must have some.
 MAY_BE_EMPTY = {
     "ingestd_auth_failures_total": "the nodes under test have no keys: nobody is refused",
+    "instance:ingestd_version_changed:info": "the nodes under test are of one version",
     "instance:ingestd_journal_time_to_full:seconds": "a journal that did not grow by a segment has no time to full",
 }
 UNITS = {"none", "short", "s", "bytes", "Bps", "eps", "ops", "reqps", "percentunit"}  # ids of Grafana's value formats

@@ -37,7 +37,7 @@ build: ## build target/release/ingestd
 run: build ## build, then serve on 127.0.0.1:8000 with a PostgreSQL of its own under ./data
 	@exec $(TARGET)/release/ingestd serve $(ARGS)
 
-test: ## formatting, lints, every test against a real PostgreSQL and Redis, schemathesis against the live server, the Python client
+test: ## formatting, lints, every test against a real PostgreSQL and Redis, schemathesis against the live server, the clients
 	@deploy/setup.sh test
 	cargo fmt --check
 	cargo clippy --all-targets --locked -- -D warnings
@@ -54,6 +54,7 @@ clients: ## formatting, lints and tests of the client libraries, against target/
 	cd clients/rust && cargo clippy --no-default-features --locked -- -D warnings
 	cd clients/rust && cargo test --locked
 	clients/python/test.sh
+	clients/test.sh
 
 dev: ## build, serve, and do both again whenever a source changes; data stay in ./data
 	@deploy/setup.sh dev

@@ -27,7 +27,7 @@ CLIENTS = Path(__file__).resolve().parent
 COOKBOOK = CLIENTS / "COOKBOOK.md"
 sys.path.insert(0, str(CLIENTS / "python"))
 
-from tests.server import Server, end_postgres, ingestd  # noqa: E402
+from tests.server import Server, ingestd, remove_folder  # noqa: E402
 
 SECTION_SECONDS = 60
 SECTIONS_AT_ONCE = 4
@@ -120,8 +120,7 @@ def run(section: Section, ports: dict[str, str]) -> list[tuple[str, int]]:
     try:
         return [(unmapped(text, ports), code) for text, code in answers(script, folder)]
     finally:
-        end_postgres(folder / "data/postgres/postmaster.pid")
-        shutil.rmtree(folder)
+        remove_folder(folder)
 
 
 def answers(script: str, folder: Path) -> list[tuple[str, int]]:
@@ -193,7 +192,8 @@ class Difference:
 
     def tell(self) -> None:
         print(f"\n{COOKBOOK.name}:{self.command.answer_from}: {self.section.title}: $ {self.command.text}")
-        print("\n".join(difflib.unified_diff(self.command.answer, self.came, "printed", "came", lineterm="")))
+        printed, came = ([masked(line) for line in lines] for lines in (self.command.answer, self.came))
+        print("\n".join(difflib.unified_diff(printed, came, "printed", "came", lineterm="")))
         print(f"exit code {self.code}")
 
 

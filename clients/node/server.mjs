@@ -2,7 +2,7 @@
 
 import { execFile, spawn } from "node:child_process";
 import { once } from "node:events";
-import { chmod, mkdtemp, open, readFile, rm } from "node:fs/promises";
+import { chmod, mkdtemp, open, readFile, realpath, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -71,7 +71,9 @@ export class Server {
   /** Ends it at once, and its PostgreSQL, which may have outlived it: their data are forgotten. */
   async remove() {
     await this.kill9();
-    const pid = await readFile(join(this.#folder, "data/postgres/postmaster.pid"), "utf8").then(parseInt, () => undefined);
+    // As root in a folder where others may not come in, it is a link to another place.
+    const data = await realpath(join(this.#folder, "data/postgres")).catch(() => this.#folder);
+    const pid = await readFile(join(data, "postmaster.pid"), "utf8").then(parseInt, () => undefined);
     const end = Date.now() + STOP_MAX_MS;
     try {
       if (pid) process.kill(pid, "SIGQUIT");
@@ -83,5 +85,6 @@ export class Server {
       if (error.code !== "ESRCH") throw error;
     }
     await rm(this.#folder, { recursive: true });
+    await rm(data, { recursive: true, force: true });
   }
 }

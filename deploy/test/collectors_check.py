@@ -157,14 +157,20 @@ def check_all_landed_once(server: Server) -> None:
 
 def check_mapping(server: Server) -> None:
     rows = server.sql(
-        "SELECT event_id, service_name, event_type, \"timestamp\" AT TIME ZONE 'UTC', metadata <> '{}', payload FROM events"
-        " WHERE event_id IN ('order-6', 'order-7', 'order-8') ORDER BY 1"
+        "SELECT event_id, service_name, event_type, \"timestamp\" AT TIME ZONE 'UTC', metadata <> '{}', payload"
+        " FROM events WHERE event_id IN ('order-6', 'order-7', 'order-8') ORDER BY 1"
     ).split("\n")
     times = ["2026-11-20 09:30:00.123456", "2026-11-20 09:30:01", "2026-11-20 08:30:02.5"]
     for number, time_utc, row in zip((6, 7, 8), times, rows, strict=True):
         *columns, payload = row.split("|")
         assert columns == [f"order-{number}", "shop", "sold", time_utc, "t"], row
-        sent = {"id": f"order-{number}", "service": "shop", "event": "sold", "time": TIMES[number % 3], "amount": number}
+        sent = {
+            "id": f"order-{number}",
+            "service": "shop",
+            "event": "sold",
+            "time": TIMES[number % 3],
+            "amount": number,
+        }
         assert json.loads(payload) == sent | OTHERS, row
 
 
@@ -204,8 +210,8 @@ def main() -> None:
     finally:
         server.remove()
         shutil.rmtree(folder)
-    seconds = time.monotonic() - begin
-    print(f"collectors: {name}: {LINES} lines landed once through kill -9 of the server, twice, and its own, {seconds:.0f} s")
+    took = f"{time.monotonic() - begin:.0f} s"
+    print(f"collectors: {name}: {LINES} lines landed once through kill -9 of the server, twice, and its own, {took}")
 
 
 if __name__ == "__main__":

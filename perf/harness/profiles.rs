@@ -25,12 +25,10 @@ struct Profile {
 const SINGLE: &[(&str, &str)] = &[
     ("shared_buffers", "128MB"),
     ("shared_buffers", "2GB"),
-    ("wal_buffers", "4MB"),
     ("wal_buffers", "64MB"),
     ("max_wal_size", "8GB"),
     ("checkpoint_completion_target", "0.5"),
-    ("wal_compression", "lz4"),
-    ("synchronous_commit", "off"),
+    ("wal_compression", "pglz"),
 ];
 
 /// Measures all of it and writes it down.
@@ -71,7 +69,9 @@ fn profile(name: &str, settings: Settings) -> Profile {
 fn read(file: &Path) -> Result<Settings, Failure> {
     let text = std::fs::read_to_string(file)?;
     let lines = text.lines().map(|line| line.split('#').next().unwrap_or_default().trim());
-    Ok(lines.filter_map(|line| line.split_once('=')).map(|(name, value)| (trimmed(name), trimmed(value))).collect())
+    let shipped = lines.filter_map(|line| line.split_once('=')).map(|(name, value)| (trimmed(name), trimmed(value)));
+    // What neither file says is as PostgreSQL has it, not as the built-in one does; the last one wins.
+    Ok(defaults().into_iter().chain(shipped).collect())
 }
 
 fn trimmed(text: &str) -> String {

@@ -12,12 +12,12 @@
 //!            journal     makes it durable; the ack goes out
 //!         ─▶ flush       merges by priority and cuts COPYs
 //!            pg          lands them with their ledger rows in one transaction
-//!         ─▶ status, metrics
+//!         ─▶ status, metrics, telemetry
 //! ```
 //!
 //! Imports go down only: `types`, `limits`, `auth::rate` ← `sys`, `ring`, `metrics`, `auth` ← `json`, `encode`, `journal::frame`,
-//! `flush::{merge, cut}`, `pg::sqlstate` (pure) ← `journal`, `pg`, `status` ← `http`, `flush::flusher` ← `server`,
-//! `cli` ← `main`. A test holds this.
+//! `flush::{merge, cut}`, `pg::sqlstate` (pure) ← `journal`, `pg`, `status` ← `telemetry` ← `http`, `flush::flusher` ←
+//! `server`, `cli` ← `main`. A test holds this.
 //!
 //! Invariants that no station may break: an acknowledged batch is in the journal (or in PostgreSQL) until its
 //! transaction has committed; the ledger alone decides whether a batch's events are copied; every queue is bounded.
@@ -38,6 +38,7 @@ pub mod pg;
 pub mod ring;
 pub mod status;
 pub mod sys;
+pub mod telemetry;
 
 pub mod cli;
 pub mod server;

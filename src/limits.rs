@@ -355,9 +355,31 @@ const _: () = assert!(LINGER_WAIT_MAX.as_secs() < HTTP_DRAIN_WAIT_MAX.as_secs())
 /// How long after SIGTERM a container is usually killed (Kubernetes' default grace period).
 const GRACE_USUAL: Duration = Duration::from_secs(30);
 const _: () = assert!(
-    HTTP_DRAIN_WAIT_MAX.as_secs() + FLUSH_DRAIN_WAIT_MAX.as_secs() + 2 * FLUSH_STOP_WAIT_MAX.as_secs()
+    HTTP_DRAIN_WAIT_MAX.as_secs()
+        + FLUSH_DRAIN_WAIT_MAX.as_secs()
+        + 2 * FLUSH_STOP_WAIT_MAX.as_secs()
+        + TRACES_STOP_WAIT_MAX.as_secs()
         < GRACE_USUAL.as_secs()
 );
+
+// --- Traces --------------------------------------------------------------------------------------
+
+/// Spans that wait for the collector, about a kilobyte each; further ones are dropped.
+pub const TRACES_QUEUE_SPANS_MAX: usize = 2048;
+/// Spans in one request to the collector.
+pub const TRACES_EXPORT_SPANS_MAX: usize = 512;
+/// How often spans are sent.
+pub const TRACES_EXPORT_INTERVAL: Duration = Duration::from_secs(1);
+/// How long the collector may take to answer, retries included.
+pub const TRACES_EXPORT_WAIT_MAX: Duration = Duration::from_secs(5);
+/// Largest answer that is read from it.
+pub const TRACES_ANSWER_BYTES_MAX: u64 = 64 * KIB as u64;
+/// How often it is told that it does not take spans.
+pub const TRACES_FAILURE_TOLD_EVERY: Duration = Duration::from_secs(60);
+/// How long the last spans may take when the server stops.
+pub const TRACES_STOP_WAIT_MAX: Duration = Duration::from_secs(2);
+
+const _: () = assert!(TRACES_EXPORT_SPANS_MAX <= TRACES_QUEUE_SPANS_MAX);
 
 // --- Metrics -------------------------------------------------------------------------------------
 

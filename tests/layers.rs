@@ -10,6 +10,7 @@ const LAYERS: &[&[&str]] = &[
     &["sys", "ring", "metrics", "auth"],
     &["json", "encode", "journal::frame", "flush::merge", "flush::cut", "flush::admission", "pg::sqlstate"],
     &["journal", "pg", "status"],
+    &["telemetry"],
     &["http", "flush"],
     &["server"],
     &["cli"],

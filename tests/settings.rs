@@ -80,6 +80,21 @@ fn print_config_hides_passwords_wherever_they_stand() {
 }
 
 #[test]
+fn a_collectors_address_holds_no_secret_and_check_config_says_what_goes_there() {
+    for command in ["print-config", "check-config", "serve"] {
+        for url in ["https://geheim@h:4318", "https://u:geheim@h:4318"] {
+            let output = ingestd(&[command], &[("OTLP_ENDPOINT", url)]);
+            let said = stdout(&output) + &stderr(&output);
+            assert_eq!(output.status.code(), Some(2), "{said}");
+            assert!(said.contains("OTLP_ENDPOINT=https://***@h:4318: must hold neither user"), "{said}");
+            assert!(!said.contains("geheim"), "{said}");
+        }
+    }
+    let output = ingestd(&["check-config"], &[("OTLP_ENDPOINT", "http://127.0.0.1:4318/")]);
+    assert!(stdout(&output).contains("sampled requests go to http://127.0.0.1:4318\n"), "{}", stdout(&output));
+}
+
+#[test]
 fn wrong_settings_are_printed_and_then_refused() {
     let output = ingestd(&["print-config"], &[("BATCH_SIZE", "0")]);
     assert_eq!(output.status.code(), Some(2));

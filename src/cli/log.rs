@@ -8,6 +8,9 @@ use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::io::{self, Write, stderr};
 
+use tracing::Subscriber;
+use tracing::level_filters::LevelFilter;
+use tracing_log::{AsLog as _, LogTracer};
 use tracing_subscriber::fmt::format::debug_fn;
 
 use super::terminal;
@@ -17,7 +20,7 @@ use crate::config::{Config, LogFormat};
 pub(super) fn start(config: &Config) {
     let log = tracing_subscriber::fmt().with_max_level(config.log_level).with_target(false);
     match config.log_format {
-        LogFormat::Json => log.json().flatten_event(true).with_writer(|| Printable(stderr())).init(),
+        LogFormat::Json => install(log.json().flatten_event(true).with_writer(|| Printable(stderr())).finish(), config),
         LogFormat::Text => {
             let fields = debug_fn(|line, field, value| {
                 let value = format!("{value:?}");
@@ -34,9 +37,19 @@ pub(super) fn start(config: &Config) {
                 }
             });
             let log = log.with_ansi(terminal::takes_colours()).with_writer(stderr);
-            log.fmt_fields(fields).init();
+            install(log.fmt_fields(fields).finish(), config);
         }
     }
+}
+
+/// Has `subscriber` told of all events, those of the `log` crate among them. But not of those that the client of the
+/// collector tells: at the lowest level they show its requests whole, with the tokens in them.
+fn install(subscriber: impl Subscriber + Send + Sync, config: &Config) {
+    let level = LevelFilter::from_level(config.log_level).as_log();
+    let told = LogTracer::builder().ignore_crate("ureq").with_max_level(level).init();
+    // Nobody else in this process installs one.
+    let installed = tracing::subscriber::set_global_default(subscriber);
+    debug_assert!(told.is_ok() && installed.is_ok(), "the log is started once");
 }
 
 /// `text` in one line: what would break or steer it is escaped, as JSON does it.

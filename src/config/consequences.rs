@@ -32,6 +32,9 @@ pub(super) fn of(config: &Config, raw: &Raw) -> Vec<String> {
     if config.redis.is_none() {
         lines.push("batch status is kept in this process: other nodes answer only for committed batches".into());
     }
+    if let Some(endpoint) = &config.otlp_endpoint {
+        lines.push(format!("OTLP_ENDPOINT: times, ids and counts of sampled requests go to {endpoint}"));
+    }
     if config.ack == AckLevel::Memory {
         lines.push("ACK=memory: a crash loses batches that were answered but not yet committed".into());
     }

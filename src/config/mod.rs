@@ -182,6 +182,8 @@ pub struct Config {
     pub log_format: LogFormat,
     /// `LOG_LEVEL`.
     pub log_level: tracing::Level,
+    /// `OTLP_ENDPOINT`, without a `/` at its end; `None`: no traces.
+    pub otlp_endpoint: Option<String>,
     /// `DATA_DIR`.
     pub data_dir: PathBuf,
     /// `INGESTD_PG_BIN`; `None`: searched for.

@@ -6,6 +6,8 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use hyper::Uri;
+
 use super::raw::{Origin, Raw};
 use super::settings::{Fallback, Key, Kind, SETTINGS};
 use super::{Auth, Config, Database, DatabaseUrl, Linger, LogFormat, Problems, RedisUrl, TlsFiles};
@@ -69,6 +71,7 @@ pub(super) fn config(raw: &Raw) -> Result<Config, Problems> {
         node_id: reader.node_id(),
         log_format: if reader.word(Key::LogFormat) == "json" { LogFormat::Json } else { LogFormat::Text },
         log_level: reader.word(Key::LogLevel).parse().unwrap_or(tracing::Level::INFO),
+        otlp_endpoint: reader.otlp_endpoint(),
         data_dir: reader.path(Key::DataDir).unwrap_or_default(),
         postgres_bin_dir: reader.path(Key::IngestdPgBin),
     };
@@ -227,6 +230,23 @@ impl Reader<'_> {
             Some(_) => self.refuse(Key::RedisUrl, "names no host; write it as redis://:password@host:6379/0"),
             None => self.refuse(Key::RedisUrl, "must begin with redis:// or rediss://, such as redis://host:6379/0"),
         }
+        None
+    }
+
+    /// The collector's address, to which the path of the signal is added.
+    fn otlp_endpoint(&mut self) -> Option<String> {
+        let text = self.text(Key::OtlpEndpoint)?;
+        let uri = text.parse::<Uri>().ok().filter(|uri| matches!(uri.scheme_str(), Some("http" | "https")));
+        let why = match &uri {
+            _ if text.contains('@') => {
+                "must hold neither user nor password; OTEL_EXPORTER_OTLP_HEADERS takes what the collector asks for"
+            }
+            None => "must be a URL that begins with http:// or https://, such as http://127.0.0.1:4318",
+            Some(uri) if uri.host().is_none_or(str::is_empty) => "names no host; write it as http://host:4318",
+            Some(uri) if uri.query().is_some() || text.contains('#') => "must end with the host or a path",
+            Some(_) => return Some(text.trim_end_matches('/').to_owned()),
+        };
+        self.refuse(Key::OtlpEndpoint, why);
         None
     }
 
@@ -467,6 +487,28 @@ mod tests {
         let files = parse(&given).expect("valid").tls.expect("TLS");
         assert_eq!((files.certificate, files.key), ("c.pem".into(), "k.pem".into()));
         assert_eq!(files.client_ca, Some("ca.pem".into()));
+    }
+
+    #[test]
+    fn the_collectors_address_is_a_url_without_secrets() {
+        let endpoint = |text| parse(&[(Key::OtlpEndpoint, text)]).expect("valid").otlp_endpoint;
+        assert_eq!(parse(&[]).expect("valid").otlp_endpoint, None);
+        assert_eq!(endpoint("http://127.0.0.1:4318/").as_deref(), Some("http://127.0.0.1:4318"));
+        assert_eq!(endpoint("https://[::1]/otlp/x").as_deref(), Some("https://[::1]/otlp/x"));
+        for (bad, why) in [
+            ("127.0.0.1:4318", "must be a URL that begins with http://"),
+            ("grpc://h:4317", "must be a URL that begins with http://"),
+            ("http:///v1", "must be a URL that begins with http://"),
+            ("http://:4318", "names no host"),
+            ("http://h/?a=b", "must end with the host or a path"),
+        ] {
+            let said = problem(Key::OtlpEndpoint, bad);
+            assert!(said.contains(why), "{said}");
+        }
+        for secret in ["https://geheim@h", "https://u:geheim@h", "https://u:ge/geheim@h", "u:geheim@h"] {
+            let said = problem(Key::OtlpEndpoint, secret);
+            assert!(said.contains("must hold neither user nor password") && !said.contains("geheim"), "{said}");
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use super::redact;
-use super::settings::{Fallback, Key, SETTINGS, Setting};
+use super::settings::{Fallback, Key, Kind, SETTINGS, Setting};
 use crate::limits::SECRET_FILE_BYTES_MAX;
 
 /// Where a value came from.
@@ -52,7 +52,11 @@ impl Given {
     /// The value for people: passwords hidden, `None` where nothing is set.
     pub fn shown(&self) -> Option<String> {
         let text = self.text.as_ref()?;
-        Some(if self.setting.is_secret() { redact::url(text) } else { text.clone() })
+        Some(match self.setting.kind {
+            Kind::PostgresUrl | Kind::RedisUrl => redact::url(text),
+            Kind::HttpUrl => redact::userinfo(text),
+            _ => text.clone(),
+        })
     }
 }
 

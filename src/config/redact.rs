@@ -12,6 +12,13 @@ pub fn url(url: &str) -> String {
     format!("{scheme}://{}", hide_credentials(&hide_parameters(rest)))
 }
 
+/// `url` without anything that stands before an `@`: a token may be given as a user.
+pub fn userinfo(url: &str) -> String {
+    let Some((before, rest)) = url.rsplit_once('@') else { return url.into() };
+    let scheme = before.split_once("://").map_or("", |(scheme, _userinfo)| scheme);
+    format!("{scheme}://***@{rest}")
+}
+
 /// Hides what follows `password=` up to the next `&`, wherever it stands and however it is cased.
 fn hide_parameters(text: &str) -> String {
     const NAME: &str = "password=";
@@ -54,6 +61,15 @@ mod tests {
                 assert!(secret.is_empty() || !shown.contains("w-1"), "{shown}");
             }
         }
+    }
+
+    #[test]
+    fn userinfo_never_shows() {
+        for secret in ["https://token-1@h/x", "https://u:token-1@h/x", "u:token-1@h/x", "https://u:p@token-1@h/x"] {
+            let shown = userinfo(secret);
+            assert!(!shown.contains("token-1") && shown.ends_with("://***@h/x"), "{shown}");
+        }
+        assert_eq!(userinfo("http://h:4318/x"), "http://h:4318/x");
     }
 
     #[test]

@@ -57,6 +57,7 @@ pub enum Key {
     Sharding,
     LogFormat,
     LogLevel,
+    OtlpEndpoint,
     DataDir,
     IngestdPgBin,
 }
@@ -89,6 +90,8 @@ pub enum Kind {
     PostgresUrl,
     /// `redis://` or `rediss://`; may hold a password.
     RedisUrl,
+    /// `http://` or `https://`; refused with a user or a password in it.
+    HttpUrl,
 }
 
 /// One row of the table.
@@ -111,10 +114,10 @@ const fn row(key: Key, name: &'static str, fallback: Fallback, kind: Kind, help:
 }
 
 use Fallback::{Unset, Value};
-use Kind::{Addresses, Choice, Name, Path, PostgresUrl, RedisUrl, Whole, WordOrWhole};
+use Kind::{Addresses, Choice, HttpUrl, Name, Path, PostgresUrl, RedisUrl, Whole, WordOrWhole};
 
 /// How many settings there are.
-pub const SETTINGS_COUNT: usize = 52;
+pub const SETTINGS_COUNT: usize = 53;
 
 /// Every setting, in the contract's order.
 #[rustfmt::skip]
@@ -221,6 +224,8 @@ pub const SETTINGS: [Setting; SETTINGS_COUNT] = [
         "'json' for machines"),
     row(Key::LogLevel, "LOG_LEVEL", Value("info"), Choice(&["error", "warn", "info", "debug", "trace"]),
         "least important log lines that are written"),
+    row(Key::OtlpEndpoint, "OTLP_ENDPOINT", Unset("no traces"), HttpUrl,
+        "OpenTelemetry collector that gets the spans of sampled requests by OTLP over HTTP, such as http://127.0.0.1:4318"),
     row(Key::DataDir, "DATA_DIR", Value("data"), Path,
         "folder of the embedded PostgreSQL, which lives in its subfolder 'postgres'"),
     row(Key::IngestdPgBin, "INGESTD_PG_BIN", Unset("searched for"), Path,
@@ -291,7 +296,7 @@ impl Key {
             | RateLimitBurst
             | RateLimitRequestsPerSecond
             | RateLimitRequestsBurst => Group::Access,
-            NodeId | LogFormat | LogLevel => Group::Node,
+            NodeId | LogFormat | LogLevel | OtlpEndpoint => Group::Node,
         }
     }
 
@@ -384,6 +389,7 @@ impl Kind {
             Name => "a name of 1 to 128 printable characters without spaces".into(),
             PostgresUrl => "a URL such as postgresql://user:password@host:5432/database".into(),
             RedisUrl => "a URL such as redis://:password@host:6379/0".into(),
+            HttpUrl => "a URL such as http://127.0.0.1:4318".into(),
         }
     }
 
@@ -396,7 +402,7 @@ impl Kind {
             Path => "PATH",
             Addresses => "HOST:PORT",
             Name => "NAME",
-            PostgresUrl | RedisUrl => "URL",
+            PostgresUrl | RedisUrl | HttpUrl => "URL",
         }
     }
 }

@@ -42,6 +42,7 @@ use crate::status::model::{Batch, Phase};
 use crate::status::recent::{Reason, Recent};
 use crate::status::shared::StatusFeed;
 use crate::sys::clock::wall_now;
+use crate::telemetry::{Copied, Traces};
 use crate::types::PRIORITY_RESERVED_MIN;
 
 /// What flushers need besides the queue.
@@ -62,6 +63,8 @@ pub struct FlushTools {
     pub feed: Option<StatusFeed>,
     /// The registry.
     pub metrics: Arc<Metrics>,
+    /// Where spans of sampled requests go; `None`: nowhere.
+    pub traces: Option<Arc<Traces>>,
     /// `NODE_ID`.
     pub node: Arc<str>,
     /// Where buffers of committed blocks go.
@@ -270,6 +273,7 @@ impl Flusher {
 
     fn landed(&mut self, in_hand: Vec<InHand>, done: Done, commit: Commit) {
         self.postgres_works();
+        self.trace_copy(&in_hand, &done);
         for reason in done.reasons {
             self.tools.recent.refused(reason, wall_now());
         }
@@ -281,6 +285,24 @@ impl Flusher {
                 self.flushed(Some(done.run));
                 self.settle(outcomes);
             }
+        }
+    }
+
+    /// Records the transaction in the traces of those of its batches that have one.
+    fn trace_copy(&self, in_hand: &[InHand], done: &Done) {
+        let Some(traces) = &self.tools.traces else { return };
+        let inserted = |landed: &Landed| match landed {
+            Landed::Now(counts) => u64::from(counts.inserted),
+            Landed::Before(_) | Landed::Conflict => 0,
+        };
+        let copied = Copied {
+            begun_at: done.begun_at,
+            committed_at: done.committed_at,
+            rows: done.landed.iter().map(inserted).sum(),
+            batches: in_hand.len(),
+        };
+        for in_hand in in_hand {
+            traces.copied(&in_hand.item.value.batch, &copied);
         }
     }
 
@@ -430,6 +452,9 @@ impl Flusher {
             tracing::debug!(batch = %batch.key, request_id = batch.request_id(), trace_id = batch.trace_id(),
                 status = batch.phase().name(), before, took_ms = took.as_millis() as u64, "committed");
             self.metrics.batch(&batch, before, took);
+            if let Some(traces) = &self.tools.traces {
+                traces.flushed(&batch, item.queued_at, now);
+            }
             if let Some(location) = item.value.location {
                 self.tools.releaser.release(location);
             }

@@ -27,6 +27,7 @@ use crate::status::lookup::Lookup;
 use crate::status::memory::BatchMap;
 use crate::status::recent::Recent;
 use crate::status::shared::RedisHealth;
+use crate::telemetry::Traces;
 use crate::types::{AckLevel, Priority, UnixMicros};
 
 /// Limits and defaults of ingestion, from the settings.
@@ -107,6 +108,8 @@ pub struct App {
     pub redis: Option<Arc<RedisHealth>>,
     /// The registry.
     pub metrics: Arc<Metrics>,
+    /// Where spans of sampled requests go; `None`: nowhere.
+    pub traces: Option<Arc<Traces>>,
     /// `NODE_ID`.
     pub node: Arc<str>,
     /// When the process began to serve.

@@ -3,7 +3,7 @@
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 use uuid::{NoContext, Timestamp, Uuid};
 
-use crate::status::origin::{Origin, RequestId, TraceParent};
+use crate::status::origin::{Origin, RequestId, Trace, TraceParent};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
@@ -14,7 +14,9 @@ pub fn of(headers: &HeaderMap) -> Origin {
     // The standard wants a header that is there twice ignored.
     let mut parents = headers.get_all(TRACEPARENT).into_iter();
     let trace = match (parents.next(), parents.next()) {
-        (Some(parent), None) => TraceParent::parse(parent.as_bytes()).map(Box::new),
+        (Some(parent), None) => {
+            TraceParent::parse(parent.as_bytes()).map(|parent| Box::new(Trace { parent, recorded: None }))
+        }
         _ => None,
     };
     let ours = || RequestId::Ours(Uuid::new_v7(Timestamp::now(NoContext)));

@@ -20,6 +20,7 @@ use crate::http::worker::Worker;
 use crate::http::{access, dashboard, health, ingest, observe, openapi, origin, status};
 use crate::metrics::{HttpStatus, Label as _, Route};
 use crate::status::origin::Origin;
+use crate::telemetry::RequestSpan;
 
 /// What handlers give back.
 pub type Reply = Result<Response<Full<Bytes>>, Problem>;
@@ -48,11 +49,18 @@ fn resource(path: &str) -> (Route, Option<String>) {
 /// Answers one request, whatever happens meanwhile.
 pub async fn answer(worker: &Worker, peer: &Peer, request: Request<Incoming>) -> Response<Full<Bytes>> {
     let (route, id) = resource(request.uri().path());
-    let (origin, begun_at) = (origin::of(request.headers()), Instant::now());
+    let (mut origin, begun_at) = (origin::of(request.headers()), Instant::now());
+    let is_ingestion = route == Route::IngestBatch && request.method() == Method::POST;
+    let traces = worker.app.traces.as_deref().filter(|_| is_ingestion);
+    if let Some(traces) = traces {
+        traces.begin(&mut origin, begun_at);
+    }
+    let mut span = RequestSpan::new(traces, &origin);
     let mut response = or_500(handle(worker, peer, &origin, route, id, request), &origin).await;
     protect(response.headers_mut());
     origin::tell(&origin, response.headers_mut());
     let status = response.status().as_u16();
+    span.answered(status);
     worker.app.metrics.requests.count(route, HttpStatus(status));
     tracing::debug!(
         request_id = %origin.request_id,

@@ -80,6 +80,10 @@ pub struct Done {
     pub landed: Vec<Landed>,
     /// How long it took.
     pub timings: Timings,
+    /// When the transaction began.
+    pub begun_at: Instant,
+    /// When its COMMIT was answered.
+    pub committed_at: Instant,
     /// The run of PostgreSQL that committed it.
     pub run: Run,
     /// Why events went to the dead letters.
@@ -105,14 +109,14 @@ pub fn land(
     let pulse = session.pulse();
     let (client, statements, stage) = session.parts();
     let mut timings = Timings { staged: way != Way::Plain, ..Timings::default() };
-    let started = Instant::now();
+    let begun_at = Instant::now();
     let mut transaction = client.transaction()?;
     if way == Way::Quarantine {
         // A deferred constraint would refuse at the COMMIT, where no row can be told from another.
         transaction.batch_execute("SET CONSTRAINTS ALL IMMEDIATE")?;
     }
     let (claimed, run) = ledger::claim(&mut transaction, &statements.claim, batches, node, commit, &pulse)?;
-    timings.claim = started.elapsed();
+    timings.claim = begun_at.elapsed();
 
     let started = Instant::now();
     let ours: Vec<Landing<'_>> = keep(batches, &claimed, true);
@@ -151,7 +155,8 @@ pub fn land(
 
     let started = Instant::now();
     transaction.commit()?;
-    timings.commit = started.elapsed();
+    let committed_at = Instant::now();
+    timings.commit = committed_at - started;
 
     let (mut counts, mut others) = (counts.into_iter(), others.into_iter());
     let mut landed = Vec::with_capacity(batches.len());
@@ -159,7 +164,7 @@ pub fn land(
         landed.extend(if ours { counts.next().map(Landed::Now) } else { others.next() });
     }
     assert_eq!(landed.len(), batches.len(), "every batch has an outcome");
-    Ok(Done { landed, timings, run, reasons })
+    Ok(Done { landed, timings, begun_at, committed_at, run, reasons })
 }
 
 fn keep<'a>(batches: &[Landing<'a>], claimed: &[bool], wanted: bool) -> Vec<Landing<'a>> {

@@ -6,8 +6,8 @@
 //!  2 journal: lock, verify, recover          2 requests under way are answered
 //!  3 PostgreSQL: embedded or connect         3 what is queued is committed, within a bound
 //!    migrate, partitions                     4 flushers end, journal thread closes the journal
-//!  4 Redis, look-ups, flushers, upkeep       5 last status to Redis, embedded PostgreSQL stops
-//!  5 journal thread, HTTP workers
+//!  4 Redis, look-ups, flushers, upkeep       5 last status to Redis, last spans to the collector,
+//!  5 journal thread, HTTP workers              embedded PostgreSQL stops
 //! ```
 //!
 //! PostgreSQL that cannot be reached stops nothing: batches go into the journal and wait. PostgreSQL that
@@ -61,6 +61,7 @@ use crate::sys::affinity;
 use crate::sys::service_manager;
 use crate::sys::signals::{self, Signal};
 use crate::sys::vital;
+use crate::telemetry::Traces;
 
 /// Why the server did not start, or did not stop cleanly: one line that says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -109,6 +110,7 @@ struct Server {
     shared: Option<Shared>,
     upkeep: Upkeep,
     sampler: Sampler,
+    traces: Option<Arc<Traces>>,
     workers: Vec<JoinHandle<()>>,
     flushers: Vec<JoinHandle<()>>,
     journal_thread: JoinHandle<()>,
@@ -122,6 +124,7 @@ impl Server {
         let worker_count = config.workers.unwrap_or_else(affinity::default_workers);
         let gate = reload::gate(config).map_err(|error| ServeError::Configuration(error.to_string()))?;
         let tls = start_tls(config)?;
+        let traces = start_traces(config, tls.is_some())?;
         let bound = listen::bind(&config.listen, worker_count)?;
         let node: Arc<str> = Arc::from(config.node_id.as_str());
         let metrics = Metrics::new(&node, &crate::json::REJECTION_CODES);
@@ -164,6 +167,7 @@ impl Server {
             recent: Arc::clone(&recent),
             feed: feed.clone(),
             metrics: Arc::clone(&metrics),
+            traces: traces.clone(),
             node: Arc::clone(&node),
             blocks: Arc::clone(&blocks),
             journal_health: Arc::clone(&journal_health),
@@ -201,6 +205,7 @@ impl Server {
             pool: database.pool.clone(),
             redis: shared.as_ref().map(|shared| Arc::clone(&shared.health)),
             metrics,
+            traces: traces.clone(),
             node,
             started_at,
             addresses: bound.addresses.clone(),
@@ -220,7 +225,19 @@ impl Server {
                 "listening on {scheme}://{address}"
             );
         }
-        Ok(Self { app, database, shared, upkeep, sampler, workers, flushers, journal_thread, journal_stopping, drain })
+        Ok(Self {
+            app,
+            database,
+            shared,
+            upkeep,
+            sampler,
+            traces,
+            workers,
+            flushers,
+            journal_thread,
+            journal_stopping,
+            drain,
+        })
     }
 
     /// The right column of the module's drawing.
@@ -249,6 +266,9 @@ impl Server {
         if let Some(shared) = self.shared {
             shared.stop();
         }
+        if let Some(traces) = self.traces {
+            traces.stop();
+        }
         let failed = self.app.journal_health.has_failed();
         self.database.stop();
         tracing::info!(batches_in_journal = left, "stopped");
@@ -267,6 +287,14 @@ fn start_tls(config: &Config) -> Result<Option<Tls>, ServeError> {
         tracing::warn!("{warning}");
     }
     Ok(Some(Tls::new(loaded)))
+}
+
+/// Begins to send traces, where there is somebody to send them to. Whether that one answers is no reason to wait.
+fn start_traces(config: &Config, has_tls: bool) -> Result<Option<Arc<Traces>>, ServeError> {
+    let Some(endpoint) = &config.otlp_endpoint else { return Ok(None) };
+    let scheme = if has_tls { "https" } else { "http" };
+    let traces = Traces::start(endpoint, &config.node_id, scheme).map_err(ServeError::Configuration)?;
+    Ok(Some(Arc::new(traces)))
 }
 
 fn flush_queue(config: &Config, worker_count: usize) -> (Arc<FlushQueue>, Vec<crate::flush::sleepers::Seat>) {

@@ -5,10 +5,13 @@
 
 use std::fmt;
 use std::str;
+use std::sync::OnceLock;
+use std::time::{Instant, SystemTime};
 
 use uuid::Uuid;
 
 use crate::limits::REQUEST_ID_BYTES_MAX;
+use crate::types::{AckLevel, BatchKey};
 
 /// A request's id.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,19 +84,67 @@ fn hex(digits: &[u8]) -> Option<u128> {
     u128::from_str_radix(text, 16).ok()
 }
 
+/// The trace that a request is part of.
+#[derive(Clone, Debug)]
+pub struct Trace {
+    /// What the client said of it.
+    pub parent: TraceParent,
+    /// What its spans here share; `None` where none are recorded.
+    pub recorded: Option<Recorded>,
+}
+
+/// What the spans of one request share, wherever they are recorded.
+#[derive(Clone, Debug)]
+pub struct Recorded {
+    /// The id of the request's own span. Drawn first, so that the flusher can name it as a parent.
+    pub request_span_id: u64,
+    /// The id of the flush, for the same reason.
+    pub flush_span_id: u64,
+    /// When the request began. Other times are told from here, so that spans lie in each other whatever the wall clock does.
+    pub begun_at: Instant,
+    /// The same by the wall clock.
+    pub begun_at_wall: SystemTime,
+    /// The batch that the request brought, once it is known.
+    pub batch: OnceLock<Brought>,
+}
+
+/// The batch that a request brought.
+#[derive(Clone, Debug)]
+pub struct Brought {
+    /// Owner and id.
+    pub key: BatchKey,
+    /// Its events.
+    pub events: u32,
+    /// When the answer is due.
+    pub ack: AckLevel,
+}
+
 /// Where a batch came from.
 #[derive(Clone, Debug)]
 pub struct Origin {
     /// The request.
     pub request_id: RequestId,
     /// Its trace, if the client is part of one.
-    pub trace: Option<Box<TraceParent>>,
+    pub trace: Option<Box<Trace>>,
 }
 
 impl Origin {
     /// The trace's id as the standard writes it, for the log.
     pub fn trace_id(&self) -> Option<TraceId> {
-        self.trace.as_ref().map(|trace| TraceId(trace.trace_id))
+        self.trace.as_ref().map(|trace| TraceId(trace.parent.trace_id))
+    }
+
+    /// The trace, where spans of the request are recorded.
+    pub fn recorded(&self) -> Option<(&TraceParent, &Recorded)> {
+        let trace = self.trace.as_deref()?;
+        Some((&trace.parent, trace.recorded.as_ref()?))
+    }
+
+    /// Says which batch the request brought.
+    pub fn brings(&self, key: &BatchKey, events: u32, ack: AckLevel) {
+        if let Some((_, recorded)) = self.recorded() {
+            recorded.batch.get_or_init(|| Brought { key: key.clone(), events, ack });
+        }
     }
 }
 

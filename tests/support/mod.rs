@@ -6,6 +6,7 @@
 #![allow(dead_code)]
 
 pub mod clock;
+pub mod collector;
 pub mod contract;
 pub mod disk;
 pub mod flood;

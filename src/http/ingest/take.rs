@@ -57,6 +57,7 @@ pub(super) async fn take(
     let Encoded { block, header, id_is_clients, errors } = encoded;
     let batch = Batch::new(header.key, header.digest, header.priority, header.events, header.received_at);
     let batch = Arc::new(batch.come_with(origin.clone()));
+    origin.brings(&batch.key, batch.events, level);
     while let Admission::Known(known) = worker.app.batches.admit(&batch) {
         match answer_known(&batch, &known, level, &errors).await {
             Some(reply) => return reply,

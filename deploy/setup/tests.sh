@@ -121,6 +121,10 @@ bring_chromium() {
     npm_in "$folder" install "$CHROMIUM_PACKAGE" || return 1
     printf '%s\n' "$unpack" >"$folder/unpack.js"
     (cd "$folder" && TMPDIR="$into.partial" quietly "${NODE[@]}" unpack.js) || return 1
+    # Its own names folders outside.
+    printf '%s\n' '<?xml version="1.0"?>' '<!DOCTYPE fontconfig SYSTEM "fonts.dtd">' '<fontconfig>' \
+        '<dir prefix="relative">fonts</dir>' '<cachedir prefix="xdg">fontconfig</cachedir>' '</fontconfig>' \
+        >"$into.partial/fonts/fonts.conf"
     rm -rf "$folder"
     mv "$into.partial" "$into"
 }

@@ -51,6 +51,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 fn command() -> Command {
     let command = Command::new("ingestd")
+        .color(terminal::colours_of_help())
         .version(env!("CARGO_PKG_VERSION"))
         .about("Takes batches of JSON events over HTTP and lands them, durably and exactly once, in PostgreSQL")
         .long_about(

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use support::contract::{assert_problem, batch, event};
 use support::postgres::{TestDatabase, shared};
 use support::server::{Ingestd, Reply, get, get_with, post};
+use support::wait_until;
 
 const WAIT_MAX: Duration = Duration::from_secs(30);
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
@@ -23,12 +24,17 @@ fn send(server: &Ingestd, body: &Value, headers: &[(&str, &str)]) -> Reply {
     post(&server.url("/v1/ingest/batch?ack=commit"), &headers, body.to_string().as_bytes())
 }
 
-/// Lines of the log with `message`, once there is one.
-fn lines(server: &Ingestd, message: &str) -> Vec<Value> {
-    server.wait_for_log(&format!("\"message\":\"{message}"), WAIT_MAX);
-    let log = server.log();
-    let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    lines.filter(|line| line["message"].as_str().is_some_and(|said| said.starts_with(message))).collect()
+/// The line of the log with `message` that tells of the request `id`, once it is there.
+fn line_of(server: &Ingestd, message: &str, id: &str) -> Value {
+    let mut found = None;
+    wait_until(&format!("{message} is told of {id}"), WAIT_MAX, || {
+        let log = server.log();
+        let mut lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let is_said = |line: &Value| line["message"].as_str().is_some_and(|said| said.starts_with(message));
+        found = lines.find(|line| is_said(line) && line["request_id"] == id);
+        found.is_some()
+    });
+    found.expect("it was waited for")
 }
 
 #[test]
@@ -39,9 +45,7 @@ fn a_batch_is_followed_to_its_commit_under_the_clients_ids() {
     let reply = send(&server, &batch("traced", 3), &[("X-Request-Id", "checkout-7"), ("traceparent", &parent)]);
     assert_eq!((reply.status, reply.header("x-request-id")), (200, "checkout-7"), "{}", reply.text());
     for message in ["accepted", "committed", "answered"] {
-        let found = lines(&server, message);
-        let line = found.iter().find(|line| line["request_id"] == "checkout-7");
-        let line = line.unwrap_or_else(|| panic!("{message}: {found:?}"));
+        let line = line_of(&server, message, "checkout-7");
         assert_eq!(line["trace_id"], TRACE, "{line}");
         assert!(message == "answered" || line["batch"] == "traced", "{line}");
     }
@@ -74,8 +78,8 @@ fn refused_events_are_told_with_the_request_that_brought_them() {
     let parent = format!("00-{TRACE}-00f067aa0ba902b7-00");
     let reply = send(&server, &mixed, &[("X-Request-Id", "mixed-1"), ("traceparent", &parent)]);
     assert_eq!(reply.json()["dead_lettered"], 1, "{}", reply.text());
-    let told = lines(&server, "PostgreSQL refused events");
-    let seen = |name: &str| told[0][name].clone();
+    let told = line_of(&server, "PostgreSQL refused events", "mixed-1");
+    let seen = |name: &str| told[name].clone();
     assert_eq!((seen("batch"), seen("request_id"), seen("trace_id")), (json!("mixed"), json!("mixed-1"), json!(TRACE)));
     assert_eq!((seen("level"), seen("dead_lettered"), seen("events")), (json!("WARN"), json!(1), json!(2)));
 }

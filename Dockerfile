@@ -64,4 +64,4 @@ LABEL org.opencontainers.image.title="ingestd" \
       org.opencontainers.image.licenses="Apache-2.0 OR MIT" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \
-      org.opencontainers.image.base.name="docker.io/library/debian:12.15-slim"
+      org.opencontainers.image.base.name="debian:12.15-slim"

@@ -229,6 +229,32 @@ fn a_cleanup_waits_while_another_partition_is_being_detached() {
 }
 
 #[test]
+fn a_deadlock_with_someone_elses_detaching_is_tried_again() {
+    let (_database, mut client) = migrated();
+    ensure(&mut client, &[month("2025-01")]).expect("made");
+    // What reads the bounds of partitions is refused as a deadlock's victim would be, the first two times.
+    client
+        .batch_execute(
+            "CREATE SEQUENCE reads;
+             CREATE FUNCTION public.pg_get_expr(bound pg_node_tree, relation oid) RETURNS text LANGUAGE plpgsql AS $$
+             BEGIN
+                 IF nextval('reads') <= 2 THEN
+                     RAISE EXCEPTION 'deadlock detected' USING ERRCODE = 'deadlock_detected';
+                 END IF;
+                 RETURN pg_catalog.pg_get_expr(bound, relation);
+             END $$;
+             SET search_path = public, pg_catalog",
+        )
+        .expect("shadowed");
+    assert_eq!(ensure(&mut client, &[month("2025-02")]).expect("made"), ["events_2025_02"]);
+    client.batch_execute("ALTER SEQUENCE reads RESTART").expect("again");
+    assert_eq!(list(&mut client).expect("listed").len(), 2);
+    client.batch_execute("ALTER SEQUENCE reads RESTART").expect("again");
+    assert_eq!(cleanup(&mut client, within("2026-11"), 3, false).expect("dropped").len(), 2);
+    assert!(client.query_one("SELECT last_value FROM reads", &[]).expect("read").get::<_, i64>(0) > 2);
+}
+
+#[test]
 fn a_detach_that_was_cancelled_is_completed_if_it_was_a_cleanups() {
     let (database, mut client) = migrated();
     for marked in [true, false] {

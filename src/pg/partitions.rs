@@ -155,6 +155,10 @@ pub fn ensure_ahead(client: &mut Client, now: UnixMicros, ahead: u32) -> Result<
 /// Makes the partitions of `months` that are missing, all or none. Returns the names of new ones. When all
 /// are there this is one read.
 pub fn ensure(client: &mut Client, months: &[Month]) -> Result<Vec<String>, PartitionError> {
+    despite_deadlocks(client, |client| ensure_once(client, months))
+}
+
+fn ensure_once(client: &mut Client, months: &[Month]) -> Result<Vec<String>, PartitionError> {
     if missing(client, months)?.is_empty() {
         return Ok(Vec::new());
     }
@@ -226,8 +230,29 @@ fn is_taken_by_leftover(transaction: &mut postgres::Transaction<'_>, name: &str)
 }
 
 /// The partitions of `events`, oldest first, with their sizes.
-pub fn list(client: &mut impl GenericClient) -> Result<Vec<Partition>, PartitionError> {
-    partitions(client, "pg_total_relation_size(c.oid)")
+pub fn list(client: &mut Client) -> Result<Vec<Partition>, PartitionError> {
+    despite_deadlocks(client, |client| partitions(client, "pg_total_relation_size(c.oid)"))
+}
+
+/// Runs `step`, a whole transaction, again where PostgreSQL ended it as one side of a deadlock.
+///
+/// Reading a bound or a size locks the partition for a moment, with a snapshot in hand; whoever completes a detaching holds
+/// that lock and waits for older snapshots. Neither can know of the other.
+fn despite_deadlocks<T>(
+    client: &mut Client,
+    mut step: impl FnMut(&mut Client) -> Result<T, PartitionError>,
+) -> Result<T, PartitionError> {
+    let deadline = Instant::now() + PARTITION_DETACH_WAIT_MAX;
+    loop {
+        match step(client) {
+            Err(PartitionError::Postgres(error))
+                if error.code() == Some(&SqlState::T_R_DEADLOCK_DETECTED) && Instant::now() < deadline =>
+            {
+                std::thread::sleep(PARTITION_DETACH_RETRY_PAUSE);
+            }
+            outcome => return outcome,
+        }
+    }
 }
 
 /// As [`list`] without sizes: reads the catalogue only.
@@ -314,10 +339,12 @@ pub fn cleanup(
 
 /// Drops the partition or leftover `name`, in one step. That it is gone is fine.
 fn drop_by_function(client: &mut Client, name: &str) -> Result<(), PartitionError> {
-    match client.execute("SELECT ingestd_drop_partition(to_regclass($1))", &[&name]) {
-        Err(error) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => Err(PartitionError::InUse),
-        outcome => Ok(outcome.map(drop)?),
-    }
+    despite_deadlocks(client, |client| {
+        match client.execute("SELECT ingestd_drop_partition(to_regclass($1))", &[&name]) {
+            Err(error) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => Err(PartitionError::InUse),
+            outcome => Ok(outcome.map(drop)?),
+        }
+    })
 }
 
 /// Marks and detaches. That another node did so first, or does so now, is fine.
@@ -361,6 +388,10 @@ fn detach(client: &mut Client, partition: &Partition) -> Result<(), PartitionErr
 /// Drops `name` if it still is what [`detach`] leaves behind: by now, another node may have dropped it and a
 /// third one may have made a new partition of that name.
 fn drop_detached(client: &mut Client, name: &str) -> Result<(), PartitionError> {
+    despite_deadlocks(client, |client| drop_detached_once(client, name))
+}
+
+fn drop_detached_once(client: &mut Client, name: &str) -> Result<(), PartitionError> {
     let begin = client.build_transaction().isolation_level(IsolationLevel::ReadCommitted).read_only(false);
     let mut transaction = begin.start()?;
     lock(&mut transaction, ADVISORY_PARTITIONS, PARTITION_LOCK_WAIT_MAX)?;

@@ -10,6 +10,12 @@ use std::{env, fs, process};
 const FILES: [&str; 3] = ["dist/uPlot.iife.min.js", "dist/uPlot.min.css", "LICENSE"];
 
 fn main() {
+    // Tests on a Citus cluster run where there is one, and are reported as ignored where there is none.
+    println!("cargo::rerun-if-env-changed=INGESTD_TEST_CITUS_URL");
+    println!("cargo::rustc-check-cfg=cfg(ingestd_citus)");
+    if env::var_os("INGESTD_TEST_CITUS_URL").is_some_and(|url| !url.is_empty()) {
+        println!("cargo::rustc-cfg=ingestd_citus");
+    }
     println!("cargo::rerun-if-env-changed=INGESTD_UPLOT_DIR");
     let folder = env::var_os("INGESTD_UPLOT_DIR").map_or_else(
         || Path::new(&variable("CARGO_MANIFEST_DIR")).join(".setup/page/node_modules/uplot"),

@@ -9,9 +9,12 @@ mod support;
 use std::hint::black_box;
 
 use criterion::{Criterion, criterion_group, criterion_main};
+use ingestd::encode;
 use ingestd::encode::pool::BlockPool;
+use ingestd::encode::text::Lines;
 use ingestd::encode::tuple::{RowContext, append_tuple};
 use ingestd::json::Scratch;
+use ingestd::sharding::IngestShard;
 use ingestd::types::BodyDigest;
 use support::{EVENTS, batch_throughput, block_header, bodies, build_block, scan};
 
@@ -64,6 +67,18 @@ fn alone(criterion: &mut Criterion) {
                 tuples.clear();
                 scratch.events().iter().for_each(|event| append_tuple(&mut tuples, body, event, &row));
                 black_box(&mut tuples).len()
+            });
+        });
+        // What SHARDING=citus does besides, when it copies them.
+        let mut lines = Vec::with_capacity(2 * tuples.len());
+        group.bench_function("lines of text", |bencher| {
+            bencher.iter(|| {
+                lines.clear();
+                let mut writer = Lines::new(IngestShard(1));
+                for tuple in encode::tuple::tuples(black_box(&tuples)) {
+                    writer.append(&mut lines, &tuple.expect("a tuple").1);
+                }
+                black_box(&mut lines).len()
             });
         });
         group.finish();

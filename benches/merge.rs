@@ -13,6 +13,7 @@ use criterion::measurement::WallTime;
 use criterion::{BatchSize, BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
 use ingestd::flush::cut::{CutSettings, Linger};
 use ingestd::flush::merge::{Cut, Item, Merge, Moment, Next, Role};
+use ingestd::sharding::IngestShard;
 use ingestd::types::{PRIORITY_COUNT, PRIORITY_RESERVED_MIN, Priority};
 
 const BATCH_ROWS: u32 = 100;
@@ -35,7 +36,14 @@ fn merge(count: usize, below: usize, now: Instant, ago: Duration) -> Merge<usize
     for number in 0..count {
         let queued_at = first + Duration::from_secs(1) * number as u32 / count as u32;
         let priority = priority(number, below);
-        merge.push(Box::new(Item { priority, rows: BATCH_ROWS, bytes: BATCH_BYTES, queued_at, value: number }));
+        merge.push(Box::new(Item {
+            priority,
+            rows: BATCH_ROWS,
+            bytes: BATCH_BYTES,
+            shard: IngestShard::default(),
+            queued_at,
+            value: number,
+        }));
     }
     merge
 }

@@ -15,8 +15,8 @@
 //!         ─▶ status, metrics, telemetry
 //! ```
 //!
-//! Imports go down only: `types`, `limits`, `auth::rate` ← `sys`, `ring`, `metrics`, `auth` ← `json`, `encode`, `journal::frame`,
-//! `flush::{merge, cut}`, `pg::sqlstate` (pure) ← `journal`, `pg`, `status` ← `telemetry` ← `http`, `flush::flusher` ←
+//! Imports go down only: `types`, `limits`, `sharding`, `auth::rate` ← `sys`, `ring`, `metrics`, `auth` ← `json`, `encode`, `journal::frame`,
+//! `flush::{merge, group, cut}`, `pg::sqlstate` (pure) ← `journal`, `pg`, `status` ← `telemetry` ← `http`, `flush::flusher` ←
 //! `server`, `cli` ← `main`. A test holds this.
 //!
 //! Invariants that no station may break: an acknowledged batch is in the journal (or in PostgreSQL) until its
@@ -25,6 +25,7 @@
 
 pub mod config;
 pub mod limits;
+pub mod sharding;
 pub mod types;
 
 pub mod auth;

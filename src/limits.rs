@@ -227,6 +227,8 @@ pub const REFUSED_ROW_PAUSE: Duration = Duration::from_millis(2);
 pub const STAGED_COPIES_AFTER_DUPLICATE: u32 = 8;
 /// How often one COPY may find that partitions are missing before it counts as a fault.
 pub const PARTITION_ATTEMPTS_MAX: u32 = 3;
+/// How often in one attempt what a Citus worker refuses without a reason is sent again as it is.
+pub const REMOTE_FAULTS_MAX: u32 = 2;
 
 const _: () = assert!(RETRY_WAIT_MIN.as_millis() < RETRY_WAIT_MAX.as_millis());
 
@@ -266,6 +268,20 @@ pub const PARTITION_LOCK_WAIT_MAX: Duration = Duration::from_secs(10);
 pub const PARTITION_DETACH_WAIT_MAX: Duration = Duration::from_secs(60);
 /// Pause before it is tried again.
 pub const PARTITION_DETACH_RETRY_PAUSE: Duration = Duration::from_millis(50);
+
+// --- Citus ----------------------------------------------------------------------------------------
+
+/// A transaction that a worker has prepared is decided within moments; after this long something is wrong.
+pub const IN_DOUBT_AFTER: Duration = Duration::from_secs(30);
+/// How often a coordinator should decide what a crash left undecided, at the longest.
+pub const RECOVERY_INTERVAL_ADVISED: Duration = Duration::from_secs(10);
+/// How often the coordinator is asked how its workers are.
+pub const CLUSTER_LOOK_INTERVAL: Duration = Duration::from_secs(10);
+/// For how long a coordinator's backend must stand still to be taken for dead. While it waits for a worker it looks as if it
+/// waited for its client, so this is longer than any statement may take there (`TRANSACTION_LIMITS`).
+pub const SHARDED_STANDSTILL_MIN: Duration = Duration::from_secs(75);
+/// How long dropping a partition may wait for COPYs under way: those that come meanwhile wait as well.
+pub const SHARDED_DROP_WAIT_MAX: Duration = Duration::from_secs(1);
 
 // --- Embedded PostgreSQL -------------------------------------------------------------------------
 

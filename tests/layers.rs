@@ -6,9 +6,18 @@ use std::path::{Path, PathBuf};
 /// Layers, lowest first; a module may import from its own and from lower ones. The longest name that fits a module
 /// wins: `journal::frame` is pure, the rest of `journal` is not.
 const LAYERS: &[&[&str]] = &[
-    &["types", "limits", "auth::rate", "config"],
+    &["types", "limits", "sharding", "auth::rate", "config"],
     &["sys", "ring", "metrics", "auth"],
-    &["json", "encode", "journal::frame", "flush::merge", "flush::cut", "flush::admission", "pg::sqlstate"],
+    &[
+        "json",
+        "encode",
+        "journal::frame",
+        "flush::merge",
+        "flush::group",
+        "flush::cut",
+        "flush::admission",
+        "pg::sqlstate",
+    ],
     &["journal", "pg", "status"],
     &["telemetry"],
     &["http", "flush"],
@@ -19,11 +28,13 @@ const LAYERS: &[&[&str]] = &[
 /// Modules that do no I/O: what they may not name.
 const PURE: &[&str] = &[
     "types",
+    "sharding",
     "auth::rate",
     "json",
     "encode",
     "journal::frame",
     "flush::merge",
+    "flush::group",
     "flush::cut",
     "flush::admission",
     "pg::sqlstate",

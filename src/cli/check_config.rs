@@ -6,16 +6,20 @@ use clap::{ArgMatches, Command};
 
 use super::failure::Failure;
 use super::help::with_examples;
-use super::settings;
+use super::{database, settings};
 use crate::auth::file::KeysFile;
 use crate::config::{Auth, Config};
 use crate::http::tls;
+use crate::pg::citus::{cluster, layout};
+use crate::pg::connect::classify_start_error;
+use crate::sharding::Sharding;
 
 pub(super) fn command() -> Command {
     let command = settings::with_all_settings(
         Command::new("check-config").about("Validate the settings without starting anything").long_about(
             "Validate the settings, and the files of TLS that they name, without starting anything. Prints what they \
-                 mean that you may not expect. Connects to nothing; exit code 2 when a setting is wrong.",
+                 mean that you may not expect. Connects to nothing, unless SHARDING=citus: then also prints what the cluster \
+                 of DATABASE_URL lacks. Exit code 2 when a setting is wrong, or the cluster lacks something.",
         ),
     );
     with_examples(
@@ -40,5 +44,32 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
     for line in config.consequences(&raw).into_iter().chain(warnings) {
         writeln!(out, "- {line}")?;
     }
-    Ok(())
+    match config.sharding {
+        Sharding::None => Ok(()),
+        Sharding::Citus => check_cluster(&config, &mut out),
+    }
+}
+
+/// Says how the cluster is that the tables are to be spread over.
+fn check_cluster(config: &Config, out: &mut impl Write) -> Result<(), Failure> {
+    let mut client = database::connect(config)?;
+    let lacks = cluster::lacks(&mut client, Some(config.pool_connections_max)).map_err(database_fault)?;
+    if !lacks.is_empty() {
+        return Err(Failure::usage(format!("the Citus cluster of DATABASE_URL lacks something: {}", lacks.join("; "))));
+    }
+    let cluster = cluster::look(&mut client).map_err(database_fault)?;
+    writeln!(out, "the Citus cluster is fine: {} workers", cluster.workers.len())?;
+    let advice = cluster::advice(&mut client).map_err(database_fault)?;
+    for line in cluster.doubt().into_iter().chain(advice) {
+        writeln!(out, "- {line}")?;
+    }
+    let layout = match layout::layout_of(&mut client).map_err(database_fault)? {
+        Sharding::None => "the tables are not spread over it yet: 'ingestd migrate' or the start of a server does that",
+        Sharding::Citus => "the tables are spread over it",
+    };
+    Ok(writeln!(out, "- {layout}")?)
+}
+
+fn database_fault(error: postgres::Error) -> Failure {
+    classify_start_error(&error).into()
 }

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use super::log::printable;
 use crate::config::Problems;
+use crate::pg::citus::layout::LayoutError;
 use crate::pg::connect::{StartFault, classify_start_error};
 use crate::pg::dead_letter::DeadLetterError;
 use crate::pg::migrate::MigrateError;
@@ -68,6 +69,17 @@ impl From<MigrateError> for Failure {
             MigrateError::Postgres(error) => classify_start_error(&error).into(),
             MigrateError::NotAllowed { .. } => Self::usage(error.to_string()),
             MigrateError::Connect(fault) => fault.into(),
+            other => Self::runtime(other),
+        }
+    }
+}
+
+impl From<LayoutError> for Failure {
+    fn from(error: LayoutError) -> Self {
+        match error {
+            LayoutError::Postgres(error) => classify_start_error(&error).into(),
+            LayoutError::Distributed | LayoutError::NotReady(_) => Self::usage(error.to_string()),
+            LayoutError::Connect(fault) => fault.into(),
             other => Self::runtime(other),
         }
     }

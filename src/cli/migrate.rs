@@ -8,13 +8,14 @@ use super::failure::Failure;
 use super::help::with_examples;
 use super::progress::{self, Progress};
 use super::{database, settings};
+use crate::pg::citus::layout;
 use crate::pg::migrate::migrate;
 
 pub(super) fn command() -> Command {
     let command = settings::with_settings(
         Command::new("migrate").about("Apply the migrations that the database lacks").long_about(
-            "Apply the migrations that the database lacks, and print which. Safe to run again, and on many nodes \
-                 at once. The server does the same when it starts. Needs a role that owns the tables: that of \
+            "Apply the migrations that the database lacks, and print which. With SHARDING=citus, \
+                 spread the tables over the cluster then. Safe to run again, and on many nodes at once. The server does the same when it starts. Needs a role that owns the tables: that of \
                  MIGRATE_DATABASE_URL, or else of DATABASE_URL.",
         ),
         settings::OWNER,
@@ -36,7 +37,11 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
     let mut client = database::connect_as_owner(&config)?;
     let waiting = Progress::of_waiting("migrating", progress::is_wanted(matches));
     let report = migrate(&mut client);
+    let arranged = report.as_ref().ok().map(|_| layout::arrange(&mut client, config.sharding));
     drop(waiting);
-    let report = report?;
-    Ok(writeln!(stdout(), "{report}")?)
+    writeln!(stdout(), "{}", report?)?;
+    if arranged.transpose()? == Some(true) {
+        writeln!(stdout(), "the tables are spread over the Citus cluster")?;
+    }
+    Ok(())
 }

@@ -31,6 +31,7 @@ use std::time::Duration;
 pub use database_url::{DatabaseUrl, SslMode, SslRootCert};
 
 use crate::auth::rate::RateLimits;
+use crate::sharding::Sharding;
 use crate::types::AckLevel;
 
 /// Where rows go.
@@ -180,6 +181,8 @@ pub struct Config {
     pub node_id: String,
     /// `LOG_FORMAT`.
     pub log_format: LogFormat,
+    /// `SHARDING`.
+    pub sharding: Sharding,
     /// `LOG_LEVEL`.
     pub log_level: tracing::Level,
     /// `OTLP_ENDPOINT`, without a `/` at its end; `None`: no traces.

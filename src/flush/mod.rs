@@ -13,6 +13,7 @@ pub mod admission;
 mod attempt;
 pub mod cut;
 pub mod flusher;
+mod group;
 pub mod merge;
 pub mod postponed;
 pub mod queue;

@@ -4,7 +4,7 @@
 //! that only flushers take. How flushers sleep and are woken is in [`crate::flush::sleepers`].
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use parking_lot::{Mutex, MutexGuard};
@@ -21,6 +21,7 @@ use crate::limits::{MEMORY_SHED_SHARE, QUEUED_BATCH_BYTES};
 use crate::metrics::Metrics;
 use crate::ring::budget::Budget;
 use crate::ring::lanes::Lanes;
+use crate::sharding::{IngestShard, NodeGroup, ShardMap, Sharding};
 use crate::status::model::Batch;
 use crate::types::Priority;
 
@@ -72,6 +73,10 @@ pub struct FlushQueue {
     merge: Mutex<Merge<Queued>>,
     postponed: Mutex<Postponed<Waiting>>,
     sleepers: Sleepers,
+    sharding: Sharding,
+    /// Shards that take no batches, and why the last of them does not.
+    held_shards: AtomicUsize,
+    held_because: Mutex<String>,
     rows_under_way: AtomicU64,
     draining: AtomicBool,
     stopping: AtomicBool,
@@ -82,9 +87,11 @@ pub struct FlushQueue {
 }
 
 impl FlushQueue {
-    /// An empty queue fed by `cores` cores, with seats for `general` flushers and, if asked, a reserved one.
+    /// An empty queue fed by `cores` cores for tables laid out as `sharding` says, with seats for `general` flushers and,
+    /// if asked, a reserved one.
     pub fn new(
         cores: usize,
+        sharding: Sharding,
         settings: CutSettings,
         budgets: QueueBudgets,
         general: usize,
@@ -98,6 +105,9 @@ impl FlushQueue {
             merge: Mutex::new(Merge::new(settings, general)),
             postponed: Mutex::default(),
             sleepers,
+            sharding,
+            held_shards: AtomicUsize::new(0),
+            held_because: Mutex::default(),
             rows_under_way: AtomicU64::new(0),
             draining: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
@@ -113,8 +123,12 @@ impl FlushQueue {
         metrics.queue_batches.of(priority).add(1);
         metrics.queue_events.of(priority).add(u64::from(queued.batch.events));
         metrics.queue_bytes.of(priority).add(tuple_bytes);
-        let item =
-            Item { priority, rows: queued.batch.events, bytes: tuple_bytes, queued_at: Instant::now(), value: queued };
+        let shard = match self.sharding {
+            Sharding::None => IngestShard::default(),
+            Sharding::Citus => IngestShard::of(&queued.batch.key.id),
+        };
+        let (rows, queued_at) = (queued.batch.events, Instant::now());
+        let item = Item { priority, rows, bytes: tuple_bytes, shard, queued_at, value: queued };
         self.lanes.push(core, priority, Box::new(item));
     }
 
@@ -188,9 +202,70 @@ impl FlushQueue {
 
     /// How many batches cannot land while others can, and why the last one cannot; `None` when there is none.
     pub fn stuck(&self) -> Option<(usize, String)> {
-        let postponed = self.postponed.lock();
-        let (count, reason) = postponed.state();
-        (count > 0).then(|| (count, reason.to_owned()))
+        let (count, reason) = {
+            let postponed = self.postponed.lock();
+            let (count, reason) = postponed.state();
+            (count, reason.to_owned())
+        };
+        if !self.holds_shards() {
+            return (count > 0).then_some((count, reason));
+        }
+        let held = self.merge.lock().held();
+        let why = self.held_because.lock();
+        Some((count + held.batches, format!("{} shards take no batches: {why}", held.shards)))
+    }
+
+    /// True while a shard takes no batches although the coordinator of its cluster answers.
+    pub fn holds_shards(&self) -> bool {
+        // Relaxed: a hint; nobody reads other memory because of it.
+        self.held_shards.load(Ordering::Relaxed) > 0
+    }
+
+    /// From now on a COPY holds batches of one of `shards`.
+    pub fn set_shards(&self, shards: ShardMap) {
+        self.merge.lock().set_shards(shards);
+    }
+
+    /// Takes nothing of `shard` for a while because of `reason`.
+    pub(super) fn hold(&self, shard: IngestShard, reason: &str) {
+        let mut merge = self.merge.lock();
+        let is_new = merge.hold(shard, Instant::now());
+        self.held_shards.store(merge.held().shards, Ordering::Relaxed);
+        drop(merge);
+        *self.held_because.lock() = reason.to_owned();
+        if is_new {
+            tracing::warn!(reason, "a shard takes no batches: they wait, those of other shards do not");
+        }
+    }
+
+    /// A COPY to `node` has ended.
+    pub(super) fn done(&self, node: NodeGroup) {
+        if self.sharding == Sharding::None {
+            return;
+        }
+        let mut merge = self.merge.lock();
+        merge.done(node);
+        let more = merge.has_work(Role::General);
+        drop(merge);
+        if more {
+            self.wake_one(Role::General);
+        }
+    }
+
+    /// `shard` takes batches.
+    pub(super) fn release(&self, shard: IngestShard) {
+        if !self.holds_shards() {
+            return;
+        }
+        let mut merge = self.merge.lock();
+        let was_held = merge.release(shard);
+        let held = merge.held();
+        self.held_shards.store(held.shards, Ordering::Relaxed);
+        drop(merge);
+        if was_held && held.shards == 0 {
+            tracing::info!("all shards take batches again");
+            self.admission.excuse_all();
+        }
     }
 
     /// True after [`Self::stop`].
@@ -287,7 +362,7 @@ mod tests {
             CutSettings { rows_min: 1, bytes_max: 1 << 20, timeout: Duration::from_secs(30), linger: Linger::Adaptive };
         let limit = 10 * (QUEUED_BATCH_BYTES + BLOCK_BYTES);
         let budgets = QueueBudgets { batches: Budget::new(100), memory_bytes: Budget::new(limit) };
-        let (queue, _seats) = FlushQueue::new(1, settings, budgets, 1, false);
+        let (queue, _seats) = FlushQueue::new(1, Sharding::None, settings, budgets, 1, false);
         let memory = &queue.budgets.memory_bytes;
         for number in 0..10 {
             assert!(memory.try_take(QUEUED_BATCH_BYTES + BLOCK_BYTES));

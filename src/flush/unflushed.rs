@@ -75,6 +75,7 @@ mod tests {
     use super::*;
     use crate::flush::merge::Item;
     use crate::flush::queue::Queued;
+    use crate::sharding::IngestShard;
     use crate::status::model::{Batch, Counts};
     use crate::types::{BatchKey, BodyDigest, Priority, UnixMicros};
 
@@ -91,7 +92,7 @@ mod tests {
         let batch = Arc::new(Batch::new(key, BodyDigest::of(b"body"), priority, 1, UnixMicros(0)));
         let (block, location, on_commit) = (None, None, None);
         let value = Queued { batch, block, location, memory_bytes: 0, accepted_at: now, on_commit, postponed_times: 0 };
-        let item = Item { priority, rows: 1, bytes: BYTES, queued_at: now, value };
+        let item = Item { priority, rows: 1, bytes: BYTES, shard: IngestShard::default(), queued_at: now, value };
         (Box::new(item), Landed::Now(Counts::default()))
     }
 

@@ -18,7 +18,7 @@ use crate::http::submission::Submission;
 use crate::http::tls::Tls;
 use crate::journal::{JournalHealth, JournalSpace};
 use crate::limits::JOURNAL_FULL_HEADROOM_SHARE;
-use crate::metrics::{Metrics, PoolState};
+use crate::metrics::{Metrics, PoolState, WorkerState};
 use crate::pg::health::DatabaseHealth;
 use crate::pg::pool::Pool;
 use crate::ring::budget::Budget;
@@ -143,11 +143,18 @@ impl App {
         self.metrics.journal_damaged.set(u64::from(!self.journal_health.damage().is_empty()));
         self.metrics.ready.set(u64::from(self.unready_reason().is_none()));
         self.metrics.database_up.set(u64::from(self.database.is_working()));
+        if let Some(cluster) = self.database.cluster() {
+            let reachable = cluster.workers.iter().filter(|worker| worker.is_reachable).count();
+            let workers = &self.metrics.citus_workers;
+            workers.of(WorkerState::Reachable).set(reachable as u64);
+            workers.of(WorkerState::Unreachable).set((cluster.workers.len() - reachable) as u64);
+            self.metrics.citus_undecided_transactions.set(cluster.in_doubt);
+        }
     }
 
     /// For how long a batch of `priority` should stay away, because it would wait for too long while PostgreSQL works.
     pub fn overload(&self, priority: Priority) -> Option<Duration> {
-        if !self.database.is_working() {
+        if !self.database.is_working() || self.queue.holds_shards() {
             return None;
         }
         self.queue.admission.refusal(priority, Instant::now())

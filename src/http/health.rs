@@ -11,6 +11,7 @@ use crate::http::problem::Problem;
 use crate::http::route::{Reply, json as json_reply, plain};
 use crate::http::worker::Worker;
 use crate::limits::RETRY_AFTER_JOURNAL_SECONDS;
+use crate::pg::citus::cluster::{Cluster, Worker as CitusWorker};
 
 /// Ingestion is not possible.
 pub(super) const UNHEALTHY: &str = "unhealthy";
@@ -71,10 +72,33 @@ pub(super) struct DatabaseCheck {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub(super) stuck_batches: Option<usize>,
+    /// The Citus cluster behind it, with `SHARDING=citus`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub(super) cluster: Option<ClusterFigures>,
     /// Why it is failing.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub(super) reason: Option<String>,
+}
+
+/// A Citus cluster, as its coordinator sees it.
+#[derive(Serialize, ToSchema)]
+pub(super) struct ClusterFigures {
+    /// Its workers.
+    workers: Vec<ClusterWorker>,
+    /// Transactions that a worker has prepared and nobody has decided for long: they hold locks.
+    undecided_transactions: u64,
+}
+
+/// A worker of a Citus cluster.
+#[derive(Serialize, ToSchema)]
+pub(super) struct ClusterWorker {
+    /// `host:port`.
+    address: String,
+    /// `failing` while the coordinator cannot connect to it.
+    #[schema(pattern = "^(ok|failing)$")]
+    status: &'static str,
 }
 
 /// Connections of the pool.
@@ -195,6 +219,7 @@ fn database(app: &App) -> DatabaseCheck {
         },
         queued_batches: app.queue.budgets.batches.used(),
         stuck_batches: None,
+        cluster: app.database.cluster().map(cluster_figures),
         reason: None,
     };
     if !reason.is_empty() {
@@ -208,6 +233,17 @@ fn database(app: &App) -> DatabaseCheck {
         check.reason = Some(reason);
     }
     check
+}
+
+fn cluster_figures(cluster: Cluster) -> ClusterFigures {
+    let worker = |worker: CitusWorker| ClusterWorker {
+        address: worker.address,
+        status: if worker.is_reachable { "ok" } else { "failing" },
+    };
+    ClusterFigures {
+        workers: cluster.workers.into_iter().map(worker).collect(),
+        undecided_transactions: cluster.in_doubt,
+    }
 }
 
 fn redis(app: &App) -> RedisCheck {

@@ -15,7 +15,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
 use super::histogram::{Histogram, Merged};
-use super::labels::{AuthFailure, BatchOutcome, Label, PoolState, SqlstateClass, Statement};
+use super::labels::{AuthFailure, BatchOutcome, Label, PoolState, SqlstateClass, Statement, WorkerState};
 use super::process::ProcessStats;
 use super::registry::Metrics;
 use super::report;
@@ -243,6 +243,10 @@ impl Families<'_> {
         let help = "Limit on the connections of the pool (DB_POOL_MAX_SIZE)";
         self.gauge("ingestd_db_pool_connections_limit", help, metrics.db_pool_connections_limit.get())?;
         self.gauge("ingestd_database_up", "1 while PostgreSQL answers", metrics.database_up.get())?;
+        let help = "Workers of the Citus cluster (SHARDING=citus)";
+        self.gauges("ingestd_citus_workers", help, WorkerState::KEY, metrics.citus_workers.iter())?;
+        let help = "Transactions that Citus workers have prepared and nobody has decided for long";
+        self.gauge("ingestd_citus_undecided_transactions", help, metrics.citus_undecided_transactions.get())?;
 
         let by_statement: Vec<_> = metrics.db_query.merge_all().collect();
         let help = "Statements sent to PostgreSQL";

@@ -127,6 +127,16 @@ label_set! {
 }
 
 label_set! {
+    /// Whether a Citus worker can be reached.
+    WorkerState, "state" {
+        /// The coordinator connects to it.
+        Reachable = "reachable",
+        /// It does not.
+        Unreachable = "unreachable",
+    }
+}
+
+label_set! {
     /// The class of an SQLSTATE: its first two characters (PostgreSQL manual, appendix A).
     SqlstateClass, "sqlstate_class" {
         /// No SQLSTATE at all: the connection broke or was not made.

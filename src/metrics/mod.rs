@@ -40,6 +40,8 @@ mod throughput;
 pub use cells::{Counter, Counters, Gauge, Gauges, NamedCounters, RequestCounters};
 pub use export::{Format, NotAcceptable};
 pub use histogram::{Histogram, Histograms, Merged, Recorder, Recorders, VALUE_MAX};
-pub use labels::{AuthFailure, BatchOutcome, HttpStatus, Label, PoolState, Route, SqlstateClass, Statement};
+pub use labels::{
+    AuthFailure, BatchOutcome, HttpStatus, Label, PoolState, Route, SqlstateClass, Statement, WorkerState,
+};
 pub use process::ProcessStats;
 pub use registry::Metrics;

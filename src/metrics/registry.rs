@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use super::cells::{Counter, Counters, Gauge, Gauges, NamedCounters, RequestCounters};
 use super::histogram::{Histogram, Histograms};
 use super::history::{self, History};
-use super::labels::{AuthFailure, BatchOutcome, PoolState, SqlstateClass, Statement};
+use super::labels::{AuthFailure, BatchOutcome, PoolState, SqlstateClass, Statement, WorkerState};
 use super::throughput::{Rates, Sample, Samples};
 use crate::limits::THROUGHPUT_WINDOWS;
 use crate::types::{Priority, UnixMicros};
@@ -62,6 +62,10 @@ pub struct Metrics {
     pub db_pool_connections: Gauges<PoolState>,
     /// The limit on their number.
     pub db_pool_connections_limit: Gauge,
+    /// Workers of the Citus cluster, none where there is none (`SHARDING`).
+    pub citus_workers: Gauges<WorkerState>,
+    /// Transactions that Citus workers have prepared and nobody has decided for long.
+    pub citus_undecided_transactions: Gauge,
 
     /// Request received to answer sent.
     pub ack_latency: Histogram,
@@ -109,6 +113,8 @@ impl Metrics {
             database_up: Gauge::default(),
             db_pool_connections: Gauges::new(),
             db_pool_connections_limit: Gauge::default(),
+            citus_workers: Gauges::new(),
+            citus_undecided_transactions: Gauge::default(),
             ack_latency: Histogram::of_latencies(),
             queue_latency: Histogram::of_latencies(),
             copy_latency: Histogram::of_latencies(),

@@ -25,6 +25,7 @@ use crate::limits::{
     CONNECT_TIMEOUT, CONNECT_WAIT_MAX, KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_RETRIES, SERVER_VERSION_MIN,
     TCP_USER_TIMEOUT,
 };
+use crate::sharding::Sharding;
 
 /// First thing in a transaction that must not hang: no statement takes longer than a minute, no lock is
 /// awaited longer than half of one, and a node that freezes does not keep its locks.
@@ -147,8 +148,8 @@ impl Connector {
     }
 
     /// What a connection pool opens connections with; tells `health` of locks.
-    pub fn watch(&self, health: Arc<DatabaseHealth>) -> Arc<Watch> {
-        Watch::start(self.config.clone(), self.tls.clone(), health)
+    pub fn watch(&self, sharding: Sharding, health: Arc<DatabaseHealth>) -> Arc<Watch> {
+        Watch::start(self.config.clone(), self.tls.clone(), sharding, health)
     }
 
     /// `host:port`s, for messages.

@@ -1,6 +1,6 @@
 //! Events that PostgreSQL refused: look at them, take them out, try them again.
 //!
-//! Replay handles one row a transaction: lock it (`FOR UPDATE SKIP LOCKED`, so that two replays at once
+//! Replay handles one row a transaction: find it, lock it (`FOR UPDATE SKIP LOCKED`, so that two replays at once
 //! share the work and never double it), insert the event, set `replayed_at`, commit. A row that is refused
 //! again stays, with the new reason. The payload goes from the stored text to jsonb digit for digit, on
 //! PostgreSQL's side.
@@ -14,9 +14,11 @@ use postgres::error::SqlState;
 use postgres::fallible_iterator::FallibleIterator;
 use postgres::{Client, GenericClient, IsolationLevel, Transaction};
 
+use super::citus::layout::layout_of;
 use super::connect::{TRANSACTION_LIMITS, one_line};
 use super::partitions::{self, Month, PartitionError};
 use super::sqlstate::{Fault, Verdict, verdict};
+use crate::sharding::{IngestShard, Sharding};
 use crate::types::UnixMicros;
 
 /// A dead letter without its event.
@@ -152,22 +154,19 @@ pub fn replay(
 ) -> Result<ReplayReport, DeadLetterError> {
     let mut report = ReplayReport::default();
     let (mut after, mut tried) = (0, 0);
-    while let Some((number, mut outcome)) = replay_next(client, after, id)? {
+    let sharding = layout_of(client)?;
+    while let Some(letter) = next_waiting(client, sharding, after, id)? {
+        let number = letter.number;
+        let mut outcome = replay_one(client, letter, false)?;
         if let Outcome::NoPartition(month) = outcome {
             partitions::ensure(client, &[month])?;
-            match replay_next(client, number - 1, Some(number))? {
-                Some((_, second)) => outcome = second,
-                None => outcome = Outcome::TakenByAnother,
-            }
+            outcome = replay_one(client, letter, true)?;
         }
         match outcome {
             Outcome::Inserted => report.inserted += 1,
             Outcome::Duplicate => report.duplicates += 1,
             Outcome::Refused(reason) => report.refused.push((number, reason)),
-            Outcome::TakenByAnother => {}
-            Outcome::NoPartition(month) => {
-                report.refused.push((number, format!("the partition of {month} was dropped again meanwhile")));
-            }
+            Outcome::TakenByAnother | Outcome::NoPartition(_) => {}
         }
         after = number;
         tried += 1;
@@ -188,98 +187,138 @@ enum Outcome {
     TakenByAnother,
 }
 
-/// Replays the first waiting row after number `after` (only `id`, when given), in a transaction of its own.
-/// `None`: no such row, or another replay has it.
-fn replay_next(client: &mut Client, after: i64, id: Option<i64>) -> Result<Option<(i64, Outcome)>, DeadLetterError> {
+/// A dead letter that waits.
+#[derive(Clone, Copy)]
+struct Letter {
+    number: i64,
+    sharding: Sharding,
+    shard: IngestShard,
+}
+
+impl Letter {
+    /// What picks its row, in a WHERE clause.
+    fn its_row(self) -> String {
+        format!("id = {}{}", self.number, self.sharding.and_shard(self.shard))
+    }
+}
+
+/// The first waiting row after number `after` (only `id`, when given); locks nothing.
+fn next_waiting(
+    client: &mut impl GenericClient,
+    sharding: Sharding,
+    after: i64,
+    id: Option<i64>,
+) -> Result<Option<Letter>, postgres::Error> {
+    let shard = match sharding {
+        Sharding::None => "0",
+        Sharding::Citus => "ingest_shard",
+    };
+    let row = client.query_opt(
+        &format!(
+            "SELECT id, {shard} FROM dead_letter_events
+             WHERE replayed_at IS NULL AND id > $1 AND ($2::bigint IS NULL OR id = $2) ORDER BY id LIMIT 1"
+        ),
+        &[&after, &id],
+    )?;
+    Ok(row.map(|row| Letter { number: row.get(0), sharding, shard: IngestShard(row.get(1)) }))
+}
+
+/// Replays `letter`, in a transaction of its own. Once its partition is there, what looks as if it were missing is a CHECK:
+/// a Citus worker does not name the constraint that a row breaks.
+fn replay_one(client: &mut Client, letter: Letter, has_partition: bool) -> Result<Outcome, DeadLetterError> {
     let begin = client.build_transaction().isolation_level(IsolationLevel::ReadCommitted).read_only(false);
     let mut transaction = begin.start()?;
     transaction.batch_execute(TRANSACTION_LIMITS)?;
-    let row = transaction.query_opt(
-        "SELECT id FROM dead_letter_events
-         WHERE replayed_at IS NULL AND id > $1 AND ($2::bigint IS NULL OR id = $2)
-         ORDER BY id LIMIT 1 FOR UPDATE SKIP LOCKED",
-        &[&after, &id],
-    )?;
-    let Some(number) = row.map(|row| row.get::<_, i64>(0)) else { return Ok(None) };
-    let outcome = match insert(&mut transaction, number) {
-        Ok(false) if !is_there(&mut transaction, number)? => {
+    let its_row = letter.its_row();
+    let lock = format!("SELECT FROM dead_letter_events WHERE {its_row} AND replayed_at IS NULL FOR UPDATE SKIP LOCKED");
+    if transaction.query_opt(&lock, &[])?.is_none() {
+        return Ok(Outcome::TakenByAnother);
+    }
+    let outcome = match insert(&mut transaction, letter) {
+        Ok(false) if !is_there(&mut transaction, letter)? => {
             let fault = Fault::left_out();
-            refuse(&mut transaction, number, &fault.sqlstate, &fault.message)?;
+            refuse(&mut transaction, letter, &fault.sqlstate, &fault.message)?;
             Outcome::Refused(fault.message)
         }
         Ok(inserted) => {
-            let done = "UPDATE dead_letter_events SET replayed_at = clock_timestamp() WHERE id = $1";
-            transaction.execute(done, &[&number])?;
+            let done = format!("UPDATE dead_letter_events SET replayed_at = now() WHERE {its_row}");
+            transaction.execute(&done, &[])?;
             if inserted { Outcome::Inserted } else { Outcome::Duplicate }
         }
-        Err(error) if verdict_on(&error) == Verdict::MissingPartition => {
-            let month = month_of(&mut transaction, number)?;
+        Err(error) if verdict_on(&error) == Verdict::MissingPartition && !has_partition => {
+            let month = month_of(&mut transaction, letter)?;
             transaction.rollback()?;
-            return Ok(Some((number, Outcome::NoPartition(month))));
+            return Ok(Outcome::NoPartition(month));
         }
-        Err(error) if verdict_on(&error) == Verdict::RowFault => {
+        Err(error) if matches!(verdict_on(&error), Verdict::RowFault | Verdict::MissingPartition) => {
             let state = error.code().map_or("", SqlState::code);
             let message = error.as_db_error().map_or_else(String::new, |db| db.message().to_owned());
-            refuse(&mut transaction, number, state, &message)?;
+            refuse(&mut transaction, letter, state, &message)?;
             Outcome::Refused(one_line(&error))
         }
         Err(error) => return Err(error.into()),
     };
     transaction.commit()?;
-    Ok(Some((number, outcome)))
+    Ok(outcome)
 }
 
 /// When the event happened. The column is empty where the time itself could not be read.
-macro_rules! event_time {
-    () => {
-        r#"coalesce("timestamp", (event::json ->> 'timestamp')::timestamptz, received_at)"#
-    };
-}
+const EVENT_TIME: &str = r#"coalesce("timestamp", (event::json ->> 'timestamp')::timestamptz, received_at)"#;
 
-/// Inserts the event of row `number`, under a savepoint; false when it was there already.
-fn insert(transaction: &mut Transaction<'_>, number: i64) -> Result<bool, postgres::Error> {
+/// Inserts the event of `letter`, under a savepoint; false when it was there already.
+fn insert(transaction: &mut Transaction<'_>, letter: Letter) -> Result<bool, postgres::Error> {
     let mut savepoint = transaction.transaction()?;
+    let column = match letter.sharding {
+        Sharding::None => "",
+        Sharding::Citus => ", ingest_shard",
+    };
+    let its_row = letter.its_row();
     let inserted = savepoint.execute(
-        concat!(
-            r#"INSERT INTO events (event_id, service_name, event_type, payload, "timestamp", metadata, batch_id, priority)
+        &format!(
+            r#"INSERT INTO events (event_id, service_name, event_type, payload, "timestamp", metadata, batch_id, priority{column})
                SELECT coalesce(event_id, event::json ->> 'event_id'), event::json ->> 'service_name',
-                      event::json ->> 'event_type', (event::json -> 'payload')::text::jsonb, "#,
-            event_time!(),
-            r#", nullif((event::json -> 'metadata')::text, 'null')::jsonb, batch_id, priority
-               FROM dead_letter_events WHERE id = $1
+                      event::json ->> 'event_type', (event::json -> 'payload')::text::jsonb, {EVENT_TIME},
+                      nullif((event::json -> 'metadata')::text, 'null')::jsonb, batch_id, priority{column}
+               FROM dead_letter_events WHERE {its_row}
                ON CONFLICT DO NOTHING"#
         ),
-        &[&number],
+        &[],
     )?;
     savepoint.commit()?;
     Ok(inserted > 0)
 }
 
-/// True when the event of row `number` is in the table.
-fn is_there(transaction: &mut Transaction<'_>, number: i64) -> Result<bool, postgres::Error> {
-    let query = concat!(
-        "SELECT EXISTS (SELECT FROM events e, (SELECT coalesce(event_id, event::json ->> 'event_id') AS event_id, ",
-        event_time!(),
-        r#" AS "at" FROM dead_letter_events WHERE id = $1) d WHERE e."timestamp" = d."at" AND e.event_id = d.event_id)"#
+/// True when the event of `letter` is in the table.
+fn is_there(transaction: &mut Transaction<'_>, letter: Letter) -> Result<bool, postgres::Error> {
+    let (its_row, and_shard) = (letter.its_row(), letter.sharding.and_shard(letter.shard));
+    let query = format!(
+        r#"SELECT EXISTS (SELECT FROM events e,
+                (SELECT coalesce(event_id, event::json ->> 'event_id') AS event_id, {EVENT_TIME} AS "at"
+                 FROM dead_letter_events WHERE {its_row}) d
+           WHERE e."timestamp" = d."at" AND e.event_id = d.event_id{and_shard})"#
     );
-    Ok(transaction.query_one(query, &[&number])?.get(0))
+    Ok(transaction.query_one(&query, &[])?.get(0))
 }
 
-/// Notes why row `number` was refused this time.
-fn refuse(transaction: &mut Transaction<'_>, number: i64, state: &str, message: &str) -> Result<(), postgres::Error> {
-    let again = "UPDATE dead_letter_events SET sqlstate = $2, message = $3 WHERE id = $1";
-    transaction.execute(again, &[&number, &state, &message])?;
+/// Notes why `letter` was refused this time.
+fn refuse(
+    transaction: &mut Transaction<'_>,
+    letter: Letter,
+    state: &str,
+    message: &str,
+) -> Result<(), postgres::Error> {
+    let again = format!("UPDATE dead_letter_events SET sqlstate = $1, message = $2 WHERE {}", letter.its_row());
+    transaction.execute(&again, &[&state, &message])?;
     Ok(())
 }
 
-/// The month of row `number`'s event.
-fn month_of(transaction: &mut Transaction<'_>, number: i64) -> Result<Month, postgres::Error> {
-    let query = concat!(
-        "SELECT (extract(epoch FROM ",
-        event_time!(),
-        ") * 1000000)::bigint FROM dead_letter_events WHERE id = $1"
+/// The month of the event of `letter`.
+fn month_of(transaction: &mut Transaction<'_>, letter: Letter) -> Result<Month, postgres::Error> {
+    let query = format!(
+        "SELECT (extract(epoch FROM {EVENT_TIME}) * 1000000)::bigint FROM dead_letter_events WHERE {}",
+        letter.its_row()
     );
-    Ok(Month::of(UnixMicros(transaction.query_one(query, &[&number])?.get(0))))
+    Ok(Month::of(UnixMicros(transaction.query_one(&query, &[])?.get(0))))
 }
 
 /// What the flusher's table says of `error`: a replay refuses the rows that a COPY would refuse.

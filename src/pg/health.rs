@@ -10,11 +10,14 @@ use std::time::Instant;
 
 use parking_lot::Mutex;
 
+use super::citus::cluster::Cluster;
+
 /// Shared verdict on the database; written by flushers and the probe, read by health and look-ups.
 pub struct DatabaseHealth {
     working: AtomicBool,
     detail: Mutex<Detail>,
-    doubts: Mutex<[Option<String>; 2]>,
+    doubts: Mutex<[Option<String>; 3]>,
+    cluster: Mutex<Option<Cluster>>,
 }
 
 /// The fault before anybody has tried.
@@ -27,6 +30,8 @@ pub enum Doubt {
     Lock,
     /// The schema is a newer ingestd's.
     Schema,
+    /// Workers of a Citus cluster are away, or transactions on them are undecided.
+    Cluster,
 }
 
 /// Who has found a fault.
@@ -49,7 +54,12 @@ impl DatabaseHealth {
     /// Not working until somebody has seen it work.
     pub fn new() -> Self {
         let detail = Detail { since: Instant::now(), faults: [Some(NOT_YET.to_owned()), None] };
-        Self { working: AtomicBool::new(false), detail: Mutex::new(detail), doubts: Mutex::default() }
+        Self {
+            working: AtomicBool::new(false),
+            detail: Mutex::new(detail),
+            doubts: Mutex::default(),
+            cluster: Mutex::default(),
+        }
     }
 
     /// True when the last word was success.
@@ -106,6 +116,17 @@ impl DatabaseHealth {
     /// The reason for the first [`Doubt`] that there is.
     pub fn doubtful(&self) -> Option<String> {
         self.doubts.lock().iter().flatten().next().cloned()
+    }
+
+    /// Notes how the Citus cluster is, and what of that is not as it should be.
+    pub fn note_cluster(&self, cluster: Cluster) {
+        self.doubt(Doubt::Cluster, cluster.doubt());
+        *self.cluster.lock() = Some(cluster);
+    }
+
+    /// The Citus cluster as it was last seen; `None` where there is none.
+    pub fn cluster(&self) -> Option<Cluster> {
+        self.cluster.lock().clone()
     }
 
     /// Since when it works, or fails.

@@ -10,13 +10,15 @@ use std::time::{Duration, Instant};
 use postgres::Transaction;
 
 use crate::encode::tuple::tuples;
-use crate::pg::copy::copy_tuples;
+use crate::pg::connect::TRANSACTION_LIMITS;
+use crate::pg::copy::{Rows, copy_rows};
 use crate::pg::ledger;
 use crate::pg::pool::Session;
-use crate::pg::quarantine::{DEAD_LETTER, Row, bury, land_or_bury};
+use crate::pg::quarantine::{DeadLetters, Row, land_or_bury};
 use crate::pg::sqlstate::Fault;
 use crate::pg::stage::Stage;
 use crate::pg::wal::{self, Commit, Run};
+use crate::sharding::{IngestShard, Sharding};
 use crate::status::model::Counts;
 use crate::status::recent::Reason;
 use crate::types::{BatchKey, BodyDigest, Priority, UnixMicros};
@@ -36,6 +38,14 @@ pub struct Landing<'a> {
     pub received_at: UnixMicros,
     /// Its tuples, as COPY reads them.
     pub tuples: &'a [u8],
+    /// Where its rows go.
+    pub shard: IngestShard,
+}
+
+impl<'a> Landing<'a> {
+    fn rows(&self) -> Rows<'a> {
+        Rows { tuples: self.tuples, shard: self.shard }
+    }
 }
 
 /// How rows get into `events`.
@@ -106,16 +116,20 @@ pub fn land(
     if way != Way::Plain {
         session.prepare_stage()?;
     }
-    let pulse = session.pulse();
+    let (pulse, sharding) = (session.pulse(), session.sharding());
     let (client, statements, stage) = session.parts();
     let mut timings = Timings { staged: way != Way::Plain, ..Timings::default() };
     let begun_at = Instant::now();
     let mut transaction = client.transaction()?;
+    if sharding == Sharding::Citus {
+        // A lock's own limit does not end the wait for a worker.
+        transaction.batch_execute(TRANSACTION_LIMITS)?;
+    }
     if way == Way::Quarantine {
         // A deferred constraint would refuse at the COMMIT, where no row can be told from another.
         transaction.batch_execute("SET CONSTRAINTS ALL IMMEDIATE")?;
     }
-    let (claimed, run) = ledger::claim(&mut transaction, &statements.claim, batches, node, commit, &pulse)?;
+    let (claimed, run) = ledger::claim(&mut transaction, &statements.claim, sharding, batches, node, commit, &pulse)?;
     timings.claim = begun_at.elapsed();
 
     let started = Instant::now();
@@ -123,7 +137,7 @@ pub fn land(
     let mut reasons = Vec::new();
     let counts = match (way, stage) {
         (Way::Staged, Some(stage)) => {
-            let inserted = stage.land(&mut transaction, ours.iter().map(|batch| batch.tuples))?;
+            let inserted = stage.land(&mut transaction, ours.iter().map(Landing::rows))?;
             let counts: Vec<_> =
                 ours.iter().map(|batch| staged_counts(batch, inserted.get(&*batch.key.id).copied())).collect();
             if counts.iter().any(|counts| counts.duplicates > 0) && Stage::may_leave_out(&mut transaction)? {
@@ -138,7 +152,7 @@ pub fn land(
         }
         _ if ours.is_empty() => Vec::new(),
         _ => {
-            let copied = copy_tuples(&mut transaction, &statements.copy, ours.iter().map(|batch| batch.tuples))?;
+            let copied = copy_rows(&mut transaction, &statements.copy, sharding, ours.iter().map(Landing::rows))?;
             if copied != ours.iter().map(|batch| u64::from(batch.events)).sum::<u64>() {
                 return Err(Fault::left_out());
             }
@@ -147,10 +161,10 @@ pub fn land(
     };
     for (batch, counts) in ours.iter().zip(&counts) {
         if counts.inserted != batch.events {
-            ledger::settle(&mut transaction, batch.key, *counts)?;
+            ledger::settle(&mut transaction, sharding, batch.key, *counts)?;
         }
     }
-    let others = settle_others(&mut transaction, &keep(batches, &claimed, false), node)?;
+    let others = settle_others(&mut transaction, sharding, &keep(batches, &claimed, false), node)?;
     timings.copy = started.elapsed();
 
     let started = Instant::now();
@@ -181,19 +195,24 @@ fn rows_of<'a>(batches: &[Landing<'a>]) -> Result<Vec<Row<'a>>, Fault> {
     for (batch, landing) in batches.iter().enumerate() {
         for tuple in tuples(landing.tuples) {
             let (bytes, view) = tuple.map_err(|error| Fault::lost(format!("batch {}: {error}", landing.key)))?;
-            rows.push(Row { batch, bytes, view });
+            rows.push(Row { batch, rows: Rows { tuples: bytes, shard: landing.shard }, view });
         }
     }
     Ok(rows)
 }
 
 /// Batches whose ledger row was there: the same body was committed before, or another body has the id.
-fn settle_others(transaction: &mut Transaction<'_>, others: &[Landing<'_>], node: &str) -> Result<Vec<Landed>, Fault> {
+fn settle_others(
+    transaction: &mut Transaction<'_>,
+    sharding: Sharding,
+    others: &[Landing<'_>],
+    node: &str,
+) -> Result<Vec<Landed>, Fault> {
     if others.is_empty() {
         return Ok(Vec::new());
     }
     let keys: Vec<&BatchKey> = others.iter().map(|batch| batch.key).collect();
-    let rows = ledger::find(transaction, &keys)?;
+    let rows = ledger::find(transaction, sharding, &keys)?;
     // Another node may have committed them without; this transaction may have nothing else to flush.
     wal::flush(transaction)?;
     let mut landed = Vec::with_capacity(others.len());
@@ -201,7 +220,7 @@ fn settle_others(transaction: &mut Transaction<'_>, others: &[Landing<'_>], node
         let row = rows.iter().find(|row| row.key == *batch.key);
         landed.push(match row {
             Some(row) if row.digest == batch.digest => Landed::Before(row.counts),
-            Some(_) => bury_conflict(transaction, batch, node)?,
+            Some(_) => bury_conflict(transaction, sharding, batch, node)?,
             // Removed between the two statements (ledger upkeep): claim it again.
             None => return Err(Fault::lost(format!("ledger row of batch {} vanished", batch.key))),
         });
@@ -211,11 +230,22 @@ fn settle_others(transaction: &mut Transaction<'_>, others: &[Landing<'_>], node
 
 /// Dead-letters a batch whose id another body has. A ledger row under a name that no client can choose
 /// makes a second replay of the same batch find that this was done.
-fn bury_conflict(transaction: &mut Transaction<'_>, batch: &Landing<'_>, node: &str) -> Result<Landed, Fault> {
+fn bury_conflict(
+    transaction: &mut Transaction<'_>,
+    sharding: Sharding,
+    batch: &Landing<'_>,
+    node: &str,
+) -> Result<Landed, Fault> {
     let digest: String = batch.digest.0.iter().map(|byte| format!("{byte:02x}")).collect();
+    let (column, value) = match sharding {
+        Sharding::None => ("", String::new()),
+        Sharding::Citus => (", ingest_shard", format!(", {}", batch.shard.0)),
+    };
     let first_time = transaction.execute(
-        "INSERT INTO ingest_batches (owner, batch_id, body_digest, priority, events, inserted, duplicates, dead_lettered, received_at, node) \
-         VALUES ($1, $2, $3, $4, $5, 0, 0, $5, to_timestamp($6::bigint / 1e6), $7) ON CONFLICT DO NOTHING",
+        &format!(
+            "INSERT INTO ingest_batches (owner, batch_id, body_digest, priority, events, inserted, duplicates, dead_lettered, received_at, node{column}) \
+             VALUES ($1, $2, $3, $4, $5, 0, 0, $5, to_timestamp($6::bigint / 1e6), $7{value}) ON CONFLICT DO NOTHING"
+        ),
         &[
             &&*batch.key.owner,
             &format!("{}#conflict:{digest}", batch.key.id),
@@ -228,9 +258,9 @@ fn bury_conflict(transaction: &mut Transaction<'_>, batch: &Landing<'_>, node: &
     )?;
     if first_time == 1 {
         let fault = Fault::id_conflict();
-        let dead_letter = transaction.prepare(DEAD_LETTER)?;
+        let dead_letters = DeadLetters::prepare(transaction, sharding, node)?;
         for row in rows_of(std::slice::from_ref(batch))? {
-            bury(transaction, &dead_letter, batch, &row.view, &fault, node)?;
+            dead_letters.bury(transaction, batch, &row.view, &fault)?;
         }
     }
     Ok(Landed::Conflict)

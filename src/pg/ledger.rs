@@ -4,12 +4,14 @@
 use std::collections::HashSet;
 use std::time::{Duration, SystemTime};
 
+use postgres::types::{ToSql, Type};
 use postgres::{GenericClient, Statement, Transaction};
 
 use crate::pg::land::Landing;
 use crate::pg::sqlstate::Fault;
 use crate::pg::wal::{Commit, RUN_COLUMNS, Run, commit_column};
 use crate::pg::watch::Pulse;
+use crate::sharding::{IngestShard, Sharding};
 use crate::status::model::Counts;
 use crate::types::{BatchKey, BodyDigest, UnixMicros};
 
@@ -35,23 +37,43 @@ pub struct LedgerRow {
 }
 
 /// Inserts rows for `$1..$6`, all counted as inserted; gives back the backend, its run and the ids that were free, in one
-/// row at least. `$8`: this transaction's COMMIT flushes nothing.
-pub fn claim_statement() -> String {
+/// row at least. `$8`: this transaction's COMMIT flushes nothing. `$9`, where sharded: the values of `ingest_shard`.
+pub fn claim_statement(sharding: Sharding) -> String {
     let commit = commit_column("$8");
+    let (column, values) = match sharding {
+        Sharding::None => ("", ""),
+        Sharding::Citus => (", ingest_shard", ", $9::int4[]"),
+    };
     format!(
-        "WITH free AS (INSERT INTO ingest_batches (owner, batch_id, body_digest, priority, events, inserted, duplicates, dead_lettered, received_at, node) \
-         SELECT owner, batch_id, body_digest, priority, events, events, 0, 0, received_at, $7 \
-         FROM unnest($1::text[], $2::text[], $3::bytea[], $4::int2[], $5::int4[], $6::timestamptz[]) \
-              AS batch (owner, batch_id, body_digest, priority, events, received_at) \
+        "WITH free AS (INSERT INTO ingest_batches (owner, batch_id, body_digest, priority, events, inserted, duplicates, dead_lettered, received_at, node{column}) \
+         SELECT owner, batch_id, body_digest, priority, events, events, 0, 0, received_at, $7{column} \
+         FROM unnest($1::text[], $2::text[], $3::bytea[], $4::int2[], $5::int4[], $6::timestamptz[]{values}) \
+              AS batch (owner, batch_id, body_digest, priority, events, received_at{column}) \
          ORDER BY owner, batch_id \
          ON CONFLICT DO NOTHING RETURNING owner, batch_id) \
          SELECT pg_backend_pid(), owner, batch_id, {RUN_COLUMNS}, {commit} FROM (VALUES (1)) AS one LEFT JOIN free ON true"
     )
 }
 
-const FIND: &str = "\
-    SELECT owner, batch_id, body_digest, priority, events, inserted, duplicates, dead_lettered, received_at, committed_at, node \
-    FROM ingest_batches JOIN unnest($1::text[], $2::text[]) AS wanted (owner, batch_id) USING (owner, batch_id)";
+/// A macro, as a constant could not be put together from it.
+macro_rules! row_columns {
+    () => {
+        "owner, batch_id, body_digest, priority, events, inserted, duplicates, dead_lettered, received_at, committed_at, node"
+    };
+}
+
+const FIND: &str = concat!(
+    "SELECT ",
+    row_columns!(),
+    " FROM ingest_batches JOIN unnest($1::text[], $2::text[]) AS wanted (owner, batch_id) USING (owner, batch_id)"
+);
+
+/// Finds more than was asked for where an owner's id is another one's, too: a join would go to every shard in turn.
+const FIND_SHARDED: &str = concat!(
+    "SELECT ",
+    row_columns!(),
+    " FROM ingest_batches WHERE owner = ANY ($1) AND batch_id = ANY ($2) AND ingest_shard = ANY ($3)"
+);
 
 const SETTLE: &str = "\
     UPDATE ingest_batches SET inserted = $3, duplicates = $4, dead_lettered = $5 WHERE owner = $1 AND batch_id = $2";
@@ -61,6 +83,7 @@ const SETTLE: &str = "\
 pub fn claim(
     transaction: &mut Transaction<'_>,
     statement: &Statement,
+    sharding: Sharding,
     batches: &[Landing<'_>],
     node: &str,
     commit: Commit,
@@ -73,8 +96,13 @@ pub fn claim(
     let events: Vec<i32> = batches.iter().map(|batch| batch.events.cast_signed()).collect();
     let received: Vec<SystemTime> = batches.iter().map(|batch| system_time(batch.received_at)).collect();
     let unflushed = commit == Commit::Unflushed;
-    let rows =
-        transaction.query(statement, &[&owners, &ids, &digests, &priorities, &events, &received, &node, &unflushed])?;
+    let shards: Vec<i32> = batches.iter().map(|batch| batch.shard.0).collect();
+    let mut values: Vec<&(dyn ToSql + Sync)> =
+        vec![&owners, &ids, &digests, &priorities, &events, &received, &node, &unflushed];
+    if sharding == Sharding::Citus {
+        values.push(&shards);
+    }
+    let rows = transaction.query(statement, &values)?;
     let first = rows.first().ok_or_else(|| Fault::lost("no answer to the ledger's INSERT"))?;
     pulse.served_by(first.get(0));
     let run = Run::from_row(first, 3);
@@ -84,10 +112,15 @@ pub fn claim(
 }
 
 /// Corrects the counts of a batch claimed in this transaction.
-pub fn settle(transaction: &mut Transaction<'_>, key: &BatchKey, counts: Counts) -> Result<(), postgres::Error> {
+pub fn settle(
+    transaction: &mut Transaction<'_>,
+    sharding: Sharding,
+    key: &BatchKey,
+    counts: Counts,
+) -> Result<(), postgres::Error> {
     let Counts { inserted, duplicates, dead_lettered } = counts;
     let changed = transaction.execute(
-        SETTLE,
+        &format!("{SETTLE}{}", sharding.and_shard(IngestShard::of(&key.id))),
         &[&&*key.owner, &&*key.id, &inserted.cast_signed(), &duplicates.cast_signed(), &dead_lettered.cast_signed()],
     )?;
     debug_assert_eq!(changed, 1, "settled a batch that was not claimed");
@@ -95,26 +128,55 @@ pub fn settle(transaction: &mut Transaction<'_>, key: &BatchKey, counts: Counts)
 }
 
 /// The rows of those `keys` that the ledger has, in any order.
-pub fn find(client: &mut impl GenericClient, keys: &[&BatchKey]) -> Result<Vec<LedgerRow>, postgres::Error> {
+pub fn find(
+    client: &mut impl GenericClient,
+    sharding: Sharding,
+    keys: &[&BatchKey],
+) -> Result<Vec<LedgerRow>, postgres::Error> {
     let owners: Vec<&str> = keys.iter().map(|key| &*key.owner).collect();
     let ids: Vec<&str> = keys.iter().map(|key| &*key.id).collect();
-    let rows = client.query_typed(
-        FIND,
-        &[(&owners, postgres::types::Type::TEXT_ARRAY), (&ids, postgres::types::Type::TEXT_ARRAY)],
-    )?;
-    Ok(rows.iter().map(row_from).collect())
+    let shards: Vec<i32> = keys.iter().map(|key| IngestShard::of(&key.id).0).collect();
+    let mut values: Vec<(&(dyn ToSql + Sync), Type)> = vec![(&owners, Type::TEXT_ARRAY), (&ids, Type::TEXT_ARRAY)];
+    let query = match sharding {
+        Sharding::None => FIND,
+        Sharding::Citus => {
+            values.push((&shards, Type::INT4_ARRAY));
+            FIND_SHARDED
+        }
+    };
+    let rows = client.query_typed(query, &values)?;
+    let wanted: HashSet<&BatchKey> = keys.iter().copied().collect();
+    Ok(rows.iter().map(row_from).filter(|row| wanted.contains(&row.key)).collect())
 }
 
 const FORGET: &str = "\
     DELETE FROM ingest_batches WHERE ctid = ANY (ARRAY( \
         SELECT ctid FROM ingest_batches WHERE committed_at < to_timestamp($1::bigint / 1e6) LIMIT $2))";
 
-/// Removes at most `rows_max` rows of batches that were committed before `before`; returns how many there were.
+/// No row of a shard can be named in another one's statement, so what to forget is named by its time.
+const LAST_TO_FORGET: &str = "\
+    SELECT max(committed_at) FROM ( \
+        SELECT committed_at FROM ingest_batches WHERE committed_at < to_timestamp($1::bigint / 1e6) \
+        ORDER BY committed_at LIMIT $2) AS oldest";
+
+/// Removes at most `rows_max` rows (a few more where sharded) of batches that were committed before `before`; returns how many there were.
 ///
 /// What is forgotten can be sent again, and a journal that still holds it may replay it: then its rows meet themselves
 /// in the primary key, because a block carries its events' timestamps, and count as duplicates.
-pub fn forget(client: &mut impl GenericClient, before: UnixMicros, rows_max: i64) -> Result<u64, postgres::Error> {
-    client.execute(FORGET, &[&before.0, &rows_max])
+pub fn forget(
+    client: &mut impl GenericClient,
+    sharding: Sharding,
+    before: UnixMicros,
+    rows_max: i64,
+) -> Result<u64, postgres::Error> {
+    match sharding {
+        Sharding::None => client.execute(FORGET, &[&before.0, &rows_max]),
+        Sharding::Citus => {
+            let last: Option<SystemTime> = client.query_one(LAST_TO_FORGET, &[&before.0, &rows_max])?.get(0);
+            let Some(last) = last else { return Ok(0) };
+            client.execute("DELETE FROM ingest_batches WHERE committed_at <= $1", &[&last])
+        }
+    }
 }
 
 fn row_from(row: &postgres::Row) -> LedgerRow {

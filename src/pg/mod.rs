@@ -9,6 +9,7 @@
 //!
 //! Invariant: everything that lands is written in the transaction that writes its ledger row.
 
+pub mod citus;
 pub mod clock;
 pub mod connect;
 pub mod copy;

@@ -16,7 +16,8 @@
 //!
 //! A session whose role does not own `events` has neither right. It calls the functions of
 //! `sql/0004_partition_functions.sql` instead, if that was granted: they make partitions in the same way and drop old ones
-//! without CONCURRENTLY, which functions cannot, and so only when no transaction keeps them waiting.
+//! without CONCURRENTLY, which functions cannot, and so only when no transaction keeps them waiting. The same holds where
+//! the tables are spread over a Citus cluster, which has no DETACH … CONCURRENTLY.
 //!
 //! Which months are there is read from the partitions' bounds, not from their names: a partition made by
 //! hand, for a quarter say, serves as well. Absent on purpose: a default partition, which would make every
@@ -27,10 +28,15 @@ use std::time::Instant;
 use postgres::error::SqlState;
 use postgres::{Client, GenericClient, IsolationLevel, Row};
 
+use super::citus::cluster::table_sizes;
+use super::citus::layout::layout_of;
 use super::connect::one_line;
 use super::migrate::{ADVISORY_PARTITIONS, lock};
 pub use super::month::Month;
-use crate::limits::{PARTITION_DETACH_RETRY_PAUSE, PARTITION_DETACH_WAIT_MAX, PARTITION_LOCK_WAIT_MAX};
+use crate::limits::{
+    PARTITION_DETACH_RETRY_PAUSE, PARTITION_DETACH_WAIT_MAX, PARTITION_LOCK_WAIT_MAX, SHARDED_DROP_WAIT_MAX,
+};
+use crate::sharding::Sharding;
 use crate::types::UnixMicros;
 
 /// The comment on a partition that [`cleanup`] is about to drop.
@@ -84,8 +90,8 @@ pub enum PartitionError {
     },
     /// Transactions use `events` for so long that waiting for them would hold up COPYs.
     #[error(
-        "events is in use by transactions that take long, and a role that does not own it cannot wait for them \
-             without holding up COPYs; see pg_stat_activity, then try again"
+        "events is in use by transactions that take long, and a role that does not own it, or a Citus cluster, cannot wait for \
+         them without holding up COPYs; see pg_stat_activity, then try again"
     )]
     InUse,
     /// Another session holds a lock for long.
@@ -120,13 +126,19 @@ enum Right {
     Ownership,
     /// It may call functions that run with the owner's rights.
     Functions,
+    /// Its role owns `events`, which is spread over a Citus cluster: there is no CONCURRENTLY.
+    ShardedOwnership,
 }
 
 impl Right {
     fn of(client: &mut impl GenericClient) -> Result<Self, PartitionError> {
         let query = "SELECT pg_has_role(relowner, 'USAGE') FROM pg_class WHERE oid = to_regclass('events')";
         let owns = client.query_opt(query, &[])?.is_none_or(|row| row.get(0));
-        Ok(if owns { Self::Ownership } else { Self::Functions })
+        Ok(match (owns, layout_of(client)?) {
+            (false, _) => Self::Functions,
+            (true, Sharding::None) => Self::Ownership,
+            (true, Sharding::Citus) => Self::ShardedOwnership,
+        })
     }
 }
 
@@ -167,6 +179,10 @@ fn ensure_once(client: &mut Client, months: &[Month]) -> Result<Vec<String>, Par
     let mut transaction = begin.start()?;
     lock(&mut transaction, ADVISORY_PARTITIONS, PARTITION_LOCK_WAIT_MAX)?;
     let right = Right::of(&mut transaction)?;
+    if right == Right::ShardedOwnership {
+        // Only this ends the wait for a COPY on a worker.
+        transaction.batch_execute(&format!("SET LOCAL statement_timeout = {}", PARTITION_LOCK_WAIT_MAX.as_millis()))?;
+    }
     let mut made = Vec::new();
     for month in missing(&mut transaction, months)? {
         make(&mut transaction, right, month)?;
@@ -200,8 +216,11 @@ fn make(transaction: &mut postgres::Transaction<'_>, right: Right, month: Month)
     // session's time zone does not matter.
     transaction.batch_execute(&format!(
         "CREATE TABLE {name} (LIKE events INCLUDING DEFAULTS INCLUDING CONSTRAINTS INCLUDING STORAGE
-                              INCLUDING COMPRESSION INCLUDING GENERATED);
-         ALTER TABLE events ATTACH PARTITION {name}
+                              INCLUDING COMPRESSION INCLUDING GENERATED)"
+    ))?;
+    // By itself: Citus passes on the text that it came in.
+    transaction.batch_execute(&format!(
+        "ALTER TABLE events ATTACH PARTITION {name}
              FOR VALUES FROM ('{month}-01 00:00:00+00') TO ('{next}-01 00:00:00+00')",
         next = month.plus(1)
     ))?;
@@ -231,7 +250,17 @@ fn is_taken_by_leftover(transaction: &mut postgres::Transaction<'_>, name: &str)
 
 /// The partitions of `events`, oldest first, with their sizes.
 pub fn list(client: &mut Client) -> Result<Vec<Partition>, PartitionError> {
-    despite_deadlocks(client, |client| partitions(client, "pg_total_relation_size(c.oid)"))
+    despite_deadlocks(client, |client| match layout_of(client)? {
+        Sharding::None => partitions(client, "pg_total_relation_size(c.oid)"),
+        Sharding::Citus => {
+            let sizes = table_sizes(client)?;
+            let mut all = bounds(client)?;
+            for partition in &mut all {
+                (partition.rows_estimate, partition.bytes) = sizes.get(&partition.name).copied().unwrap_or_default();
+            }
+            Ok(all)
+        }
+    })
 }
 
 /// Runs `step`, a whole transaction, again where PostgreSQL ended it as one side of a deadlock.
@@ -326,11 +355,12 @@ pub fn cleanup(
                 drop_detached(client, &partition.name)?;
             }
             Right::Functions => drop_by_function(client, &partition.name)?,
+            Right::ShardedOwnership => drop_sharded(client, &partition.name)?,
         }
     }
     for leftover in leftovers(client)? {
         match right {
-            Right::Ownership => drop_detached(client, &leftover)?,
+            Right::Ownership | Right::ShardedOwnership => drop_detached(client, &leftover)?,
             Right::Functions => drop_by_function(client, &leftover)?,
         }
     }
@@ -343,6 +373,29 @@ fn drop_by_function(client: &mut Client, name: &str) -> Result<(), PartitionErro
         match client.execute("SELECT ingestd_drop_partition(to_regclass($1))", &[&name]) {
             Err(error) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => Err(PartitionError::InUse),
             outcome => Ok(outcome.map(drop)?),
+        }
+    })
+}
+
+/// Drops the partition `name` of a distributed table, in one step. That it is gone is fine.
+///
+/// COPYs that come while this waits for those under way wait as well, so it does not wait for long.
+fn drop_sharded(client: &mut Client, name: &str) -> Result<(), PartitionError> {
+    despite_deadlocks(client, |client| {
+        let begin = client.build_transaction().isolation_level(IsolationLevel::ReadCommitted).read_only(false);
+        let mut transaction = begin.start()?;
+        lock(&mut transaction, ADVISORY_PARTITIONS, PARTITION_LOCK_WAIT_MAX)?;
+        // The first is for the coordinator's locks, the second for the workers'.
+        let wait_ms = SHARDED_DROP_WAIT_MAX.as_millis();
+        transaction.batch_execute(&format!(
+            "SET LOCAL lock_timeout = {wait_ms}; SET LOCAL statement_timeout = {}",
+            10 * wait_ms
+        ))?;
+        match transaction.batch_execute(&format!("DROP TABLE IF EXISTS {name}")) {
+            Err(error) if matches!(error.code(), Some(&SqlState::LOCK_NOT_AVAILABLE | &SqlState::QUERY_CANCELED)) => {
+                Err(PartitionError::InUse)
+            }
+            outcome => Ok(outcome.and_then(|()| transaction.commit())?),
         }
     })
 }

@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 use postgres::{Client, Statement};
 use r2d2::ManageConnection;
 
-use crate::encode::tuple::COPY_COLUMNS;
 use crate::limits::POOL_WAIT_MAX;
+use crate::pg::copy::copy_statement;
 use crate::pg::ledger;
 use crate::pg::sqlstate::Fault;
 use crate::pg::stage::Stage;
 use crate::pg::watch::{Pulse, Waiting, Watch};
+use crate::sharding::Sharding;
 
 /// Pool of [`Session`]s.
 pub type Pool = r2d2::Pool<SessionManager>;
@@ -28,6 +29,7 @@ pub struct Statements {
 pub struct Session {
     client: Client,
     pulse: Arc<Pulse>,
+    sharding: Sharding,
     statements: Option<Statements>,
     stage: Option<Stage>,
     opened_at: Instant,
@@ -45,6 +47,11 @@ impl Session {
         Arc::clone(&self.pulse)
     }
 
+    /// How the tables are laid out.
+    pub fn sharding(&self) -> Sharding {
+        self.sharding
+    }
+
     /// The bare connection.
     pub fn client(&mut self) -> &mut Client {
         &mut self.client
@@ -55,8 +62,8 @@ impl Session {
         if self.statements.is_none() {
             let _waiting = self.wait();
             self.statements = Some(Statements {
-                claim: self.client.prepare(&ledger::claim_statement())?,
-                copy: self.client.prepare(&format!("COPY events ({COPY_COLUMNS}) FROM STDIN (FORMAT binary)"))?,
+                claim: self.client.prepare(&ledger::claim_statement(self.sharding))?,
+                copy: self.client.prepare(&copy_statement("events", self.sharding))?,
             });
         }
         Ok(())
@@ -65,7 +72,7 @@ impl Session {
     /// Makes the staging table, once a connection.
     pub fn prepare_stage(&mut self) -> Result<(), Fault> {
         if self.stage.is_none() {
-            self.stage = Some(Stage::prepare(&mut self.client)?);
+            self.stage = Some(Stage::prepare(&mut self.client, self.sharding)?);
         }
         Ok(())
     }
@@ -94,6 +101,7 @@ impl Session {
 /// Makes [`Session`]s for r2d2.
 pub struct SessionManager {
     watch: Arc<Watch>,
+    sharding: Sharding,
 }
 
 impl ManageConnection for SessionManager {
@@ -102,7 +110,15 @@ impl ManageConnection for SessionManager {
 
     fn connect(&self) -> Result<Session, Fault> {
         let (client, pulse) = self.watch.connect()?;
-        Ok(Session { client, pulse, statements: None, stage: None, opened_at: Instant::now(), discarded: false })
+        Ok(Session {
+            client,
+            pulse,
+            sharding: self.sharding,
+            statements: None,
+            stage: None,
+            opened_at: Instant::now(),
+            discarded: false,
+        })
     }
 
     fn is_valid(&self, session: &mut Session) -> Result<(), Fault> {
@@ -125,7 +141,7 @@ impl r2d2::HandleError<Fault> for QuietErrors {
 }
 
 /// Opens the pool without waiting for a connection: the server starts while PostgreSQL is away.
-pub fn open(watch: Arc<Watch>, size_min: u32, size_max: u32) -> Pool {
+pub fn open(watch: Arc<Watch>, sharding: Sharding, size_min: u32, size_max: u32) -> Pool {
     r2d2::Pool::builder()
         .min_idle(Some(size_min))
         .max_size(size_max)
@@ -134,5 +150,5 @@ pub fn open(watch: Arc<Watch>, size_min: u32, size_max: u32) -> Pool {
         .idle_timeout(Some(Duration::from_secs(600)))
         .max_lifetime(Some(Duration::from_secs(3600)))
         .error_handler(Box::new(QuietErrors))
-        .build_unchecked(SessionManager { watch })
+        .build_unchecked(SessionManager { watch, sharding })
 }

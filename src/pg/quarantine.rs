@@ -4,27 +4,32 @@
 
 use std::collections::{HashMap, HashSet};
 
+use postgres::types::ToSql;
 use postgres::{Statement, Transaction};
 
 use crate::encode::tuple::TupleView;
 use crate::limits::{REASONS_TOLD_MAX, REFUSALS_IN_A_ROW_MAX, REFUSED_ROW_PAUSE};
+use crate::pg::copy::Rows;
 use crate::pg::land::Landing;
 use crate::pg::sqlstate::{Fault, Verdict};
 use crate::pg::stage::Stage;
+use crate::sharding::Sharding;
 use crate::status::model::Counts;
 use crate::status::recent::Reason;
 
-/// The statement for [`bury`].
-pub const DEAD_LETTER: &str = "\
-    INSERT INTO dead_letter_events (owner, batch_id, priority, event_id, \"timestamp\", event, sqlstate, message, received_at, node) \
-    VALUES ($1, $2, $3, $4, to_timestamp($5::bigint / 1e6), $6, $7, $8, to_timestamp($9::bigint / 1e6), $10)";
+/// Writes events to the dead letters, within one transaction.
+pub struct DeadLetters<'a> {
+    statement: Statement,
+    sharding: Sharding,
+    node: &'a str,
+}
 
 /// A row of a batch: index into the batches, the tuple's bytes, its fields.
 pub struct Row<'a> {
     /// Index of its batch.
     pub batch: usize,
     /// The tuple as encoded.
-    pub bytes: &'a [u8],
+    pub rows: Rows<'a>,
     /// Its fields.
     pub view: TupleView<'a>,
 }
@@ -53,6 +58,8 @@ impl Buried {
 
 /// Lands `rows`, bisecting around those that PostgreSQL refuses.
 ///
+/// On a Citus cluster every partition that the rows need is there.
+///
 /// # Errors
 /// Any fault that is not a row's own: the caller rolls back and does what its verdict says.
 pub fn land_or_bury(
@@ -67,7 +74,7 @@ pub fn land_or_bury(
     let whole = 0..rows.len();
     let mut ranges = vec![whole];
     let mut refused_in_a_row = 0;
-    let dead_letter = transaction.prepare(DEAD_LETTER)?;
+    let dead_letters = DeadLetters::prepare(transaction, stage.sharding(), node)?;
     while let Some(range) = ranges.pop() {
         let row_by_row = refused_in_a_row >= REFUSALS_IN_A_ROW_MAX;
         if row_by_row && range.len() > 1 {
@@ -82,7 +89,7 @@ pub fn land_or_bury(
                 for row in part {
                     if left_out.contains(&(row.view.event_id.to_string(), row.view.timestamp.0)) {
                         let fault = Fault::left_out();
-                        bury(transaction, &dead_letter, &batches[row.batch], &row.view, &fault, node)?;
+                        dead_letters.bury(transaction, &batches[row.batch], &row.view, &fault)?;
                         buried.count(row.batch, &fault);
                     } else {
                         buried.counts[row.batch].duplicates += 1;
@@ -98,7 +105,7 @@ pub fn land_or_bury(
             }
             Err(fault) if part.len() == 1 => {
                 let row = &part[0];
-                bury(transaction, &dead_letter, &batches[row.batch], &row.view, &fault, node)?;
+                dead_letters.bury(transaction, &batches[row.batch], &row.view, &fault)?;
                 buried.count(row.batch, &fault);
                 refused_in_a_row += 1;
                 if refused_in_a_row == REFUSALS_IN_A_ROW_MAX {
@@ -139,7 +146,7 @@ fn land_part(
             savepoint.commit()?;
             Ok(Ok(outcome))
         }
-        Err(fault) if fault.verdict == Verdict::RowFault => {
+        Err(fault) if is_of_a_row(&fault, stage.sharding()) => {
             savepoint.rollback()?;
             Ok(Err(fault))
         }
@@ -147,39 +154,69 @@ fn land_part(
     }
 }
 
+/// True when `fault` lies with a row. A Citus worker does not name the constraint that a row breaks, so a CHECK looks like a
+/// missing partition there; the caller has made the partitions.
+fn is_of_a_row(fault: &Fault, sharding: Sharding) -> bool {
+    match fault.verdict {
+        Verdict::RowFault => true,
+        Verdict::MissingPartition => sharding == Sharding::Citus,
+        _ => false,
+    }
+}
+
 fn try_part(transaction: &mut Transaction<'_>, stage: &Stage, part: &[Row<'_>]) -> Result<Outcome, postgres::Error> {
-    let inserted = stage.land(transaction, part.iter().map(|row| row.bytes))?;
+    let inserted = stage.land(transaction, part.iter().map(|row| row.rows))?;
     let all_are_in = inserted.values().map(|rows| *rows as usize).sum::<usize>() == part.len();
-    let left_out = if all_are_in { HashSet::new() } else { Stage::left_out(transaction)? };
+    let left_out = if all_are_in { HashSet::new() } else { stage.left_out(transaction, part)? };
     Stage::clear(transaction)?;
     Ok(Outcome { inserted, left_out })
 }
 
-/// Writes one event to the dead letters, as JSON text with its payload as it was sent.
-pub fn bury(
-    transaction: &mut Transaction<'_>,
-    dead_letter: &Statement,
-    batch: &Landing<'_>,
-    event: &TupleView<'_>,
-    fault: &Fault,
-    node: &str,
-) -> Result<(), Fault> {
-    let mut text = String::new();
-    event.to_json(&mut text);
-    transaction.execute(
-        dead_letter,
-        &[
-            &&*batch.key.owner,
-            &&*batch.key.id,
-            &i16::from(batch.priority.get()),
+impl<'a> DeadLetters<'a> {
+    /// Prepares the statement; `node` is the one that gives the events up.
+    pub fn prepare(
+        transaction: &mut Transaction<'_>,
+        sharding: Sharding,
+        node: &'a str,
+    ) -> Result<Self, postgres::Error> {
+        let (column, value) = match sharding {
+            Sharding::None => ("", ""),
+            Sharding::Citus => (", ingest_shard", ", $11::int4"),
+        };
+        let statement = transaction.prepare(&format!(
+            "INSERT INTO dead_letter_events (owner, batch_id, priority, event_id, \"timestamp\", event, sqlstate, message, received_at, node{column}) \
+             VALUES ($1, $2, $3, $4, to_timestamp($5::bigint / 1e6), $6, $7, $8, to_timestamp($9::bigint / 1e6), $10{value})"
+        ))?;
+        Ok(Self { statement, sharding, node })
+    }
+
+    /// Writes one event, as JSON text with its payload as it was sent.
+    pub fn bury(
+        &self,
+        transaction: &mut Transaction<'_>,
+        batch: &Landing<'_>,
+        event: &TupleView<'_>,
+        fault: &Fault,
+    ) -> Result<(), Fault> {
+        let mut text = String::new();
+        event.to_json(&mut text);
+        let (owner, id, priority) = (&*batch.key.owner, &*batch.key.id, i16::from(batch.priority.get()));
+        let mut values: Vec<&(dyn ToSql + Sync)> = vec![
+            &owner,
+            &id,
+            &priority,
             &event.event_id,
             &event.timestamp.0,
             &text,
             &fault.sqlstate,
             &fault.message,
             &batch.received_at.0,
-            &node,
-        ],
-    )?;
-    Ok(())
+            &self.node,
+        ];
+        if self.sharding == Sharding::Citus {
+            values.push(&batch.shard.0);
+        }
+        transaction.execute(&self.statement, &values)?;
+        Ok(())
+    }
 }

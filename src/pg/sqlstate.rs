@@ -1,14 +1,18 @@
 //! What PostgreSQL's answer means for the batches in hand: one table, by SQLSTATE.
 //!
-//! | SQLSTATE | meaning here | action |
-//! |---|---|---|
-//! | no SQLSTATE (socket) | connection lost | [`Verdict::Retry`] |
-//! | 23505 | rows that are there already | [`Verdict::Duplicates`] |
-//! | 23514 without a constraint's name | no partition for the row | [`Verdict::MissingPartition`] |
-//! | 22, 23, 44, 54, P0, and classes that users define | this row cannot be stored | [`Verdict::RowFault`] |
-//! | none, but fewer rows than were sent | a trigger left this row out | [`Verdict::RowFault`] |
-//! | 3F, 42 | the schema is not what it should be | [`Verdict::Schema`] |
-//! | everything else (08, 25, 28, 40, 53, 55, 57, 58, XX …) | the server's state | [`Verdict::Retry`] |
+//! | SQLSTATE | meaning here | action | with `SHARDING=citus` |
+//! |---|---|---|---|
+//! | no SQLSTATE (socket) | connection lost | [`Verdict::Retry`] | the same |
+//! | 23505 | rows that are there already | [`Verdict::Duplicates`] | the same, from INSERT only |
+//! | 23514 without a constraint's name | no partition for the row | [`Verdict::MissingPartition`] | the same, from INSERT only |
+//! | 22, 23, 44, 54, P0, and classes that users define | this row cannot be stored | [`Verdict::RowFault`] | the same, from INSERT only |
+//! | none, but fewer rows than were sent | a trigger left this row out | [`Verdict::RowFault`] | the same |
+//! | 3F, 42 | the schema is not what it should be | [`Verdict::Schema`] | the same |
+//! | XX000 | the server's state | [`Verdict::Retry`] | anything: [`Verdict::Remote`] |
+//! | everything else (08, 25, 28, 40, 53, 55, 57, 58, XX …) | the server's state | [`Verdict::Retry`] | the same: 57P01, 58030, 40P01 and 57014 are a worker's as well |
+//!
+//! A Citus coordinator reports what a worker said to a COPY as XX000, whatever it was; to an INSERT with the worker's own
+//! code.
 //!
 //! Codes: PostgreSQL documentation, appendix A. The default is to retry: what was accepted is never given up
 //! because of a code of PostgreSQL's that nobody foresaw. Classes that begin with 5–9 or I–Z are left to
@@ -16,6 +20,8 @@
 //! user's trigger, and so from a row.
 
 use postgres::error::SqlState;
+
+use crate::sharding::Sharding;
 
 /// What the flusher does next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +34,8 @@ pub enum Verdict {
     MissingPartition,
     /// Find the row by bisection and dead-letter it.
     RowFault,
+    /// A worker refused a COPY, and its code was lost: a few times again, then by INSERT, which keeps it.
+    Remote,
     /// Wait for the operator: a table, column or permission is missing. Retried, loudly.
     Schema,
 }
@@ -69,6 +77,14 @@ impl Fault {
     pub fn left_out() -> Self {
         let message = "a trigger on events left the row out: it returned NULL (SQLSTATE 02000)".to_owned();
         Self { verdict: Verdict::RowFault, sqlstate: "02000".to_owned(), message }
+    }
+
+    /// What to do where tables are laid out so: the table's last column.
+    pub fn verdict_on(&self, sharding: Sharding) -> Verdict {
+        match sharding {
+            Sharding::Citus if self.sqlstate == SqlState::INTERNAL_ERROR.code() => Verdict::Remote,
+            Sharding::Citus | Sharding::None => self.verdict,
+        }
     }
 
     /// An event's batch lost its id to another body, which no constraint could see.
@@ -125,6 +141,18 @@ mod tests {
         let code = SqlState::CHECK_VIOLATION;
         assert_eq!(verdict(&code, None), Verdict::MissingPartition);
         assert_eq!(verdict(&code, Some("payload_is_small")), Verdict::RowFault);
+    }
+
+    #[test]
+    fn on_citus_only_the_code_that_hides_others_is_another_matter() {
+        let fault =
+            |sqlstate: &str| Fault { verdict: of(sqlstate), sqlstate: sqlstate.to_owned(), message: String::new() };
+        assert_eq!(fault("XX000").verdict_on(Sharding::Citus), Verdict::Remote);
+        assert_eq!(fault("XX000").verdict_on(Sharding::None), Verdict::Retry);
+        for code in ["57P01", "58030", "40P01", "57014", "08006", "XX001"] {
+            assert_eq!(fault(code).verdict_on(Sharding::Citus), Verdict::Retry, "{code}");
+        }
+        assert_eq!(fault("22P02").verdict_on(Sharding::Citus), Verdict::RowFault);
     }
 
     #[test]

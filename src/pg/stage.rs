@@ -5,30 +5,38 @@ use std::collections::{HashMap, HashSet};
 
 use postgres::{Client, Statement, Transaction};
 
-use crate::encode::tuple::COPY_COLUMNS;
-use crate::pg::copy::copy_tuples;
+use crate::pg::copy::{Rows, copy_columns, copy_rows, copy_statement};
+use crate::pg::quarantine::Row;
+use crate::sharding::Sharding;
 
 const CREATE: &str = "\
     CREATE TEMPORARY TABLE IF NOT EXISTS ingest_stage (LIKE events) ON COMMIT DELETE ROWS";
 
 /// The statements of the staging table, prepared on one connection.
 pub struct Stage {
+    sharding: Sharding,
     copy: Statement,
     insert: Statement,
 }
 
 impl Stage {
     /// Makes the temporary table of this connection and prepares its statements. Outside a transaction.
-    pub fn prepare(client: &mut Client) -> Result<Self, postgres::Error> {
+    pub fn prepare(client: &mut Client, sharding: Sharding) -> Result<Self, postgres::Error> {
         client.batch_execute(CREATE)?;
-        let copy = client.prepare(&format!("COPY ingest_stage ({COPY_COLUMNS}) FROM STDIN (FORMAT binary)"))?;
+        let copy = client.prepare(&copy_statement("ingest_stage", sharding))?;
+        let columns = copy_columns(sharding);
         // Sorted: two nodes that insert the same events lock them in the same order.
         let insert = client.prepare(&format!(
-            "WITH landed AS (INSERT INTO events ({COPY_COLUMNS}) SELECT {COPY_COLUMNS} FROM ingest_stage \
+            "WITH landed AS (INSERT INTO events ({columns}) SELECT {columns} FROM ingest_stage \
              ORDER BY \"timestamp\", event_id ON CONFLICT DO NOTHING RETURNING batch_id) \
              SELECT batch_id, count(*) FROM landed GROUP BY batch_id"
         ))?;
-        Ok(Self { copy, insert })
+        Ok(Self { sharding, copy, insert })
+    }
+
+    /// How the tables are laid out.
+    pub fn sharding(&self) -> Sharding {
+        self.sharding
     }
 
     /// Lands `parts` (whole tuples); gives the rows inserted by batch id. The rest were there already.
@@ -36,22 +44,43 @@ impl Stage {
     pub fn land<'a>(
         &self,
         transaction: &mut Transaction<'_>,
-        parts: impl Iterator<Item = &'a [u8]>,
+        parts: impl Iterator<Item = Rows<'a>>,
     ) -> Result<HashMap<String, u32>, postgres::Error> {
-        copy_tuples(transaction, &self.copy, parts)?;
+        copy_rows(transaction, &self.copy, self.sharding, parts)?;
         let rows = transaction.query(&self.insert, &[])?;
         Ok(rows.iter().map(|row| (row.get(0), u32::try_from(row.get::<_, i64>(1)).unwrap_or(u32::MAX))).collect())
     }
 
-    /// Ids and times (microseconds) of staged rows that [`Self::land`] neither inserted nor found in `events`: triggers
-    /// left them out.
-    pub fn left_out(transaction: &mut Transaction<'_>) -> Result<HashSet<(String, i64)>, postgres::Error> {
-        let rows = transaction.query(
-            "SELECT event_id, (extract(epoch FROM \"timestamp\") * 1000000)::bigint FROM ingest_stage s WHERE NOT EXISTS \
-             (SELECT FROM events e WHERE e.\"timestamp\" = s.\"timestamp\" AND e.event_id = s.event_id)",
-            &[],
-        )?;
-        Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+    /// Ids and times (microseconds) of the staged rows `part` that [`Self::land`] neither inserted nor found in `events`:
+    /// triggers left them out.
+    pub fn left_out(
+        &self,
+        transaction: &mut Transaction<'_>,
+        part: &[Row<'_>],
+    ) -> Result<HashSet<(String, i64)>, postgres::Error> {
+        match self.sharding {
+            Sharding::None => {
+                let rows = transaction.query(
+                    "SELECT event_id, (extract(epoch FROM \"timestamp\") * 1000000)::bigint FROM ingest_stage s WHERE NOT EXISTS \
+                     (SELECT FROM events e WHERE e.\"timestamp\" = s.\"timestamp\" AND e.event_id = s.event_id)",
+                    &[],
+                )?;
+                Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+            }
+            // The stage is the coordinator's: it cannot be joined with shards.
+            Sharding::Citus => {
+                let ids: Vec<&str> = part.iter().map(|row| row.view.event_id).collect();
+                let shards: Vec<i32> = part.iter().map(|row| row.rows.shard.0).collect();
+                let rows = transaction.query(
+                    "SELECT event_id, (extract(epoch FROM \"timestamp\") * 1000000)::bigint FROM events \
+                     WHERE ingest_shard = ANY ($1) AND event_id = ANY ($2)",
+                    &[&shards, &ids],
+                )?;
+                let there: HashSet<(String, i64)> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+                let staged = part.iter().map(|row| (row.view.event_id.to_owned(), row.view.timestamp.0));
+                Ok(staged.filter(|row| !there.contains(row)).collect())
+            }
+        }
     }
 
     /// True when a trigger is there that may leave rows out: before each row, on `events` or one of its partitions.

@@ -32,10 +32,11 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use postgres::{Client, Config};
 
-use crate::limits::{CONNECT_WAIT_MAX, SILENCE_MIN, WATCH_INTERVAL};
+use crate::limits::{CONNECT_WAIT_MAX, SHARDED_STANDSTILL_MIN, SILENCE_MIN, WATCH_INTERVAL};
 use crate::pg::connect::Tls;
 use crate::pg::health::{DatabaseHealth, Doubt};
 use crate::pg::sqlstate::Fault;
+use crate::sharding::Sharding;
 use crate::sys::{socket, vital};
 
 /// Marks begin here when `TCP_USER_TIMEOUT` is to be the system's.
@@ -116,14 +117,21 @@ pub struct Watch {
     config: Config,
     tls: Tls,
     began: Instant,
+    /// For how long a backend must stand still to be taken for dead.
+    standstill_min: Duration,
     health: Arc<DatabaseHealth>,
     pulses: Mutex<Vec<Weak<Pulse>>>,
 }
 
 impl Watch {
     /// Watches connections made with `config`, until the last of them and the value are gone.
-    pub fn start(config: Config, tls: Tls, health: Arc<DatabaseHealth>) -> Arc<Self> {
-        let watch = Arc::new(Self { config, tls, began: Instant::now(), health, pulses: Mutex::new(Vec::new()) });
+    pub fn start(config: Config, tls: Tls, sharding: Sharding, health: Arc<DatabaseHealth>) -> Arc<Self> {
+        let standstill_min = match sharding {
+            Sharding::None => SILENCE_MIN,
+            Sharding::Citus => SHARDED_STANDSTILL_MIN,
+        };
+        let (began, pulses) = (Instant::now(), Mutex::new(Vec::new()));
+        let watch = Arc::new(Self { config, tls, began, standstill_min, health, pulses });
         let watched = Arc::downgrade(&watch);
         let started = vital::spawn("pg-watch", move || {
             Watcher { watch: watched, asking: None, standing: HashMap::new(), dead: Vec::new() }.run();
@@ -256,7 +264,7 @@ impl Watcher {
         }
     }
 
-    /// Closes what has stood still for [`SILENCE_MIN`], and remembers where the others stand.
+    /// Closes what has stood still for long enough, and remembers where the others stand.
     fn judge(&mut self, watch: &Watch, silent: &HashMap<i32, Arc<Pulse>>, found: HashMap<i32, Look>) {
         let now = Instant::now();
         let blocked_by = silent.keys().find_map(|backend| found.get(backend)?.blocked_by.as_ref());
@@ -272,7 +280,7 @@ impl Watcher {
                 Some((earlier, since)) if *earlier == progress => *since,
                 _ => now,
             };
-            if now - since < SILENCE_MIN {
+            if now - since < watch.standstill_min {
                 self.standing.insert(backend, (progress, since));
                 continue;
             }

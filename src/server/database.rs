@@ -5,6 +5,8 @@ use std::sync::Arc;
 use postgres::Client;
 
 use crate::config::{self, Config};
+use crate::pg::citus::cluster;
+use crate::pg::citus::layout::{self, LayoutError};
 use crate::pg::clock;
 use crate::pg::connect::{Connector, StartFault, classify_start_error};
 use crate::pg::embedded::{Embedded, EmbeddedOptions};
@@ -14,6 +16,7 @@ use crate::pg::partitions::{self, PartitionError};
 use crate::pg::pool::{self, Pool};
 use crate::pg::sqlstate::Fault;
 use crate::server::ServeError;
+use crate::sharding::Sharding;
 use crate::sys::clock::wall_now;
 
 /// The database of a running server.
@@ -22,9 +25,21 @@ pub struct Database {
     pub pool: Pool,
     /// The schema is as it should be.
     pub prepared: bool,
-    /// For migrations, by the role of `MIGRATE_DATABASE_URL`.
-    pub owner: Option<Connector>,
+    /// What it has to be.
+    pub schema: Schema,
     embedded: Option<Embedded>,
+}
+
+/// What a database has to be before COPYs find what they need.
+#[derive(Clone)]
+pub struct Schema {
+    /// For migrations, by the role of `MIGRATE_DATABASE_URL`.
+    owner: Option<Connector>,
+    /// How tables are laid out.
+    pub sharding: Sharding,
+    partitions_ahead_months: u32,
+    /// Connections of this node, which a cluster has to bear.
+    pool_connections_max: u32,
 }
 
 impl Database {
@@ -47,7 +62,13 @@ impl Database {
             }
             config::Database::Url(url) => (None, Connector::new(url).map_err(refuse)?),
         };
-        let prepared = match connect_and_prepare(&connector, owner.as_ref(), config.partitions_ahead_months) {
+        let schema = Schema {
+            owner,
+            sharding: config.sharding,
+            partitions_ahead_months: config.partitions_ahead_months,
+            pool_connections_max: config.pool_connections_max,
+        };
+        let prepared = match schema.connect_and_prepare(&connector) {
             Ok(()) => {
                 health.works(Witness::Probe);
                 true
@@ -58,9 +79,9 @@ impl Database {
             }
             Err(fault) => return Err(refuse(fault)),
         };
-        let pool =
-            pool::open(connector.watch(Arc::clone(health)), config.pool_connections_min, config.pool_connections_max);
-        Ok(Self { pool, prepared, owner, embedded })
+        let watch = connector.watch(config.sharding, Arc::clone(health));
+        let pool = pool::open(watch, config.sharding, config.pool_connections_min, config.pool_connections_max);
+        Ok(Self { pool, prepared, schema, embedded })
     }
 
     /// Stops the embedded PostgreSQL, if there is one.
@@ -78,21 +99,55 @@ fn start_embedded(config: &Config) -> Result<Embedded, ServeError> {
     Embedded::start(&options).map_err(|error| ServeError::Failed(error.to_string()))
 }
 
-fn connect_and_prepare(connector: &Connector, owner: Option<&Connector>, ahead: u32) -> Result<(), StartFault> {
-    let mut client = connector.connect()?;
-    let report = migrate_by(&mut client, owner).map_err(|error| match error {
-        MigrateError::Connect(fault) => fault,
-        MigrateError::Postgres(error) | MigrateError::Failed { error, .. } => classify_start_error(&error),
-        MigrateError::Newer { .. } | MigrateError::NotAllowed { .. } => StartFault::Configuration(error.to_string()),
-        MigrateError::LockTimeout => StartFault::Transient(error.to_string()),
-    })?;
-    if !report.applied.is_empty() {
-        tracing::info!(applied = ?report.applied, "schema migrated");
+impl Schema {
+    fn connect_and_prepare(&self, connector: &Connector) -> Result<(), StartFault> {
+        let mut client = connector.connect()?;
+        let report = migrate_by(&mut client, self.owner.as_ref()).map_err(|error| match error {
+            MigrateError::Connect(fault) => fault,
+            MigrateError::Postgres(error) | MigrateError::Failed { error, .. } => classify_start_error(&error),
+            MigrateError::Newer { .. } | MigrateError::NotAllowed { .. } => {
+                StartFault::Configuration(error.to_string())
+            }
+            MigrateError::LockTimeout => StartFault::Transient(error.to_string()),
+        })?;
+        if !report.applied.is_empty() {
+            tracing::info!(applied = ?report.applied, "schema migrated");
+        }
+        self.arrange(&mut client).map_err(|error| match error {
+            LayoutError::Distributed | LayoutError::NotReady(_) | LayoutError::Failed(_) => {
+                StartFault::Configuration(error.to_string())
+            }
+            LayoutError::Connect(fault) => fault,
+            LayoutError::Postgres(error) => classify_start_error(&error),
+            LayoutError::LockTimeout => StartFault::Transient(error.to_string()),
+        })?;
+        ensure_ahead(&mut client, self.partitions_ahead_months).map_err(|error| match error {
+            PartitionError::Postgres(error) => classify_start_error(&error),
+            error => StartFault::Transient(error.to_string()),
+        })
     }
-    ensure_ahead(&mut client, ahead).map_err(|error| match error {
-        PartitionError::Postgres(error) => classify_start_error(&error),
-        error => StartFault::Transient(error.to_string()),
-    })
+
+    /// Lays the tables out as `SHARDING` says, and tells what a cluster lacks.
+    fn arrange(&self, client: &mut Client) -> Result<(), LayoutError> {
+        if layout::arrange_by(client, self.owner.as_ref(), self.sharding)? {
+            tracing::info!("the tables are spread over the Citus cluster now");
+        }
+        if self.sharding == Sharding::Citus {
+            let lacks = cluster::lacks(client, Some(self.pool_connections_max))?;
+            for told in lacks.into_iter().chain(cluster::advice(client)?) {
+                tracing::warn!("{told}");
+            }
+        }
+        Ok(())
+    }
+
+    /// Migrates, and makes partitions ahead: after an outage, and now and then. Gives what [`check_schema`] would.
+    pub fn prepare(&self, client: &mut Client) -> Result<Option<String>, Fault> {
+        let newer = newer_only(migrate_by(client, self.owner.as_ref()).map(drop))?;
+        self.arrange(client).map_err(|error| Fault::lost(error.to_string()))?;
+        ensure_ahead(client, self.partitions_ahead_months).map_err(|error| Fault::lost(error.to_string()))?;
+        Ok(newer)
+    }
 }
 
 fn refuse(fault: StartFault) -> ServeError {
@@ -100,13 +155,6 @@ fn refuse(fault: StartFault) -> ServeError {
         StartFault::Configuration(message) => ServeError::Configuration(message),
         StartFault::Transient(message) => ServeError::Failed(message),
     }
-}
-
-/// Migrates, and makes partitions ahead: after an outage, and now and then. Gives what [`check_schema`] would.
-pub fn prepare(client: &mut Client, owner: Option<&Connector>, ahead: u32) -> Result<Option<String>, Fault> {
-    let newer = newer_only(migrate_by(client, owner).map(drop))?;
-    ensure_ahead(client, ahead).map_err(|error| Fault::lost(error.to_string()))?;
-    Ok(newer)
 }
 
 /// What to tell of a schema that a newer ingestd has migrated. A start refuses it; a node that runs goes on while its

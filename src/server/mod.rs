@@ -53,6 +53,7 @@ use crate::server::recover::Lanes;
 use crate::server::reload::Reread;
 use crate::server::sampler::Sampler;
 use crate::server::upkeep::Upkeep;
+use crate::sharding::Sharding;
 use crate::status::lookup::{Lookup, Sources};
 use crate::status::memory::BatchMap;
 use crate::status::recent::Recent;
@@ -311,17 +312,23 @@ fn flush_queue(config: &Config, worker_count: usize) -> (Arc<FlushQueue>, Vec<cr
         batches: Budget::new(queue_batches_max(config.memory_bytes_max as u64)),
         memory_bytes: Budget::new(config.memory_bytes_max as u64),
     };
-    let (general, reserved) = flusher_counts(config.pool_connections_max, worker_count);
-    FlushQueue::new(worker_count, settings, budgets, general, reserved)
+    let (general, reserved) = flusher_counts(config.pool_connections_max, worker_count, config.sharding);
+    FlushQueue::new(worker_count, config.sharding, settings, budgets, general, reserved)
 }
 
 /// How many flushers a pool of `connections_max` feeds: as many general ones as there are cores keep PostgreSQL busy,
 /// one more does while another waits for its COMMIT or reads blocks back (two more only make its sessions wait for each
 /// other: 15 us a row instead of 11). One is reserved where there are at least two connections.
-fn flusher_counts(connections_max: u32, worker_count: usize) -> (usize, bool) {
+///
+/// On a Citus cluster a COPY occupies one worker of many and then waits for a two-phase COMMIT: half of the pool flushes.
+fn flusher_counts(connections_max: u32, worker_count: usize, sharding: Sharding) -> (usize, bool) {
     let connections = connections_max as usize;
     let reserved = connections >= 2;
-    let general = (worker_count + 1).min(connections.saturating_sub(usize::from(reserved))).max(1);
+    let enough = match sharding {
+        Sharding::None => worker_count + 1,
+        Sharding::Citus => (worker_count + 1).max(connections / 2),
+    };
+    let general = enough.min(connections.saturating_sub(usize::from(reserved))).max(1);
     (general, reserved)
 }
 
@@ -407,11 +414,13 @@ mod tests {
 
     #[test]
     fn flushers_fit_the_pool_and_one_is_reserved_where_possible() {
-        assert_eq!(flusher_counts(1, 2), (1, false));
-        assert_eq!(flusher_counts(2, 2), (1, true));
-        assert_eq!(flusher_counts(20, 2), (3, true));
-        assert_eq!(flusher_counts(20, 1), (2, true));
-        assert_eq!(flusher_counts(20, 8), (9, true));
-        assert_eq!(flusher_counts(4, 64), (3, true));
+        assert_eq!(flusher_counts(1, 2, Sharding::None), (1, false));
+        assert_eq!(flusher_counts(2, 2, Sharding::None), (1, true));
+        assert_eq!(flusher_counts(20, 2, Sharding::None), (3, true));
+        assert_eq!(flusher_counts(20, 1, Sharding::None), (2, true));
+        assert_eq!(flusher_counts(20, 8, Sharding::None), (9, true));
+        assert_eq!(flusher_counts(4, 64, Sharding::None), (3, true));
+        assert_eq!(flusher_counts(20, 2, Sharding::Citus), (10, true));
+        assert_eq!(flusher_counts(2, 2, Sharding::Citus), (1, true));
     }
 }

@@ -10,16 +10,17 @@ use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use crate::config::Config;
 use crate::http::app::App;
 use crate::limits::{
-    EXPIRY_INTERVAL, FLUSH_STOP_WAIT_MAX, LEDGER_FORGET_ROWS_MAX, PARTITION_UPKEEP_INTERVAL, PROBE_INTERVAL,
-    UPKEEP_INTERVAL,
+    CLUSTER_LOOK_INTERVAL, EXPIRY_INTERVAL, FLUSH_STOP_WAIT_MAX, LEDGER_FORGET_ROWS_MAX, PARTITION_UPKEEP_INTERVAL,
+    PROBE_INTERVAL, UPKEEP_INTERVAL,
 };
+use crate::pg::citus::{cluster, layout};
 use crate::pg::clock;
-use crate::pg::connect::Connector;
 use crate::pg::health::{Doubt, Witness};
 use crate::pg::ledger;
 use crate::pg::sqlstate::Fault;
-use crate::server::database::Database;
+use crate::server::database::{Database, Schema};
 use crate::server::{ServeError, database, join_within, spawn};
+use crate::sharding::Sharding;
 use crate::types::UnixMicros;
 
 /// The running thread.
@@ -30,9 +31,8 @@ pub struct Upkeep {
 
 struct Chores {
     app: Arc<App>,
-    /// Who migrates, where that is another role.
-    owner: Option<Connector>,
-    partitions_ahead: u32,
+    /// What the database has to be.
+    schema: Schema,
     retention_months: Option<u32>,
     ledger_retention: Option<Duration>,
     /// The schema has been migrated by this process, or was found up to date.
@@ -41,6 +41,8 @@ struct Chores {
     ledger_due: Instant,
     expiry_due: Instant,
     probe_due: Instant,
+    /// When to look how the Citus cluster is; `None`: there is none.
+    cluster_due: Option<Instant>,
 }
 
 impl Upkeep {
@@ -49,8 +51,7 @@ impl Upkeep {
         let now = Instant::now();
         let mut chores = Chores {
             app,
-            owner: database.owner.clone(),
-            partitions_ahead: config.partitions_ahead_months,
+            schema: database.schema.clone(),
             retention_months: config.partition_retention_months,
             ledger_retention: config.ledger_retention,
             prepared: database.prepared,
@@ -58,6 +59,7 @@ impl Upkeep {
             ledger_due: now,
             expiry_due: now + EXPIRY_INTERVAL,
             probe_due: now,
+            cluster_due: (config.sharding == Sharding::Citus).then_some(now),
         };
         let (stop, stopped) = bounded(1);
         let thread = spawn("upkeep", move || chores.run(&stopped))?;
@@ -81,7 +83,8 @@ impl Chores {
                 self.expiry_due = now + EXPIRY_INTERVAL;
             }
             let working = self.app.database.is_working();
-            if !working || !self.prepared || now >= self.probe_due || now >= self.partitions_due || self.forgets(now) {
+            let is_due = now >= self.probe_due || now >= self.partitions_due || self.looks_at_cluster(now);
+            if !working || !self.prepared || is_due || self.forgets(now) {
                 self.probe_due = now + PROBE_INTERVAL;
                 self.look_after_database(now);
             }
@@ -114,14 +117,18 @@ impl Chores {
     fn chores(&mut self, client: &mut postgres::Client, now: Instant) -> Result<(), Fault> {
         if !self.prepared || now >= self.partitions_due || !self.app.database.is_working() {
             // After an outage it may be another database: restored, or failed over to.
-            self.app
-                .database
-                .doubt(Doubt::Schema, database::prepare(client, self.owner.as_ref(), self.partitions_ahead)?);
+            self.app.database.doubt(Doubt::Schema, self.schema.prepare(client)?);
             self.prepared = true;
             if let Some(months) = self.retention_months {
                 database::drop_old_partitions(client, months)?;
             }
             self.partitions_due = now + PARTITION_UPKEEP_INTERVAL;
+            return Ok(());
+        }
+        if self.looks_at_cluster(now) {
+            self.cluster_due = Some(now + CLUSTER_LOOK_INTERVAL);
+            self.app.queue.set_shards(layout::shard_map(client)?);
+            self.app.database.note_cluster(cluster::look(client)?);
             return Ok(());
         }
         if self.forgets(now) {
@@ -130,6 +137,10 @@ impl Chores {
         client.is_valid(Duration::from_secs(5))?;
         self.app.database.doubt(Doubt::Schema, database::check_schema(client)?);
         Ok(())
+    }
+
+    fn looks_at_cluster(&self, now: Instant) -> bool {
+        self.cluster_due.is_some_and(|due| now >= due)
     }
 
     /// True when old rows of the ledger are to go. Not while what an earlier process left in the journal may still be
@@ -143,7 +154,7 @@ impl Chores {
         let Some(retention) = self.ledger_retention else { return Ok(()) };
         let age = i64::try_from(retention.as_micros()).unwrap_or(i64::MAX);
         let before = UnixMicros(clock::agreed_now(client)?.0.saturating_sub(age));
-        let forgotten = ledger::forget(client, before, LEDGER_FORGET_ROWS_MAX)?;
+        let forgotten = ledger::forget(client, self.schema.sharding, before, LEDGER_FORGET_ROWS_MAX)?;
         if forgotten < LEDGER_FORGET_ROWS_MAX.unsigned_abs() {
             self.ledger_due = now + PARTITION_UPKEEP_INTERVAL;
         }

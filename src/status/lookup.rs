@@ -25,6 +25,7 @@ use crate::pg::ledger::{self, LedgerRow};
 use crate::pg::pool::Pool;
 use crate::pg::sqlstate::Fault;
 use crate::pg::wal;
+use crate::sharding::Sharding;
 use crate::status::model::{StatusDocument, rfc3339};
 use crate::status::shared::{SharedStatus, StatusReader};
 use crate::sys::vital;
@@ -219,7 +220,8 @@ impl Ledger {
         let mut session = self.pool.get().map_err(|error| Fault::lost(error.to_string()))?;
         let started = Instant::now();
         let waiting = session.wait();
-        let found = find(session.client(), group);
+        let sharding = session.sharding();
+        let found = find(session.client(), sharding, group);
         drop(waiting);
         self.queries.record_elapsed(Statement::Lookup, started.elapsed());
         found.inspect_err(|fault| {
@@ -229,16 +231,16 @@ impl Ledger {
     }
 }
 
-fn find(client: &mut Client, group: &[Question]) -> Result<Vec<LedgerRow>, Fault> {
+fn find(client: &mut Client, sharding: Sharding, group: &[Question]) -> Result<Vec<LedgerRow>, Fault> {
     let keys: Vec<&BatchKey> = group.iter().map(|question| &question.key).collect();
     let firm: HashSet<&BatchKey> = group.iter().filter(|question| question.is_firm).map(|asked| &asked.key).collect();
-    let rows = ledger::find(client, &keys)?;
+    let rows = ledger::find(client, sharding, &keys)?;
     if !rows.iter().any(|row| firm.contains(&row.key)) {
         return Ok(rows);
     }
     // Both in one transaction, so that no crash is between them. A retry of what was committed is rare.
     let mut transaction = client.transaction()?;
-    let rows = ledger::find(&mut transaction, &keys)?;
+    let rows = ledger::find(&mut transaction, sharding, &keys)?;
     wal::flush(&mut transaction)?;
     transaction.commit()?;
     Ok(rows)

@@ -5,6 +5,7 @@
 // Each test file is a program of its own and uses a part of this.
 #![allow(dead_code)]
 
+pub mod citus;
 pub mod clock;
 pub mod collector;
 pub mod contract;

@@ -141,7 +141,7 @@ impl TestPostgres {
         let server_url = self.embedded().url(None);
         connect(&server_url).batch_execute(&format!("CREATE DATABASE {name}")).expect("a database for a test");
         let socket_url = self.embedded().url(Some(&name));
-        TestDatabase { url: self.url(&name), socket_url, name, server_url }
+        TestDatabase { url: self.url(&name), socket_url, name, server_urls: vec![server_url] }
     }
 
     fn signal_all(&self, signal: Signal) {
@@ -184,10 +184,16 @@ pub struct TestDatabase {
     pub socket_url: String,
     /// Its name.
     pub name: String,
-    server_url: String,
+    /// Where it is to be dropped.
+    server_urls: Vec<String>,
 }
 
 impl TestDatabase {
+    /// The database `name` on several servers, reached by `url`.
+    pub fn on_servers(name: String, url: String, server_urls: Vec<String>) -> Self {
+        Self { socket_url: url.clone(), url, name, server_urls }
+    }
+
     /// [`Self::url`] with another port, such as a proxy's.
     pub fn url_through(&self, port: u16) -> String {
         let (before, after) = self.url.rsplit_once(':').expect("it has a port");
@@ -204,8 +210,10 @@ impl TestDatabase {
 impl Drop for TestDatabase {
     fn drop(&mut self) {
         // The server may be down, which is what some tests are about: then its folder goes anyway.
-        if let Ok(mut client) = Client::connect(&self.server_url, NoTls) {
-            let _ = client.batch_execute(&format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", self.name));
+        for server_url in &self.server_urls {
+            if let Ok(mut client) = Client::connect(server_url, NoTls) {
+                let _ = client.batch_execute(&format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", self.name));
+            }
         }
     }
 }

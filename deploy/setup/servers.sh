@@ -74,3 +74,25 @@ need_redis() {
 }
 
 redis_version() { "$1" --version | grep -oE 'v=[0-9.]+' | cut -c3-; }
+
+# --- nginx, for tests ---
+
+need_nginx() {
+    local PATH="$PATH:/usr/sbin" brought="$BROUGHT/nginx/usr/sbin/nginx"
+    if nginx_is_recent nginx; then
+        say nginx "$(nginx_version nginx) in $(command -v nginx)"
+    elif nginx_is_recent "$brought"; then
+        say nginx "$(nginx_version "$brought") in .setup"
+    elif apt nginx-light && nginx_is_recent nginx; then
+        say nginx "$(nginx_version nginx), brought by apt"
+    elif debian_package nginx nginx && nginx_is_recent "$brought"; then
+        say nginx "$(nginx_version "$brought") in .setup, unpacked from the distribution's package"
+    else
+        fail "no nginx $NGINX_LEAST or newer (the tests put it before several nodes): run 'apt-get install nginx-light' as root"
+    fi
+}
+
+nginx_is_recent() { quietly "$1" -v && version_at_least "$(nginx_version "$1")" "$NGINX_LEAST"; }
+
+# It tells its version on stderr.
+nginx_version() { "$1" -v 2>&1 | grep -oE '[0-9]+\.[0-9.]+' | head -n 1; }

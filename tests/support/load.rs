@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use parking_lot::Mutex;
 use postgres::Client;
 
+use super::nginx::TestNginx;
 use super::server::{self, Ingestd};
 
 /// Events of one batch.
@@ -106,6 +107,8 @@ pub struct Sent {
 struct Shared {
     /// Where the server is now.
     base: Mutex<String>,
+    /// That is a balancer: batches with an id show it, so that a second node may get them, and 502 is an unknown end.
+    balanced: bool,
     /// Events that no client has taken on yet.
     left: AtomicU64,
     acked_events: AtomicU64,
@@ -124,8 +127,18 @@ pub struct Load {
 impl Load {
     /// Starts the clients against `server`.
     pub fn start(server: &Ingestd, options: LoadOptions) -> Self {
+        Self::start_at(server.url(""), false, options)
+    }
+
+    /// Starts the clients against the balancer at `url`.
+    pub fn start_through(balancer: &TestNginx, options: LoadOptions) -> Self {
+        Self::start_at(balancer.url(""), true, options)
+    }
+
+    fn start_at(url: String, balanced: bool, options: LoadOptions) -> Self {
         let shared = Arc::new(Shared {
-            base: Mutex::new(server.url("")),
+            base: Mutex::new(url),
+            balanced,
             left: AtomicU64::new(options.events),
             acked_events: AtomicU64::new(0),
             retries: AtomicU64::new(0),
@@ -197,7 +210,7 @@ impl Shared {
             let batch_id = (random.within(0..=1) == 1).then(|| format!("b-{tag}"));
             let priority = random.within(0..=self.options.priority_max);
             let body = body(&tag, batch_id.as_deref(), priority, wanted);
-            let acked = self.send(&body, batch_id.is_some());
+            let acked = self.send(&body, batch_id.as_deref());
             if acked {
                 self.acked_events.fetch_add(wanted, Ordering::Relaxed);
             }
@@ -210,12 +223,13 @@ impl Shared {
     }
 
     /// Sends one batch; false when its outcome stays unknown, which only a batch without an id may leave so.
-    fn send(&self, body: &str, has_id: bool) -> bool {
+    fn send(&self, body: &str, batch_id: Option<&str>) -> bool {
         let deadline = Instant::now() + BATCH_WAIT_MAX;
         loop {
             assert!(Instant::now() < deadline, "a batch could not be sent within {BATCH_WAIT_MAX:?}");
             let base = self.base.lock().clone();
-            let headers = [("Content-Type", "application/json")];
+            let mut headers = vec![("Content-Type", "application/json")];
+            headers.extend(batch_id.filter(|_| self.balanced).map(|id| ("Idempotency-Key", id)));
             match server::try_post(&format!("{base}/v1/ingest/batch"), &headers, body.as_bytes()) {
                 Ok(reply) if matches!(reply.status, 200 | 202) => return true,
                 Ok(reply) if matches!(reply.status, 429 | 503) => {
@@ -223,13 +237,16 @@ impl Shared {
                     assert!(!reply.header("retry-after").is_empty(), "a refusal says when to come again");
                     thread::sleep(RETRY_PAUSE);
                 }
-                Ok(reply) => panic!("unexpected answer {}: {}", reply.status, reply.text()),
-                Err(_) => {
+                Ok(reply) if reply.status != 502 || !self.balanced => {
+                    panic!("unexpected answer {}: {}", reply.status, reply.text())
+                }
+                Ok(_) | Err(_) => {
                     self.wait_for_server(deadline);
-                    if !has_id {
+                    if batch_id.is_none() {
                         return false;
                     }
                     self.retries.fetch_add(1, Ordering::Relaxed);
+                    thread::sleep(RETRY_PAUSE);
                 }
             }
         }

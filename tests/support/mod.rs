@@ -9,10 +9,12 @@ pub mod citus;
 pub mod clock;
 pub mod collector;
 pub mod contract;
+pub mod deployed;
 pub mod disk;
 pub mod flood;
 pub mod load;
 pub mod measure;
+pub mod nginx;
 pub mod postgres;
 pub mod proxy;
 pub mod raw;
@@ -50,7 +52,12 @@ pub fn wait_until(what: &str, wait_max: Duration, mut condition: impl FnMut() ->
 
 /// Spawns `command` so that the child is killed when this process ends, and not earlier: the parent-death
 /// signal belongs to the spawning thread, and a test's own thread ends with the test.
-pub fn spawn(mut command: Command) -> io::Result<Child> {
+pub fn spawn(command: Command) -> io::Result<Child> {
+    spawn_to_end_by(command, Signal::KILL)
+}
+
+/// The same for a child that must end children of its own: it gets `signal` instead of being killed.
+pub fn spawn_to_end_by(mut command: Command, signal: Signal) -> io::Result<Child> {
     type Order = (Command, mpsc::Sender<io::Result<Child>>);
     static SPAWNER: LazyLock<mpsc::Sender<Order>> = LazyLock::new(|| {
         let (orders, taken) = mpsc::channel::<Order>();
@@ -61,7 +68,7 @@ pub fn spawn(mut command: Command) -> io::Result<Child> {
         });
         orders
     });
-    child::end_with_thread(&mut command, Signal::KILL);
+    child::end_with_thread(&mut command, signal);
     let (answer, answered) = mpsc::channel();
     SPAWNER.send((command, answer)).map_err(io::Error::other)?;
     answered.recv().map_err(io::Error::other)?

@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# What perf/compare.sh, perf/targets.sh and perf/postgres.sh have in common: brings what is missing, builds, and runs perf/harness/.
-#   perf/harness.sh compare|targets|profiles
+# What the scripts of perf/ have in common: brings what is missing, builds, and runs perf/harness/.
+#   perf/harness.sh compare|targets|profiles|cluster
 set -euo pipefail
 cd "$(dirname "$0")/.."
-deploy/setup.sh perf
+purpose=perf
+[[ $1 != cluster ]] || purpose=cluster
+deploy/setup.sh "$purpose"
 cargo build --release --locked --bin ingestd --example harness
 target=${CARGO_TARGET_DIR:-target}
 export INGESTD=$target/release/ingestd

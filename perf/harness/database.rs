@@ -1,5 +1,6 @@
 //! The PostgreSQL that all subjects share, each with a database of its own.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use ingestd::pg::embedded::{Embedded, EmbeddedOptions};
@@ -95,13 +96,39 @@ impl Tables {
 
     /// Rows in `events`.
     pub fn rows(&mut self) -> Result<u64, Failure> {
-        Ok(self.client.query_one("SELECT count(*) FROM events", &[])?.get::<_, i64>(0).unsigned_abs())
+        self.number("SELECT count(*) FROM events")
+    }
+
+    /// Rows, and different events, of each batch.
+    pub fn rows_by_batch(&mut self) -> Result<HashMap<String, (u64, u64)>, Failure> {
+        let query = "SELECT batch_id, count(*), count(DISTINCT event_id) FROM events GROUP BY 1";
+        let number = |row: &postgres::Row, column: usize| row.get::<_, i64>(column).unsigned_abs();
+        let rows = self.client.query(query, &[])?;
+        Ok(rows.iter().map(|row| (row.get(0), (number(row, 1), number(row, 2)))).collect())
+    }
+
+    /// Rows that the primary key kept out.
+    pub fn duplicates(&mut self) -> Result<u64, Failure> {
+        self.number("SELECT coalesce(sum(duplicates), 0)::bigint FROM ingest_batches")
+    }
+
+    /// Events that PostgreSQL refused.
+    pub fn dead_letters(&mut self) -> Result<u64, Failure> {
+        self.number("SELECT count(*) FROM dead_letter_events")
+    }
+
+    fn number(&mut self, query: &str) -> Result<u64, Failure> {
+        Ok(self.client.query_one(query, &[])?.get::<_, i64>(0).unsigned_abs())
+    }
+
+    /// Bytes of `events` with its indexes, all partitions together.
+    pub fn stored_bytes(&mut self) -> Result<u64, Failure> {
+        self.number("SELECT sum(pg_total_relation_size(relid))::bigint FROM pg_partition_tree('events')")
     }
 
     /// WAL written since the cluster was made.
     pub fn wal_bytes(&mut self) -> Result<u64, Failure> {
-        let row = self.client.query_one("SELECT (pg_current_wal_lsn() - '0/0')::bigint", &[])?;
-        Ok(row.get::<_, i64>(0).unsigned_abs())
+        self.number("SELECT (pg_current_wal_lsn() - '0/0')::bigint")
     }
 }
 

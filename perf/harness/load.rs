@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::Failure;
 
 /// A load.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Options {
     /// How long.
     pub seconds: u64,

@@ -1,16 +1,21 @@
-//! What `perf/compare.sh`, `perf/targets.sh` and `perf/postgres.sh` run: a PostgreSQL, servers, loads, and what comes of them.
+//! What the scripts of `perf/` run: a PostgreSQL, servers, loads, and what comes of them.
 //!
 //! ```text
 //!  load (wrk, ingestd load) ─▶ subject (ingestd, baseline) ─▶ database      meanwhile: process (CPU, memory)
 //!  compare   subjects beside raw_copy and disk, interleaved ─▶ report, plot ─▶ perf/runs/<date>-<host>/
 //!  profiles  settings of PostgreSQL beside each other
 //!  targets   one figure each, beside what it is held against in the same run
+//!  cluster   one, two and three nodes behind nginx, then the same while nodes come and go
+//!  scale     no run of its own: what a rate takes, computed from what cluster has measured
 //! ```
 //!
 //! Settings come from the environment; [`Plan`] has them.
 
+mod cluster;
 mod compare;
 mod database;
+#[path = "../../tests/support/deployed.rs"]
+mod deployed;
 mod disk;
 mod load;
 mod plot;
@@ -18,6 +23,7 @@ mod process;
 mod profiles;
 mod raw_copy;
 mod report;
+mod scale;
 mod subject;
 mod targets;
 
@@ -66,6 +72,10 @@ impl Plan {
 }
 
 fn main() -> Result<(), Failure> {
+    if std::env::args().nth(1).as_deref() == Some("scale") {
+        let folder = std::env::args().nth(2).ok_or("usage: harness scale FOLDER")?;
+        return scale::run(std::path::Path::new(&folder));
+    }
     let plan = Plan::from_environment()?;
     std::fs::create_dir_all(&plan.folder)?;
     let work = tempfile::Builder::new().prefix("ingestd-perf-").tempdir()?;
@@ -75,6 +85,7 @@ fn main() -> Result<(), Failure> {
         Some("compare") => compare::run(&plan, work.path()),
         Some("targets") => targets::run(&plan, work.path()),
         Some("profiles") => profiles::run(&plan, work.path()),
-        _ => Err("usage: harness compare|targets|profiles".into()),
+        Some("cluster") => cluster::run(&plan, work.path()),
+        _ => Err("usage: harness compare|targets|profiles|cluster, or harness scale FOLDER".into()),
     }
 }

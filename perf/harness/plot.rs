@@ -1,6 +1,5 @@
-//! Two drawings: how long answers took, and how fast rows were committed over time.
+//! Drawings: how long answers took, how fast rows were committed over time, and how many machines a rate takes.
 
-use std::ops::Range;
 use std::path::Path;
 
 use plotters::coord::ranged1d::{AsRangedCoord, ValueFormatter};
@@ -59,6 +58,22 @@ pub fn throughput(path: &Path, lines: &[Line]) -> Result<(), Failure> {
     draw(path, lines, 0.0..seconds, 0.0..high * 1.3, axes)
 }
 
+/// Events a second against machines, both by powers of ten.
+pub fn machines(path: &Path, lines: &[Line]) -> Result<(), Failure> {
+    let rates = || lines.iter().flat_map(|line| &line.points).map(|point| point.0);
+    let (low, high) = (rates().fold(f64::INFINITY, f64::min), rates().fold(1.0, f64::max));
+    let (_, most) = bounds(lines);
+    let rate = |x: &f64| if *x >= 1e6 { format!("{:.0} million", x / 1e6) } else { format!("{:.0} 000", x / 1e3) };
+    let axes = Axes {
+        title: "Machines for a rate, standbys not counted",
+        x: "events/s",
+        y: "machines",
+        x_labels: 4,
+        x_label: &rate,
+    };
+    draw(path, lines, (low..high).log_scale(), (0.9..most * 1.5).log_scale(), axes)
+}
+
 fn bounds(lines: &[Line]) -> (f64, f64) {
     let values = || lines.iter().flat_map(|line| &line.points).map(|point| point.1);
     (values().fold(f64::INFINITY, f64::min).clamp(0.01, 1e9), values().fold(1.0, f64::max))
@@ -72,8 +87,10 @@ struct Axes<'a> {
     x_label: &'a dyn Fn(&f64) -> String,
 }
 
-fn draw<Y>(path: &Path, lines: &[Line], x: Range<f64>, y: Y, axes: Axes<'_>) -> Result<(), Failure>
+fn draw<X, Y>(path: &Path, lines: &[Line], x: X, y: Y, axes: Axes<'_>) -> Result<(), Failure>
 where
+    X: AsRangedCoord<Value = f64>,
+    X::CoordDescType: ValueFormatter<f64>,
     Y: AsRangedCoord<Value = f64>,
     Y::CoordDescType: ValueFormatter<f64>,
 {

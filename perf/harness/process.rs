@@ -26,6 +26,44 @@ pub fn tree_cpu_seconds(root: u32) -> f64 {
     total as f64 / rustix::param::clock_ticks_per_second() as f64
 }
 
+/// CPU seconds of all children of this process that have ended and were waited for.
+pub fn ended_children_cpu_seconds() -> f64 {
+    let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let fields: Vec<&str> = stat.rsplit_once(") ").map(|(_, rest)| rest.split(' ').collect()).unwrap_or_default();
+    // cutime, cstime
+    let ticks: u64 = fields.iter().skip(13).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
+    ticks as f64 / rustix::param::clock_ticks_per_second() as f64
+}
+
+/// Seconds of all cores together since the machine started.
+pub struct MachineCpu {
+    /// In use, for whomever.
+    pub busy: f64,
+    /// Given to other tenants while something here wanted to run.
+    pub stolen: f64,
+    /// All of it.
+    pub total: f64,
+}
+
+/// What all cores together have done.
+pub fn machine_cpu_seconds() -> MachineCpu {
+    let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
+    let line = stat.lines().next().unwrap_or_default();
+    // user, nice, system, idle, iowait, irq, softirq, steal (proc(5)); guests are in user and nice already.
+    let ticks: Vec<u64> = line.split_whitespace().skip(1).take(8).filter_map(|field| field.parse().ok()).collect();
+    let seconds = |of: u64| of as f64 / rustix::param::clock_ticks_per_second() as f64;
+    let at = |index: usize| ticks.get(index).copied().unwrap_or(0);
+    let (total, idle, stolen) = (ticks.iter().sum::<u64>(), at(3) + at(4), at(7));
+    MachineCpu { busy: seconds(total - idle - stolen), stolen: seconds(stolen), total: seconds(total) }
+}
+
+/// Bytes that `pid` had the system write to disk.
+pub fn written_bytes(pid: u32) -> u64 {
+    let io = fs::read_to_string(format!("/proc/{pid}/io")).unwrap_or_default();
+    let line = io.lines().find_map(|line| line.strip_prefix("write_bytes: "));
+    line.and_then(|bytes| bytes.trim().parse().ok()).unwrap_or(0)
+}
+
 /// The most memory that `pid` has had in use, in MiB.
 pub fn resident_mib_peak(pid: u32) -> f64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();

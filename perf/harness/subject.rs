@@ -121,7 +121,11 @@ impl Drop for Running {
     }
 }
 
-fn terminate(child: &mut Child) -> Result<(), Failure> {
+/// Asks `child` to end and waits until it has; fine when it has ended already.
+pub fn terminate(child: &mut Child) -> Result<(), Failure> {
+    if child.try_wait()?.is_some() {
+        return Ok(());
+    }
     let pid = rustix::process::Pid::from_child(child);
     rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
     let begun = Instant::now();

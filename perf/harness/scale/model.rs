@@ -101,8 +101,9 @@ pub struct Model {
     pub forwarding_worker: Tier,
     /// Redis.
     pub redis: Tier,
+    /// One disk for tables and indexes.
+    pub data_disk: Tier,
     standbys: u64,
-    disks_of_worker: u64,
     request_bytes: f64,
     stored_bytes: f64,
 }
@@ -183,7 +184,7 @@ impl Model {
                 least: 1,
             },
             standbys: machines.database.standbys,
-            disks_of_worker: machines.database.data_disks as u64 + 1,
+            data_disk: Tier { resources: data_disks(measured, machines, 1.0).to_vec(), least: 1 },
             request_bytes: measured.request_bytes,
             stored_bytes: measured.stored_bytes,
         }
@@ -199,14 +200,15 @@ impl Model {
         };
         let nodes = self.node.machines(rate);
         let copies = 1 + self.standbys;
+        // One at least in each server; and whoever has a WAL has a disk for it, the coordinator, too.
+        let data_disks = self.data_disk.machines(rate).machines.max(databases.machines);
         Deployment {
             balancers: self.balancer.machines(rate),
             nodes,
             layout,
             databases,
             database_machines: (databases.machines + coordinators) * copies,
-            // A coordinator keeps no rows, only its WAL.
-            disks: nodes.machines + (databases.machines * self.disks_of_worker + coordinators) * copies,
+            disks: nodes.machines + (data_disks + databases.machines + coordinators) * copies,
             redis: self.redis.machines(rate),
             gigabits: rate * self.request_bytes * 8.0 / GIGA,
             terabytes_a_day: rate * self.stored_bytes * DAY_SECONDS / TERA,
@@ -231,20 +233,23 @@ fn database(measured: &Run, machines: &Machines, micros: f64, flushes: f64) -> T
     let usable = |name, supply: f64, demand| Resource::new(name, supply * machines.headroom, demand);
     // In comes the row; out goes the WAL, to each standby.
     let network_bytes = measured.journal_bytes.max(measured.wal_bytes * machine.standbys as f64);
+    let mut resources = vec![
+        usable("CPU", machine.cores * MEGA, micros),
+        usable("network", machine.network_gigabits * GIGA / 8.0, network_bytes),
+        usable("WAL", machine.wal_megabytes * MEGA, measured.wal_bytes),
+        usable("WAL flushes", machine.flushes_per_second, flushes / measured.copy_rows),
+    ];
+    resources.extend(data_disks(measured, machines, machine.data_disks));
+    Tier { resources, least: 1 }
+}
+
+/// Of `disks` for tables and indexes.
+fn data_disks(measured: &Run, machines: &Machines, disks: f64) -> [Resource; 2] {
+    let (machine, supply) = (&machines.database, disks * machines.headroom);
     let kept_bytes = measured.stored_bytes * machines.retention_days * DAY_SECONDS;
-    Tier {
-        resources: vec![
-            usable("CPU", machine.cores * MEGA, micros),
-            usable("network", machine.network_gigabits * GIGA / 8.0, network_bytes),
-            usable("WAL", machine.wal_megabytes * MEGA, measured.wal_bytes),
-            usable("WAL flushes", machine.flushes_per_second, flushes / measured.copy_rows),
-            usable(
-                "data disks",
-                machine.data_disks * machine.data_megabytes * MEGA,
-                measured.stored_bytes * machine.times_written,
-            ),
-            usable("room", machine.data_disks * machine.data_terabytes * TERA, kept_bytes),
-        ],
-        least: 1,
-    }
+    let written_bytes = measured.stored_bytes * machine.times_written;
+    [
+        Resource::new("data disks", supply * machine.data_megabytes * MEGA, written_bytes),
+        Resource::new("room", supply * machine.data_terabytes * TERA, kept_bytes),
+    ]
 }

@@ -103,7 +103,9 @@ fn deployments(model: &Model, machines: &Machines) -> String {
             count(redis),
         );
     }
-    text + "\n"
+    text + "\nPostgreSQL's servers are without standbys, its machines with them and the coordinator; disks are those of journals, WALs \
+            and tables. ingestd speaks to one Redis: \
+            where more are asked for, batches must be larger.\n\n"
 }
 
 fn check(measured: &Measured, comparisons: &[Comparison]) -> String {

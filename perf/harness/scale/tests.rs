@@ -92,6 +92,11 @@ fn storage_grows_from_one_postgresql_over_a_coordinator_to_all_workers() {
     // Each with a standby: two or more workers, and the coordinator.
     assert!(deployment.databases.machines >= 2, "{deployment:?}");
     assert_eq!(deployment.database_machines, (deployment.databases.machines + 1) * 2);
+    // 600 bytes for a day, half of each disk.
+    let day = single * 1.01 * 600.0 * 86_400.0;
+    let data_disks = (day / (shipped().0.database.data_terabytes * 1e12 * 0.5)).ceil() as u64;
+    let (nodes, servers) = (deployment.nodes.machines, deployment.databases.machines);
+    assert_eq!(deployment.disks, nodes + 2 * (data_disks + servers + 1));
 }
 
 #[test]

@@ -3,6 +3,9 @@
 //! Two loads, one after the other. wrk with `ack=commit` is a closed loop: no more is sent than PostgreSQL commits, nothing is
 //! refused, so what it takes is what the machine can do and all that it costs. `ingestd load` with `ack=journal` is an open
 //! loop at a rate that leaves room: what it sees is how long an acknowledgement takes.
+//!
+//! On one machine everybody shares the cores, so more nodes cannot be faster. One more run keeps PostgreSQL apart from all
+//! others, as a deployment does: then what one of the two can do is what comes out.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -10,28 +13,57 @@ use std::time::Instant;
 
 use serde_json::Value;
 
+use super::apart::Apart;
 use super::nodes::{Nginx, Node, Redis, Setting};
 use super::report::{Run, ack_rate};
-use crate::database::Database;
+use crate::database::{Database, Tables};
 use crate::{Failure, Plan, load, process};
 
-/// Runs `count` nodes through both loads.
-pub fn run(plan: &Plan, work: &Path, database: &mut Database, redis: &Redis, count: usize) -> Result<Run, Failure> {
+/// Runs `count` nodes through both loads; `apart` with PostgreSQL on cores of its own. `None` where the machine has no two.
+pub fn run(
+    plan: &Plan,
+    work: &Path,
+    database: &mut Database,
+    redis: &Redis,
+    count: usize,
+    apart: bool,
+) -> Result<Option<Run>, Failure> {
     let mut tables = database.tables_of("ingestd")?;
     tables.empty()?;
     redis.empty()?;
+    let confined = if apart { Apart::set(database.pid())? } else { None };
+    if apart && confined.is_none() {
+        return Ok(None);
+    }
     let (database_url, redis_url) = (tables.url().to_owned(), redis.url());
     let setting = Setting { ingestd: &plan.ingestd, work, database_url, redis_url };
     let mut nodes = (0..count).map(|number| Node::start(&setting, number)).collect::<Result<Vec<_>, _>>()?;
     nodes.iter_mut().try_for_each(Node::wait_until_ready)?;
     let nginx = Nginx::start(work, &nodes)?;
-
     let pids = Pids {
         nodes: nodes.iter().map(Node::pid).collect(),
         database: database.pid(),
         nginx: nginx.pid(),
         redis: redis.pid(),
     };
+    let mut run = closed_loop(plan, &mut tables, redis, &nodes, &nginx, &pids)?;
+    run.apart = confined.as_ref().map(|apart| [apart.database_cores, apart.other_cores]);
+    run.ack_ms = ack_latency(plan, work, &nginx)?;
+    nodes.iter().try_for_each(Node::wait_until_committed)?;
+    nodes.iter_mut().try_for_each(Node::stop)?;
+    nginx.stop()?;
+    Ok(Some(run))
+}
+
+/// All but what the open loop sees.
+fn closed_loop(
+    plan: &Plan,
+    tables: &mut Tables,
+    redis: &Redis,
+    nodes: &[Node],
+    nginx: &Nginx,
+    pids: &Pids,
+) -> Result<Run, Failure> {
     let (begun, before, wal_before) = (Instant::now(), pids.used(), tables.wal_bytes()?);
     let (commands_before, bytes_before) = redis.commands_and_bytes()?;
     let answers = load::start(&nginx.url(), "ack=commit", "0", &plan.load)?.finish()?;
@@ -41,7 +73,7 @@ pub fn run(plan: &Plan, work: &Path, database: &mut Database, redis: &Redis, cou
     nodes.iter().try_for_each(Node::wait_until_committed)?;
     let (commands, bytes) = redis.commands_and_bytes()?;
     let wal_bytes = tables.wal_bytes()? - wal_before;
-    let (fsyncs, copies) = journal_syncs_and_copies(&nodes)?;
+    let (fsyncs, copies) = journal_syncs_and_copies(nodes)?;
     let (rows, stored) = (tables.rows()?, tables.stored_bytes()?);
     // wrk leaves what is under way when its time is over: more may be there than it saw acknowledged, never less.
     if rows < answers.events || answers.refused > 0 {
@@ -51,16 +83,12 @@ pub fn run(plan: &Plan, work: &Path, database: &mut Database, redis: &Redis, cou
     let batches = events / plan.load.events as f64;
     let micros = |used: fn(&Used) -> f64| (used(&after) - used(&before)) * 1e6 / events;
     let share = |used: fn(&Used) -> f64| (used(&after) - used(&before)) / (after.total - before.total);
-    let request_bytes = nginx.request_bytes() as f64 / events;
-    let ack_ms = ack_latency(plan, work, &nginx)?;
-    nodes.iter().try_for_each(Node::wait_until_committed)?;
-    nodes.iter_mut().try_for_each(Node::stop)?;
-    nginx.stop()?;
     let [commit_p50, _, commit_p99] = answers.quantiles_ms();
     Ok(Run {
-        nodes: count,
+        nodes: nodes.len(),
+        apart: None,
         events_per_second: events / seconds,
-        ack_ms,
+        ack_ms: [f64::NAN; 2],
         commit_ms: [commit_p50, commit_p99],
         node_micros: micros(|used| used.nodes),
         database_micros: micros(|used| used.database),
@@ -72,8 +100,8 @@ pub fn run(plan: &Plan, work: &Path, database: &mut Database, redis: &Redis, cou
         wal_bytes: wal_bytes as f64 / events,
         journal_bytes: micros(|used| used.journal_megabytes),
         stored_bytes: stored as f64 / events,
-        request_bytes,
-        fsyncs_per_second: fsyncs as f64 / seconds / count as f64,
+        request_bytes: nginx.request_bytes() as f64 / events,
+        fsyncs_per_second: fsyncs as f64 / seconds / nodes.len() as f64,
         copy_rows: events / copies as f64,
         redis_commands_per_batch: (commands - commands_before) as f64 / batches,
         redis_bytes_per_batch: bytes.saturating_sub(bytes_before) as f64 / batches,

@@ -7,6 +7,7 @@
 //!
 //! What was measured is kept as `cluster.json`, from which `perf/scale_model` computes, and as tables for people.
 
+mod apart;
 mod clients;
 mod faults;
 mod measure;
@@ -28,10 +29,12 @@ pub fn run(plan: &Plan, work: &Path) -> Result<(), Failure> {
     let redis = nodes::Redis::start(work)?;
     let mut measured = Measured::new(process::machine(database.version()), plan.load);
     for round in 1..=plan.rounds {
-        for count in 1..=NODES {
-            let run = measure::run(plan, work, &mut database, &redis, count)?;
-            eprintln!("round {round}: {}", report::row(&run));
-            measured.runs.push(run);
+        // The last one with PostgreSQL apart.
+        for (count, apart) in (1..=NODES).map(|count| (count, false)).chain([(NODES, true)]) {
+            if let Some(run) = measure::run(plan, work, &mut database, &redis, count, apart)? {
+                eprintln!("round {round}: {}", report::row(&run));
+                measured.runs.push(run);
+            }
         }
     }
     let faults = faults::run(plan, work, &mut database, &redis)?;

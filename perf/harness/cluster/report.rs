@@ -32,6 +32,8 @@ pub struct Measured {
 pub struct Run {
     /// How many.
     pub nodes: usize,
+    /// Cores of PostgreSQL and of all others, where they did not share all of them.
+    pub apart: Option<[usize; 2]>,
     /// Committed, from the first request until the last commit.
     pub events_per_second: f64,
     /// P50 and P99 of acknowledgements from the journal, in the open loop.
@@ -131,20 +133,30 @@ impl Measured {
         Ok(std::fs::write(folder.join("cluster.md"), self.table())?)
     }
 
-    /// Numbers of nodes that were measured, rising.
-    pub fn counts(&self) -> Vec<usize> {
-        let mut counts: Vec<usize> = self.runs.iter().map(|run| run.nodes).collect();
-        counts.sort_unstable();
-        counts.dedup();
-        counts
+    /// What was measured, in the order of the table.
+    pub fn kinds(&self) -> Vec<(usize, Option<[usize; 2]>)> {
+        let mut kinds = Vec::new();
+        for run in &self.runs {
+            if !kinds.contains(&(run.nodes, run.apart)) {
+                kinds.push((run.nodes, run.apart));
+            }
+        }
+        kinds
+    }
+
+    /// Medians of one node where everybody shares all cores.
+    pub fn one_node(&self) -> Result<Run, Failure> {
+        let missing = "no run with one node: what an event costs is taken from there";
+        self.medians(1, None).ok_or_else(|| missing.into())
     }
 
     /// Medians of the runs with `nodes` nodes; `None` without one.
-    pub fn medians(&self, nodes: usize) -> Option<Run> {
-        let runs: Vec<&Run> = self.runs.iter().filter(|run| run.nodes == nodes).collect();
+    pub fn medians(&self, nodes: usize, apart: Option<[usize; 2]>) -> Option<Run> {
+        let runs: Vec<&Run> = self.runs.iter().filter(|run| run.nodes == nodes && run.apart == apart).collect();
         let of = |get: fn(&Run) -> f64| median(runs.iter().map(|run| get(run)).collect());
         Some(Run {
             nodes,
+            apart,
             events_per_second: of(|run| run.events_per_second)?,
             ack_ms: [of(|run| run.ack_ms[0])?, of(|run| run.ack_ms[1])?],
             commit_ms: [of(|run| run.commit_ms[0])?, of(|run| run.commit_ms[1])?],
@@ -169,7 +181,7 @@ impl Measured {
     /// Medians and faults, in Markdown.
     pub fn table(&self) -> String {
         let load::Options { seconds, connections, events } = self.load;
-        let rounds = self.runs.iter().filter(|run| run.nodes == 1).count();
+        let rounds = self.runs.iter().filter(|run| run.nodes == 1 && run.apart.is_none()).count();
         let mut text = format!(
             "{}\n{connections} connections, {events} events of about 400 bytes a request, {seconds} s, medians of {rounds}; \
              acks at {} events/s\n\n\
@@ -178,7 +190,7 @@ impl Measured {
              |---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n",
             self.machine, self.ack_rate
         );
-        for run in self.counts().into_iter().filter_map(|nodes| self.medians(nodes)) {
+        for run in self.kinds().into_iter().filter_map(|(nodes, apart)| self.medians(nodes, apart)) {
             text += &(row(&run) + "\n");
         }
         if let Some(faults) = &self.faults {
@@ -193,12 +205,20 @@ pub fn ack_rate() -> u64 {
     std::env::var("ACK_RATE").ok().and_then(|rate| rate.parse().ok()).unwrap_or(30_000)
 }
 
+/// How tables call it.
+pub fn name(nodes: usize, apart: Option<[usize; 2]>) -> String {
+    match apart {
+        None => nodes.to_string(),
+        Some([database, others]) => format!("{nodes}, PostgreSQL apart ({database} core, all others {others})"),
+    }
+}
+
 /// A run, as a row of the table.
 pub fn row(run: &Run) -> String {
     format!(
         "| {} | {:.0} | {:.1} / {:.1} ms | {:.0} / {:.0} ms | {:.2} µs | {:.2} µs | {:.2} µs | {:.3} µs | {:.2} µs | \
          {:.0} % | {:.0} % | {:.0} | {:.0} B | {:.0} B |",
-        run.nodes,
+        name(run.nodes, run.apart),
         run.events_per_second,
         run.ack_ms[0],
         run.ack_ms[1],

@@ -26,10 +26,10 @@ const POINTS: usize = 400;
 pub fn run(folder: &Path) -> Result<(), Failure> {
     let measured = Measured::read(folder)?;
     let (machines, citus) = inputs::read()?;
-    let one = measured.medians(1).ok_or("no run with one node: the model takes its costs from there")?;
+    let one = measured.one_node()?;
     let model = Model::new(&one, &machines, &citus);
     let comparisons = check::compare(&measured)?;
-    let text = table::all(&measured, &model, &machines, &citus, &comparisons);
+    let text = table::all(&measured, &one, &model, &machines, &citus, &comparisons);
     std::fs::write(folder.join("scale.md"), &text)?;
     plot::machines(&folder.join("scale.svg"), &lines(&model))?;
     print!("{text}");

@@ -9,15 +9,13 @@ use crate::cluster::report::{Measured, Run};
 /// Costs, what a machine of each kind carries, what each rate takes, and the check.
 pub fn all(
     measured: &Measured,
+    one: &Run,
     model: &Model,
     machines: &Machines,
     citus: &Citus,
     comparisons: &[Comparison],
 ) -> String {
-    let mut text = String::new();
-    if let Some(one) = measured.medians(1) {
-        text += &costs(measured, &one, citus);
-    }
+    let mut text = costs(measured, one, citus);
     text += &carried(model, machines);
     text += &deployments(model, machines);
     text + &check(measured, comparisons)
@@ -115,10 +113,10 @@ fn check(measured: &Measured, comparisons: &[Comparison]) -> String {
         measured.cores
     );
     for comparison in comparisons {
-        let Comparison { nodes, what, measured, predicted, tolerance } = comparison;
+        let Comparison { run, what, measured, predicted, tolerance } = comparison;
         let verdict = if comparison.holds() { "within" } else { "**outside**" };
         text += &format!(
-            "| {nodes} | {what} | {measured:.0} | {predicted:.0} | {:.2} | {verdict} ± {:.0} % |\n",
+            "| {run} | {what} | {measured:.0} | {predicted:.0} | {:.2} | {verdict} ± {:.0} % |\n",
             comparison.ratio(),
             tolerance * 100.0,
         );

@@ -11,6 +11,7 @@ use crate::load;
 fn run(nodes: usize, events_per_second: f64) -> Run {
     Run {
         nodes,
+        apart: None,
         events_per_second,
         ack_ms: [1.0, 2.0],
         commit_ms: [100.0, 200.0],
@@ -132,13 +133,28 @@ fn the_check_holds_for_what_the_costs_say_and_fails_for_what_they_do_not() {
 }
 
 #[test]
+fn where_postgresql_is_apart_the_scarcer_of_the_two_decides() {
+    let verdict = |one: Run, events_per_second| {
+        let apart = Run { apart: Some([1, 1]), ..run(3, events_per_second) };
+        let comparisons = compare(&measured(vec![one, apart])).expect("there is a run with one node");
+        comparisons.iter().find(|comparison| comparison.run.contains("apart")).expect("it is compared").holds()
+    };
+    // 10 µs of PostgreSQL on a core of its own, 2 µs of all others on the other.
+    assert!(verdict(run(1, 2e6 / 12.0), 100_000.0));
+    assert!(!verdict(run(1, 2e6 / 12.0), 2e6 / 12.0), "what they would reach together is too much");
+    // Where all others cost 20 µs it is they who decide.
+    let dear = Run { node_micros: 19.0, ..run(1, 2e6 / 30.0) };
+    assert!(verdict(dear.clone(), 50_000.0) && !verdict(dear, 100_000.0));
+}
+
+#[test]
 fn bytes_that_grow_with_the_nodes_fail_the_check() {
     let right = 2e6 / 12.0;
     let more = Run { wal_bytes: 800.0, ..run(3, right) };
     let comparisons = compare(&measured(vec![run(1, right), more])).expect("there is a run with one node");
     let wrong: Vec<_> = comparisons.iter().filter(|comparison| !comparison.holds()).collect();
     assert_eq!(wrong.len(), 1, "{wrong:?}");
-    assert_eq!((wrong[0].nodes, wrong[0].what), (3, "WAL bytes a row"));
+    assert_eq!((&*wrong[0].run, wrong[0].what), ("3", "WAL bytes a row"));
 }
 
 #[test]
@@ -146,7 +162,7 @@ fn the_table_has_every_rate_and_says_what_binds() {
     let (machines, citus) = shipped();
     let all = measured(vec![run(1, 2e6 / 12.0)]);
     let comparisons = compare(&all).expect("there is a run with one node");
-    let text = table::all(&all, &model(), &machines, &citus, &comparisons);
+    let text = table::all(&all, &all.runs[0], &model(), &machines, &citus, &comparisons);
     for rate in ["100,000", "1,000,000", "100,000,000"] {
         assert!(text.contains(&format!("| {rate} |")), "{text}");
     }
@@ -158,7 +174,7 @@ fn what_is_written_can_be_read_again() {
     let folder = tempfile::tempdir().expect("a folder");
     measured(vec![run(1, 1.0), run(2, 3.0), run(2, 5.0), run(2, 4.0)]).write(folder.path()).expect("it can be written");
     let read = Measured::read(folder.path()).expect("it can be read");
-    assert_eq!(read.counts(), [1, 2]);
-    assert_eq!(read.medians(2).map(|run| run.events_per_second), Some(4.0));
-    assert!(read.medians(3).is_none());
+    assert_eq!(read.kinds(), [(1, None), (2, None)]);
+    assert_eq!(read.medians(2, None).map(|run| run.events_per_second), Some(4.0));
+    assert!(read.medians(2, Some([1, 1])).is_none());
 }

@@ -35,26 +35,27 @@ pub fn ended_children_cpu_seconds() -> f64 {
     ticks as f64 / rustix::param::clock_ticks_per_second() as f64
 }
 
-/// Seconds of all cores together since the machine started.
-pub struct MachineCpu {
-    /// In use, for whomever.
+/// Seconds of a core since the machine started.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CoreSeconds {
+    /// In use, for whomever, other tenants of the machine included.
     pub busy: f64,
-    /// Given to other tenants while something here wanted to run.
-    pub stolen: f64,
     /// All of it.
     pub total: f64,
 }
 
-/// What all cores together have done.
-pub fn machine_cpu_seconds() -> MachineCpu {
+/// What each core has done, by number.
+pub fn core_seconds() -> Vec<CoreSeconds> {
     let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
-    let line = stat.lines().next().unwrap_or_default();
-    // user, nice, system, idle, iowait, irq, softirq, steal (proc(5)); guests are in user and nice already.
-    let ticks: Vec<u64> = line.split_whitespace().skip(1).take(8).filter_map(|field| field.parse().ok()).collect();
-    let seconds = |of: u64| of as f64 / rustix::param::clock_ticks_per_second() as f64;
-    let at = |index: usize| ticks.get(index).copied().unwrap_or(0);
-    let (total, idle, stolen) = (ticks.iter().sum::<u64>(), at(3) + at(4), at(7));
-    MachineCpu { busy: seconds(total - idle - stolen), stolen: seconds(stolen), total: seconds(total) }
+    let cores = stat.lines().filter(|line| line.starts_with("cpu") && !line.starts_with("cpu "));
+    let core = |line: &str| {
+        // user, nice, system, idle, iowait, irq, softirq, steal (proc(5)); guests are in user and nice already.
+        let ticks: Vec<u64> = line.split_whitespace().skip(1).take(8).filter_map(|field| field.parse().ok()).collect();
+        let seconds = |of: u64| of as f64 / rustix::param::clock_ticks_per_second() as f64;
+        let (total, idle) = (ticks.iter().sum::<u64>(), ticks.iter().skip(3).take(2).sum::<u64>());
+        CoreSeconds { busy: seconds(total - idle), total: seconds(total) }
+    };
+    cores.map(core).collect()
 }
 
 /// Bytes that `pid` had the system write to disk.

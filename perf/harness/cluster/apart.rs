@@ -9,10 +9,10 @@ use crate::{Failure, deployed};
 pub struct Apart {
     postmaster: u32,
     all: CpuSet,
-    /// Cores of PostgreSQL.
-    pub database_cores: usize,
-    /// Cores of nodes, nginx and the load.
-    pub other_cores: usize,
+    /// Numbers of PostgreSQL's cores.
+    pub database_cores: Vec<usize>,
+    /// Those of nodes, nginx and the load.
+    pub other_cores: Vec<usize>,
 }
 
 impl Apart {
@@ -24,7 +24,7 @@ impl Apart {
         if first.is_empty() {
             return Ok(None);
         }
-        let apart = Self { postmaster, all, database_cores: first.len(), other_cores: second.len() };
+        let apart = Self { postmaster, all, database_cores: first.to_vec(), other_cores: second.to_vec() };
         apart.confine_database(&set_of(first))?;
         sched_setaffinity(None, &set_of(second))?;
         Ok(Some(apart))

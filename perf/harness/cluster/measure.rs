@@ -17,6 +17,7 @@ use super::apart::Apart;
 use super::nodes::{Nginx, Node, Redis, Setting};
 use super::report::{Run, ack_rate};
 use crate::database::{Database, Tables};
+use crate::process::CoreSeconds;
 use crate::{Failure, Plan, load, process};
 
 /// Runs `count` nodes through both loads; `apart` with PostgreSQL on cores of its own. `None` where the machine has no two.
@@ -46,8 +47,7 @@ pub fn run(
         nginx: nginx.pid(),
         redis: redis.pid(),
     };
-    let mut run = closed_loop(plan, &mut tables, redis, &nodes, &nginx, &pids)?;
-    run.apart = confined.as_ref().map(|apart| [apart.database_cores, apart.other_cores]);
+    let mut run = closed_loop(plan, &mut tables, redis, &nodes, &nginx, &pids, confined.as_ref())?;
     run.ack_ms = ack_latency(plan, work, &nginx)?;
     nodes.iter().try_for_each(Node::wait_until_committed)?;
     nodes.iter_mut().try_for_each(Node::stop)?;
@@ -63,6 +63,7 @@ fn closed_loop(
     nodes: &[Node],
     nginx: &Nginx,
     pids: &Pids,
+    apart: Option<&Apart>,
 ) -> Result<Run, Failure> {
     let (begun, before, wal_before) = (Instant::now(), pids.used(), tables.wal_bytes()?);
     let (commands_before, bytes_before) = redis.commands_and_bytes()?;
@@ -82,11 +83,10 @@ fn closed_loop(
     let events = rows as f64;
     let batches = events / plan.load.events as f64;
     let micros = |used: fn(&Used) -> f64| (used(&after) - used(&before)) * 1e6 / events;
-    let share = |used: fn(&Used) -> f64| (used(&after) - used(&before)) / (after.total - before.total);
     let [commit_p50, _, commit_p99] = answers.quantiles_ms();
     Ok(Run {
         nodes: nodes.len(),
-        apart: None,
+        apart: apart.map(|apart| [apart.database_cores.len(), apart.other_cores.len()]),
         events_per_second: events / seconds,
         ack_ms: [f64::NAN; 2],
         commit_ms: [commit_p50, commit_p99],
@@ -95,8 +95,8 @@ fn closed_loop(
         balancer_micros: micros(|used| used.nginx),
         redis_micros: micros(|used| used.redis),
         load_micros: micros(|used| used.load),
-        busy_share: share(|used| used.busy),
-        others_share: share(|used| used.busy + used.stolen - used.ours()).max(0.0),
+        busy_share: after.busy_share_since(&before, |_| true),
+        others_shares: others_shares(&before, &after, apart),
         wal_bytes: wal_bytes as f64 / events,
         journal_bytes: micros(|used| used.journal_megabytes),
         stored_bytes: stored as f64 / events,
@@ -115,7 +115,7 @@ struct Pids {
     redis: u32,
 }
 
-/// Seconds of CPU so far, of those that were measured and of the machine.
+/// Seconds of CPU so far, of those that were measured and of the machine's cores.
 struct Used {
     nodes: f64,
     database: f64,
@@ -123,32 +123,52 @@ struct Used {
     redis: f64,
     /// Children that have ended, of which the load is the only one meanwhile.
     load: f64,
-    busy: f64,
-    stolen: f64,
-    total: f64,
+    cores: Vec<CoreSeconds>,
     /// Not CPU: what the nodes had written to disk, which is the journal.
     journal_megabytes: f64,
 }
 
 impl Used {
-    /// What was measured, all together.
-    fn ours(&self) -> f64 {
-        self.nodes + self.database + self.nginx + self.redis + self.load
+    /// Everything that was measured, but PostgreSQL.
+    fn beside_database(&self) -> f64 {
+        self.nodes + self.nginx + self.redis + self.load
+    }
+
+    /// Of the cores in `of`.
+    fn busy_share_since(&self, before: &Self, of: impl Fn(usize) -> bool) -> f64 {
+        let sum = |used: &Self, get: fn(&CoreSeconds) -> f64| {
+            used.cores.iter().enumerate().filter(|(core, _)| of(*core)).map(|(_, seconds)| get(seconds)).sum::<f64>()
+        };
+        let since = |get: fn(&CoreSeconds) -> f64| sum(self, get) - sum(before, get);
+        since(|core| core.busy) / since(|core| core.total)
+    }
+}
+
+/// Of PostgreSQL's cores, and of all others', what was not used by what was measured; the same for both where they share.
+fn others_shares(before: &Used, after: &Used, apart: Option<&Apart>) -> [f64; 2] {
+    let total: f64 = after.cores.iter().zip(&before.cores).map(|(after, before)| after.total - before.total).sum();
+    let core_seconds = total / after.cores.len() as f64;
+    let database = after.database - before.database;
+    let beside = after.beside_database() - before.beside_database();
+    let share = |cores: &[usize], ours: f64| {
+        let busy = after.busy_share_since(before, |core| cores.contains(&core));
+        (busy - ours / core_seconds / cores.len() as f64).max(0.0)
+    };
+    match apart {
+        None => [share(&(0..after.cores.len()).collect::<Vec<usize>>(), database + beside); 2],
+        Some(apart) => [share(&apart.database_cores, database), share(&apart.other_cores, beside)],
     }
 }
 
 impl Pids {
     fn used(&self) -> Used {
-        let machine = process::machine_cpu_seconds();
         Used {
             nodes: self.nodes.iter().copied().map(process::tree_cpu_seconds).sum(),
             database: process::tree_cpu_seconds(self.database),
             nginx: process::tree_cpu_seconds(self.nginx),
             redis: process::tree_cpu_seconds(self.redis),
             load: process::ended_children_cpu_seconds(),
-            busy: machine.busy,
-            stolen: machine.stolen,
-            total: machine.total,
+            cores: process::core_seconds(),
             journal_megabytes: self.nodes.iter().copied().map(process::written_bytes).sum::<u64>() as f64 / 1e6,
         }
     }

@@ -52,8 +52,9 @@ pub struct Run {
     pub load_micros: f64,
     /// Of all cores.
     pub busy_share: f64,
-    /// Of all cores, what other programs, the kernel's own threads and other tenants of the machine had.
-    pub others_share: f64,
+    /// What other programs, the kernel's own threads and other tenants of the machine had: of PostgreSQL's cores, and of
+    /// those of all others that were measured. The same where they share all cores.
+    pub others_shares: [f64; 2],
     /// Written to the WAL.
     pub wal_bytes: f64,
     /// Written to the nodes' disks.
@@ -166,7 +167,7 @@ impl Measured {
             redis_micros: of(|run| run.redis_micros)?,
             load_micros: of(|run| run.load_micros)?,
             busy_share: of(|run| run.busy_share)?,
-            others_share: of(|run| run.others_share)?,
+            others_shares: [of(|run| run.others_shares[0])?, of(|run| run.others_shares[1])?],
             wal_bytes: of(|run| run.wal_bytes)?,
             journal_bytes: of(|run| run.journal_bytes)?,
             stored_bytes: of(|run| run.stored_bytes)?,
@@ -217,7 +218,7 @@ pub fn name(nodes: usize, apart: Option<[usize; 2]>) -> String {
 pub fn row(run: &Run) -> String {
     format!(
         "| {} | {:.0} | {:.1} / {:.1} ms | {:.0} / {:.0} ms | {:.2} µs | {:.2} µs | {:.2} µs | {:.3} µs | {:.2} µs | \
-         {:.0} % | {:.0} % | {:.0} | {:.0} B | {:.0} B |",
+         {:.0} % | {} | {:.0} | {:.0} B | {:.0} B |",
         name(run.nodes, run.apart),
         run.events_per_second,
         run.ack_ms[0],
@@ -230,11 +231,16 @@ pub fn row(run: &Run) -> String {
         run.redis_micros,
         run.load_micros,
         run.busy_share * 100.0,
-        run.others_share * 100.0,
+        others(run),
         run.copy_rows,
         run.wal_bytes,
         run.journal_bytes,
     )
+}
+
+fn others(run: &Run) -> String {
+    let [database, beside] = run.others_shares.map(|share| share * 100.0);
+    if run.apart.is_none() { format!("{database:.0} %") } else { format!("{database:.0} %, {beside:.0} %") }
 }
 
 fn faults_table(faults: &Faults) -> String {

@@ -65,14 +65,15 @@ pub fn compare(measured: &Measured) -> Result<Vec<Comparison>, Failure> {
 /// Events a second of `run` by what an event costs in `costs`.
 fn committed(cores: usize, costs: &Run, run: &Run) -> f64 {
     let others = costs.node_micros + costs.balancer_micros + costs.redis_micros + costs.load_micros;
-    let tier = |cores: usize, micros: f64| {
-        let supply = cores as f64 * (1.0 - run.others_share) * 1e6;
+    let [database_share, beside_share] = run.others_shares.map(|share| 1.0 - share);
+    let tier = |cores: usize, share: f64, micros: f64| {
+        let supply = cores as f64 * share * 1e6;
         Tier { resources: vec![Resource::new("CPU", supply, micros)], least: 1 }
     };
     let tiers = match run.apart {
-        None => vec![tier(cores, costs.database_micros + others)],
+        None => vec![tier(cores, database_share, costs.database_micros + others)],
         Some([database_cores, other_cores]) => {
-            vec![tier(database_cores, costs.database_micros), tier(other_cores, others)]
+            vec![tier(database_cores, database_share, costs.database_micros), tier(other_cores, beside_share, others)]
         }
     };
     tiers.iter().map(|tier| tier.binding().carries).fold(f64::INFINITY, f64::min)

@@ -21,7 +21,7 @@ fn run(nodes: usize, events_per_second: f64) -> Run {
         redis_micros: 0.05,
         load_micros: 0.7,
         busy_share: 1.0,
-        others_share: 0.0,
+        others_shares: [0.0; 2],
         wal_bytes: 700.0,
         journal_bytes: 400.0,
         stored_bytes: 600.0,
@@ -125,7 +125,7 @@ fn the_check_holds_for_what_the_costs_say_and_fails_for_what_they_do_not() {
     assert_eq!(verdicts(vec![run(1, right), run(2, right * 0.85), run(3, right * 1.15)]), [true, true, true]);
     assert_eq!(verdicts(vec![run(1, right), run(2, right * 0.75), run(3, right * 1.25)]), [true, false, false]);
     // A fifth of the machine was another program's: then a fifth less is what the model expects.
-    let disturbed = Run { others_share: 0.2, ..run(2, right * 0.7) };
+    let disturbed = Run { others_shares: [0.2; 2], ..run(2, right * 0.7) };
     assert_eq!(verdicts(vec![run(1, right), disturbed]), [true, true]);
     let idle = run(1, right * 0.7);
     assert_eq!(verdicts(vec![idle]), [false], "a machine that was not busy is not bound by CPU");

@@ -27,6 +27,7 @@ main() {
     cd "$WORK/compose"
     for_a_try
     for_production
+    not_run "docker-compose.citus.yml beyond its validity: Citus is in no package of Debian, so its image cannot be made"
     not_run "grafana, whose image cannot be made of Debian packages (its configuration is another part's)"
 }
 
@@ -44,13 +45,29 @@ find_compose() {
 # copy_files: so that secrets and what a part writes never land in the clone.
 copy_files() {
     mkdir "$WORK/compose"
-    cp -a docker-compose.yml docker-compose.prod.yml deploy "$WORK/compose/"
+    cp -a docker-compose.yml docker-compose.prod.yml docker-compose.citus.yml deploy "$WORK/compose/"
 }
 
 files_are_valid() {
     step "the files are valid"
     "${COMPOSE[@]}" --file docker-compose.yml config --quiet
     "${COMPOSE[@]}" --file docker-compose.yml --file docker-compose.prod.yml config --quiet
+    local over
+    for over in '' docker-compose.prod.yml; do
+        "${COMPOSE[@]}" --file docker-compose.yml ${over:+--file "$over"} --file docker-compose.citus.yml config >"$WORK/citus.yml"
+        citus_fits_together "$WORK/citus.yml"
+    done
+}
+
+# citus_fits_together RENDERED: who is to be a worker is a service, and every node of ingestd knows that there are some.
+citus_fits_together() {
+    local workers worker
+    workers=$(sed -n 's/^ *WORKERS: //p' "$1")
+    [[ -n $workers ]] || fail "no WORKERS in docker-compose.citus.yml"
+    for worker in $(sed -n 's/^ *COORDINATOR: //p' "$1") $workers; do
+        grep -q "^  $worker:\$" "$1" || fail "docker-compose.citus.yml has no service $worker"
+    done
+    [[ $(grep -c '^ *SHARDING: citus$' "$1") == $(grep -c '^  ingestd-[0-9]*:$' "$1") ]] || fail "a node without SHARDING=citus"
 }
 
 compose() { "${COMPOSE[@]}" --project-name ingestd-test "${FILES[@]}" "$@"; }

@@ -35,9 +35,10 @@ find_kubectl() {
 render_and_validate() {
     step "rendered, and valid for Kubernetes ${VERSIONS[*]}"
     "$KUBECTL" kustomize k8s/monitoring >"$WORK/monitoring.yaml"
+    "$KUBECTL" kustomize k8s/citus >"$WORK/citus.yaml"
     local version file
     for version in "${VERSIONS[@]}"; do
-        for file in "$WORK/base.yaml" "$WORK/monitoring.yaml" k8s/replay-job.yaml; do
+        for file in "$WORK/base.yaml" "$WORK/monitoring.yaml" "$WORK/citus.yaml" k8s/replay-job.yaml; do
             # Other words than "passed": the kind that has no schema, once; anything else is a failure.
             python3 -m kubernetes_validate --kubernetes-version "$version" --strict "$file" >"$WORK/validate.log" 2>&1 ||
                 { cat "$WORK/validate.log"; fail "$file is not valid for $version"; }
@@ -52,6 +53,8 @@ what_no_schema_checks() {
     step "names, labels, grace and sizes fit each other"
     python3 deploy/test/lib/manifests.py consistent "$WORK/base.yaml"
     python3 deploy/test/lib/manifests.py consistent "$WORK/monitoring.yaml"
+    python3 deploy/test/lib/manifests.py consistent "$WORK/citus.yaml"
+    python3 deploy/test/lib/manifests.py citus "$WORK/citus.yaml"
     # The autoscaler asks for what the adapter's rules name, and those for what the server exports.
     local metric
     for metric in $(grep -oE 'metric: \{name: [a-z_]+' k8s/monitoring/horizontalpodautoscaler.yaml | grep -oE '[a-z_]+$'); do

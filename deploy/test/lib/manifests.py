@@ -1,6 +1,7 @@
 """What the manifests say, for deploy/test/kubernetes.sh.
 
-usage: manifests.py consistent RENDERED    checks what no schema can
+usage: manifests.py consistent RENDERED    checks what no schema can, of ingestd's own
+       manifests.py citus RENDERED         the same of the Citus cluster and of what ties ingestd to it
        manifests.py environment RENDERED   the nodes' settings as lines NAME=VALUE, with files under $SECRETS, which are made
        manifests.py script FILE            the shell script of a Job's container
 """
@@ -23,6 +24,11 @@ def one(kind, rendered, name=None):
     return found[0]
 
 
+def of(name, rendered):
+    """Those that carry the label of `name`."""
+    return [d for d in rendered if d["metadata"].get("labels", {}).get("app.kubernetes.io/name") == name]
+
+
 def drain_seconds_max():
     """From the server's own limits: requests, then the queue, then twice what is under way."""
     source = open("src/limits.rs").read()
@@ -34,6 +40,7 @@ def drain_seconds_max():
 
 
 def consistent(rendered):
+    rendered = of("ingestd", rendered)
     stateful_set = one("StatefulSet", rendered)["spec"]
     pod = stateful_set["template"]["spec"]
     container = pod["containers"][0]
@@ -77,8 +84,65 @@ def consistent(rendered):
     assert int(storage.removesuffix("Gi")) * 1024 >= 2 * int(settings["data"]["JOURNAL_MAX_MB"]), storage
 
 
+def citus(rendered):
+    nodes = of("citus", rendered)
+    sets = [d for d in nodes if d["kind"] == "StatefulSet"]
+    job = one("Job", nodes)["spec"]["template"]
+    mounted = {"ConfigMap": set(), "Secret": set()}
+    for stateful_set in sets:
+        spec, name = stateful_set["spec"], stateful_set["metadata"]["name"]
+        labels = spec["template"]["metadata"]["labels"]
+        assert spec["selector"]["matchLabels"].items() <= labels.items(), name
+        assert spec["persistentVolumeClaimRetentionPolicy"] == {"whenScaled": "Retain", "whenDeleted": "Retain"}, name
+        service = one("Service", nodes, spec["serviceName"])["spec"]
+        assert service["clusterIP"] == "None" and service["selector"].items() <= labels.items(), name
+        # A selector of both kinds of nodes would send clients to workers.
+        matching = [s for s in sets if service["selector"].items() <= s["spec"]["template"]["metadata"]["labels"].items()]
+        assert matching == [stateful_set], f"the Service {spec['serviceName']} selects {len(matching)} StatefulSets"
+    for pod in [s["spec"]["template"] for s in sets] + [job]:
+        container = pod["spec"]["containers"][0]
+        volumes = {v["name"] for v in pod["spec"]["volumes"]}
+        claims = {c["metadata"]["name"] for s in sets for c in s["spec"]["volumeClaimTemplates"] if pod is s["spec"]["template"]}
+        assert {m["name"] for m in container["volumeMounts"]} == volumes | claims, container["name"]
+        for volume in pod["spec"]["volumes"]:
+            if "configMap" in volume:
+                assert volume["configMap"]["defaultMode"] == 0o555, "the image sources what it cannot execute"
+                mounted["ConfigMap"].add(volume["configMap"]["name"])
+            if "secret" in volume:
+                mounted["Secret"].add(volume["secret"]["secretName"])
+        for kind in ("NetworkPolicy", "PodDisruptionBudget"):
+            spec = one(kind, rendered, "citus")["spec"]
+            selector = spec.get("podSelector") or spec["selector"]
+            assert selector["matchLabels"].items() <= pod["metadata"]["labels"].items(), kind
+
+    config_map = one("ConfigMap", [d for d in rendered if d["metadata"]["name"] in mounted["ConfigMap"]])
+    for pod in [s["spec"]["template"] for s in sets] + [job]:
+        for mount in pod["spec"]["containers"][0]["volumeMounts"]:
+            assert mount.get("subPath", "citus.conf") in config_map["data"], mount
+    password = one("Secret", [d for d in rendered if d["metadata"]["name"] in mounted["Secret"]])["stringData"]["password"]
+
+    # Who is who: the names that the Job registers are those that the StatefulSets give.
+    names = {s["metadata"]["name"]: [f"{s['metadata']['name']}-{number}.{s['spec']['serviceName']}"
+                                     for number in range(s["spec"]["replicas"])] for s in sets}
+    settings = {v["name"]: v["value"] for v in job["spec"]["containers"][0]["env"]}
+    assert [settings["COORDINATOR"]] == names["citus-coordinator"], settings["COORDINATOR"]
+    assert settings["WORKERS"].split() == names["citus-worker"], settings["WORKERS"]
+    url = one("Secret", rendered, "ingestd-urls")["stringData"]["database_url"]
+    user, given, host, database = re.fullmatch(r"postgresql://(\w+):([^@]+)@([^:/]+):5432/(\w+)\?sslmode=require", url).groups()
+    assert (user, database, given) == (settings["PGUSER"], settings["PGDATABASE"], password), "the URL is of another database"
+    assert host == one("StatefulSet", nodes, "citus-coordinator")["spec"]["serviceName"], host
+
+    conf = dict(re.findall(r"^([a-z0-9_.]+) = '?([^'\n]*)'?$", config_map["data"]["citus.conf"], re.M))
+    pool = int(one("ConfigMap", of("ingestd", rendered))["data"]["DB_POOL_MAX_SIZE"])
+    sessions = one("HorizontalPodAutoscaler", rendered)["spec"]["maxReplicas"] * pool
+    assert 2 * sessions <= int(conf["max_connections"]), f"{sessions} sessions, and each may have two connections to a worker"
+    assert sessions <= int(conf["max_prepared_transactions"]), f"{sessions} sessions may commit at once"
+    print(f"{len(names['citus-worker'])} workers; {sessions} sessions at most, {conf['max_connections']} connections a node")
+
+
 def environment(rendered):
     """As a kubelet would give it: the image's own settings, the ConfigMap's, the pod's."""
+    rendered = of("ingestd", rendered)
     for name, value in re.findall(r"\b(LISTEN_ADDR|JOURNAL_DIR)=(\S+)", open("Dockerfile").read()):
         print(f"{name}={value}")
     for name, value in one("ConfigMap", rendered)["data"].items():
@@ -102,4 +166,4 @@ def script(rendered):
     print(rendered[0]["spec"]["template"]["spec"]["containers"][0]["command"][2])
 
 
-{"consistent": consistent, "environment": environment, "script": script}[sys.argv[1]](documents(sys.argv[2]))
+{"consistent": consistent, "citus": citus, "environment": environment, "script": script}[sys.argv[1]](documents(sys.argv[2]))

@@ -136,7 +136,8 @@ def citus(rendered):
     pool = int(one("ConfigMap", of("ingestd", rendered))["data"]["DB_POOL_MAX_SIZE"])
     sessions = one("HorizontalPodAutoscaler", rendered)["spec"]["maxReplicas"] * pool
     assert 2 * sessions <= int(conf["max_connections"]), f"{sessions} sessions, and each may have two connections to a worker"
-    assert sessions <= int(conf["max_prepared_transactions"]), f"{sessions} sessions may commit at once"
+    prepared = int(conf["max_prepared_transactions"])
+    assert prepared >= int(conf["max_connections"]), f"{prepared} prepared transactions are fewer than connections"
     print(f"{len(names['citus-worker'])} workers; {sessions} sessions at most, {conf['max_connections']} connections a node")
 
 

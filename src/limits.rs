@@ -350,6 +350,11 @@ pub const FLUSH_STOP_WAIT_MAX: Duration = Duration::from_secs(3);
 /// How often a stopping server looks whether its queue is empty.
 pub const STOP_POLL: Duration = Duration::from_millis(10);
 
+/// How often `journal drain` looks whether all has landed, and lets go what has.
+pub const JOURNAL_DRAIN_POLL: Duration = Duration::from_millis(100);
+/// How long it waits before it tries to reach PostgreSQL again.
+pub const JOURNAL_DRAIN_RETRY_WAIT: Duration = Duration::from_secs(1);
+
 const _: () = assert!(LINGER_WAIT_MAX.as_secs() < HTTP_DRAIN_WAIT_MAX.as_secs());
 
 /// How long after SIGTERM a container is usually killed (Kubernetes' default grace period).

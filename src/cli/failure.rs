@@ -9,6 +9,7 @@ use crate::pg::connect::{StartFault, classify_start_error};
 use crate::pg::dead_letter::DeadLetterError;
 use crate::pg::migrate::MigrateError;
 use crate::pg::partitions::PartitionError;
+use crate::server::ServeError;
 
 /// Why a command did not do what was asked.
 #[derive(Debug)]
@@ -69,6 +70,15 @@ impl From<MigrateError> for Failure {
             MigrateError::NotAllowed { .. } => Self::usage(error.to_string()),
             MigrateError::Connect(fault) => fault.into(),
             other => Self::runtime(other),
+        }
+    }
+}
+
+impl From<ServeError> for Failure {
+    fn from(error: ServeError) -> Self {
+        match error {
+            ServeError::Configuration(why) => Self::usage(why),
+            ServeError::Failed(why) => Self::Runtime(why),
         }
     }
 }

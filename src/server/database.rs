@@ -24,6 +24,7 @@ pub struct Database {
     pub prepared: bool,
     /// For migrations, by the role of `MIGRATE_DATABASE_URL`.
     pub owner: Option<Connector>,
+    connector: Connector,
     embedded: Option<Embedded>,
 }
 
@@ -47,20 +48,32 @@ impl Database {
             }
             config::Database::Url(url) => (None, Connector::new(url).map_err(refuse)?),
         };
-        let prepared = match connect_and_prepare(&connector, owner.as_ref(), config.partitions_ahead_months) {
-            Ok(()) => {
-                health.works(Witness::Probe);
-                true
-            }
-            Err(StartFault::Transient(reason)) => {
-                health.fails(Witness::Probe, &reason);
-                false
-            }
-            Err(fault) => return Err(refuse(fault)),
-        };
+        Self::open(config, connector, owner, embedded, health)
+    }
+
+    /// As [`Self::start`], with a PostgreSQL that runs.
+    pub fn over(connector: Connector, config: &Config, health: &Arc<DatabaseHealth>) -> Result<Self, ServeError> {
+        let owner = config.migrate_database.as_deref().map(Connector::of_owner).transpose().map_err(refuse)?;
+        Self::open(config, connector, owner, None, health)
+    }
+
+    fn open(
+        config: &Config,
+        connector: Connector,
+        owner: Option<Connector>,
+        embedded: Option<Embedded>,
+        health: &Arc<DatabaseHealth>,
+    ) -> Result<Self, ServeError> {
+        let prepared = try_prepare(&connector, owner.as_ref(), config.partitions_ahead_months, health)?;
         let pool =
             pool::open(connector.watch(Arc::clone(health)), config.pool_connections_min, config.pool_connections_max);
-        Ok(Self { pool, prepared, owner, embedded })
+        Ok(Self { pool, prepared, owner, connector, embedded })
+    }
+
+    /// Tries again what [`Self::over`] could not do because PostgreSQL was away; true when the schema is as it should be.
+    pub fn prepare_again(&mut self, ahead: u32, health: &DatabaseHealth) -> Result<bool, ServeError> {
+        self.prepared = try_prepare(&self.connector, self.owner.as_ref(), ahead, health)?;
+        Ok(self.prepared)
     }
 
     /// Stops the embedded PostgreSQL, if there is one.
@@ -76,6 +89,26 @@ fn start_embedded(config: &Config) -> Result<Embedded, ServeError> {
     let options =
         EmbeddedOptions { bin_dir: config.postgres_bin_dir.clone(), ..EmbeddedOptions::new(config.embedded_dir()) };
     Embedded::start(&options).map_err(|error| ServeError::Failed(error.to_string()))
+}
+
+/// Connects, migrates, makes partitions; false, and told to `health`, when PostgreSQL cannot be reached.
+fn try_prepare(
+    connector: &Connector,
+    owner: Option<&Connector>,
+    ahead: u32,
+    health: &DatabaseHealth,
+) -> Result<bool, ServeError> {
+    match connect_and_prepare(connector, owner, ahead) {
+        Ok(()) => {
+            health.works(Witness::Probe);
+            Ok(true)
+        }
+        Err(StartFault::Transient(reason)) => {
+            health.fails(Witness::Probe, &reason);
+            Ok(false)
+        }
+        Err(fault) => Err(refuse(fault)),
+    }
 }
 
 fn connect_and_prepare(connector: &Connector, owner: Option<&Connector>, ahead: u32) -> Result<(), StartFault> {

@@ -2,7 +2,8 @@
 
 usage: manifests.py consistent RENDERED    checks what no schema can
        manifests.py environment RENDERED   the nodes' settings as lines NAME=VALUE, with files under $SECRETS, which are made
-       manifests.py script FILE            the shell script of a Job's container
+       manifests.py command RENDERED FILE  what the container of the Job in FILE runs, a word a line, after it was held against
+                                           the nodes
 """
 
 import os
@@ -98,8 +99,23 @@ def environment(rendered):
         print(f"{variable['name']}={value}")
 
 
-def script(rendered):
-    print(rendered[0]["spec"]["template"]["spec"]["containers"][0]["command"][2])
+def command(rendered, job):
+    nodes = one("StatefulSet", rendered)["spec"]["template"]["spec"]
+    node, [pod] = nodes["containers"][0], [document["spec"]["template"]["spec"] for document in job]
+    container = pod["containers"][0]
+    assert container["image"] == node["image"], container["image"]
+    assert container["securityContext"] == node["securityContext"] and pod["securityContext"] == nodes["securityContext"]
+    folders = {mount["mountPath"]: mount["name"] for mount in node["volumeMounts"]}
+    for mount in container["volumeMounts"]:
+        assert folders[mount["mountPath"]] == mount["name"], mount
+    for variable in container["env"]:
+        folder, name = os.path.split(variable["value"])
+        if folder in folders:
+            assert variable in node["env"], variable
+    selector = one("NetworkPolicy", rendered)["spec"]["podSelector"]["matchExpressions"][0]
+    name = job[0]["spec"]["template"]["metadata"]["labels"][selector["key"]]
+    assert name in selector["values"], f"the NetworkPolicy does not know {name}"
+    print("\n".join(container["command"]))
 
 
-{"consistent": consistent, "environment": environment, "script": script}[sys.argv[1]](documents(sys.argv[2]))
+{"consistent": consistent, "environment": environment, "command": command}[sys.argv[1]](*map(documents, sys.argv[2:]))

@@ -259,7 +259,7 @@ const _: () = assert!(KEEPALIVE_IDLE.as_secs() + KEEPALIVE_INTERVAL.as_secs() * 
 // --- Schema --------------------------------------------------------------------------------------
 
 /// How long a node waits for another one that applies migrations.
-pub const MIGRATE_LOCK_WAIT_MAX: Duration = Duration::from_secs(60);
+pub const MIGRATE_LOCK_WAIT_MAX: Duration = Duration::from_secs(20);
 /// How long making partitions waits for a lock; a flusher may be waiting for the result.
 pub const PARTITION_LOCK_WAIT_MAX: Duration = Duration::from_secs(10);
 /// How long detaching a partition waits for another one that is being detached: PostgreSQL does one at a time.

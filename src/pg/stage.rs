@@ -2,14 +2,21 @@
 //! `INSERT … ON CONFLICT DO NOTHING`. About 1.6 times the cost of a plain COPY, so only on demand.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::LazyLock;
 
 use postgres::{Client, Statement, Transaction};
 
 use crate::encode::tuple::COPY_COLUMNS;
 use crate::pg::copy::copy_tuples;
 
-const CREATE: &str = "\
-    CREATE TEMPORARY TABLE IF NOT EXISTS ingest_stage (LIKE events) ON COMMIT DELETE ROWS";
+/// Only the columns that are copied, and none of their constraints: a newer ingestd may have added one that is not null, and
+/// what a row violates is for `events` to say.
+static CREATE: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "CREATE TEMPORARY TABLE IF NOT EXISTS ingest_stage ON COMMIT DELETE ROWS AS \
+         SELECT {COPY_COLUMNS} FROM events WITH NO DATA"
+    )
+});
 
 /// The statements of the staging table, prepared on one connection.
 pub struct Stage {
@@ -20,7 +27,7 @@ pub struct Stage {
 impl Stage {
     /// Makes the temporary table of this connection and prepares its statements. Outside a transaction.
     pub fn prepare(client: &mut Client) -> Result<Self, postgres::Error> {
-        client.batch_execute(CREATE)?;
+        client.batch_execute(&CREATE)?;
         let copy = client.prepare(&format!("COPY ingest_stage ({COPY_COLUMNS}) FROM STDIN (FORMAT binary)"))?;
         // Sorted: two nodes that insert the same events lock them in the same order.
         let insert = client.prepare(&format!(

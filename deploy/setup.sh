@@ -4,8 +4,8 @@
 #   deploy/setup.sh build     C compiler, Rust, and the charts of the dashboard
 #   deploy/setup.sh run       the same, and PostgreSQL server binaries
 #   deploy/setup.sh dev       the same, and entr
-#   deploy/setup.sh test      the same as run, rustfmt, clippy, a Redis server, schemathesis, a browser with what drives it,
-#                             what the Python client is tested with, curl and its companions, and Node
+#   deploy/setup.sh test      the same as run, rustfmt, clippy, a Redis server, PgBouncer, schemathesis, a browser with what
+#                             drives it, what the Python client is tested with, curl and its companions, and Node
 #   deploy/setup.sh perf      the same as run, and wrk
 #   deploy/setup.sh deploy    the same as run, a Redis server, and what `make test-deploy` can use: Docker, Compose, debootstrap,
 #                             nginx, Prometheus and systemd-nspawn (as root only), hadolint, kubernetes-validate, kubectl.
@@ -83,6 +83,7 @@ main() {
         need_rust_component rustfmt fmt
         need_rust_component clippy clippy
         need_redis
+        want_pgbouncer
         need_schemathesis
         need_browser
         need_playwright

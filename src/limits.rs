@@ -253,6 +253,8 @@ pub const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a wait may take before PostgreSQL is asked about it, and how long its backend must then stand still, waiting
 /// for us, before the connection is dead.
 pub const SILENCE_MIN: Duration = Duration::from_secs(5);
+/// How long a pooler may be silent that has no backend to lend. PgBouncer itself gives up after 120 s (query_wait_timeout).
+pub const POOLER_WAIT_MAX: Duration = Duration::from_secs(180);
 
 const _: () = assert!(KEEPALIVE_IDLE.as_secs() + KEEPALIVE_INTERVAL.as_secs() * KEEPALIVE_RETRIES as u64 <= 10);
 

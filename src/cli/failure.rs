@@ -67,7 +67,7 @@ impl From<MigrateError> for Failure {
     fn from(error: MigrateError) -> Self {
         match error {
             MigrateError::Postgres(error) => classify_start_error(&error).into(),
-            MigrateError::NotAllowed { .. } => Self::usage(error.to_string()),
+            MigrateError::NotAllowed { .. } | MigrateError::Newer { .. } => Self::usage(error.to_string()),
             MigrateError::Connect(fault) => fault.into(),
             other => Self::runtime(other),
         }

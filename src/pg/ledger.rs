@@ -4,6 +4,7 @@
 use std::collections::HashSet;
 use std::time::{Duration, SystemTime};
 
+use postgres::types::Type;
 use postgres::{GenericClient, Statement, Transaction};
 
 use crate::pg::land::Landing;
@@ -98,10 +99,7 @@ pub fn settle(transaction: &mut Transaction<'_>, key: &BatchKey, counts: Counts)
 pub fn find(client: &mut impl GenericClient, keys: &[&BatchKey]) -> Result<Vec<LedgerRow>, postgres::Error> {
     let owners: Vec<&str> = keys.iter().map(|key| &*key.owner).collect();
     let ids: Vec<&str> = keys.iter().map(|key| &*key.id).collect();
-    let rows = client.query_typed(
-        FIND,
-        &[(&owners, postgres::types::Type::TEXT_ARRAY), (&ids, postgres::types::Type::TEXT_ARRAY)],
-    )?;
+    let rows = client.query_typed(FIND, &[(&owners, Type::TEXT_ARRAY), (&ids, Type::TEXT_ARRAY)])?;
     Ok(rows.iter().map(row_from).collect())
 }
 
@@ -114,7 +112,7 @@ const FORGET: &str = "\
 /// What is forgotten can be sent again, and a journal that still holds it may replay it: then its rows meet themselves
 /// in the primary key, because a block carries its events' timestamps, and count as duplicates.
 pub fn forget(client: &mut impl GenericClient, before: UnixMicros, rows_max: i64) -> Result<u64, postgres::Error> {
-    client.execute(FORGET, &[&before.0, &rows_max])
+    client.execute_typed(FORGET, &[(&before.0, Type::INT8), (&rows_max, Type::INT8)])
 }
 
 fn row_from(row: &postgres::Row) -> LedgerRow {

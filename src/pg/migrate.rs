@@ -170,9 +170,9 @@ fn not_allowed(error: MigrateError, found: i32) -> MigrateError {
 
 /// The version of the database's schema, 0 when it is empty; takes no lock beyond that of a read.
 pub fn version(client: &mut impl postgres::GenericClient) -> Result<i32, MigrateError> {
-    let known = client.query_one("SELECT to_regclass('ingestd_migrations') IS NOT NULL", &[])?.get(0);
+    let known = client.query_typed_one("SELECT to_regclass('ingestd_migrations') IS NOT NULL", &[])?.get(0);
     let found = if known {
-        client.query_one("SELECT coalesce(max(version), 0) FROM ingestd_migrations", &[])?.get(0)
+        client.query_typed_one("SELECT coalesce(max(version), 0) FROM ingestd_migrations", &[])?.get(0)
     } else {
         0
     };

@@ -2,23 +2,23 @@
 //! `INSERT … ON CONFLICT DO NOTHING`. About 1.6 times the cost of a plain COPY, so only on demand.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::LazyLock;
 
-use postgres::{Client, Statement, Transaction};
+use postgres::{Client, GenericClient, Statement, Transaction};
 
 use crate::encode::tuple::COPY_COLUMNS;
 use crate::pg::copy::copy_tuples;
 
 /// Only the columns that are copied, and none of their constraints: a newer ingestd may have added one that is not null, and
 /// what a row violates is for `events` to say.
-static CREATE: LazyLock<String> = LazyLock::new(|| {
+fn create(on_commit: &str) -> String {
     format!(
-        "CREATE TEMPORARY TABLE IF NOT EXISTS ingest_stage ON COMMIT DELETE ROWS AS \
+        "CREATE TEMPORARY TABLE IF NOT EXISTS ingest_stage ON COMMIT {on_commit} AS \
          SELECT {COPY_COLUMNS} FROM events WITH NO DATA"
     )
-});
+}
 
 /// The statements of the staging table, prepared on one connection.
+#[derive(Clone)]
 pub struct Stage {
     copy: Statement,
     insert: Statement,
@@ -27,7 +27,17 @@ pub struct Stage {
 impl Stage {
     /// Makes the temporary table of this connection and prepares its statements. Outside a transaction.
     pub fn prepare(client: &mut Client) -> Result<Self, postgres::Error> {
-        client.batch_execute(&CREATE)?;
+        client.batch_execute(&create("DELETE ROWS"))?;
+        Self::statements(client)
+    }
+
+    /// As [`Self::prepare`] for this transaction alone; the value is dropped before its end.
+    pub fn prepare_within(transaction: &mut Transaction<'_>) -> Result<Self, postgres::Error> {
+        transaction.batch_execute(&format!("DROP TABLE IF EXISTS pg_temp.ingest_stage; {}", create("DROP")))?;
+        Self::statements(transaction)
+    }
+
+    fn statements(client: &mut impl GenericClient) -> Result<Self, postgres::Error> {
         let copy = client.prepare(&format!("COPY ingest_stage ({COPY_COLUMNS}) FROM STDIN (FORMAT binary)"))?;
         // Sorted: two nodes that insert the same events lock them in the same order.
         let insert = client.prepare(&format!(

@@ -5,6 +5,9 @@ use std::sync::Arc;
 use postgres::Client;
 
 use crate::config::{self, Config};
+use crate::limits::CONNECT_WAIT_MAX;
+use crate::pg::backing::Backing;
+use crate::pg::capacity::Capacity;
 use crate::pg::clock;
 use crate::pg::connect::{Connector, StartFault, classify_start_error};
 use crate::pg::embedded::{Embedded, EmbeddedOptions};
@@ -64,15 +67,15 @@ impl Database {
         embedded: Option<Embedded>,
         health: &Arc<DatabaseHealth>,
     ) -> Result<Self, ServeError> {
-        let prepared = try_prepare(&connector, owner.as_ref(), config.partitions_ahead_months, health)?;
+        let prepared = try_prepare(&connector, owner.as_ref(), config, health)?;
         let pool =
             pool::open(connector.watch(Arc::clone(health)), config.pool_connections_min, config.pool_connections_max);
         Ok(Self { pool, prepared, owner, connector, embedded })
     }
 
     /// Tries again what [`Self::over`] could not do because PostgreSQL was away; true when the schema is as it should be.
-    pub fn prepare_again(&mut self, ahead: u32, health: &DatabaseHealth) -> Result<bool, ServeError> {
-        self.prepared = try_prepare(&self.connector, self.owner.as_ref(), ahead, health)?;
+    pub fn prepare_again(&mut self, config: &Config, health: &DatabaseHealth) -> Result<bool, ServeError> {
+        self.prepared = try_prepare(&self.connector, self.owner.as_ref(), config, health)?;
         Ok(self.prepared)
     }
 
@@ -95,11 +98,12 @@ fn start_embedded(config: &Config) -> Result<Embedded, ServeError> {
 fn try_prepare(
     connector: &Connector,
     owner: Option<&Connector>,
-    ahead: u32,
+    config: &Config,
     health: &DatabaseHealth,
 ) -> Result<bool, ServeError> {
-    match connect_and_prepare(connector, owner, ahead) {
-        Ok(()) => {
+    match connect_and_prepare(connector, owner, config.partitions_ahead_months) {
+        Ok((mut client, backing)) => {
+            check_capacity(&mut client, backing, config.pool_connections_max);
             health.works(Witness::Probe);
             Ok(true)
         }
@@ -111,8 +115,12 @@ fn try_prepare(
     }
 }
 
-fn connect_and_prepare(connector: &Connector, owner: Option<&Connector>, ahead: u32) -> Result<(), StartFault> {
-    let mut client = connector.connect()?;
+fn connect_and_prepare(
+    connector: &Connector,
+    owner: Option<&Connector>,
+    ahead: u32,
+) -> Result<(Client, Backing), StartFault> {
+    let (mut client, backing) = connector.connect_within(CONNECT_WAIT_MAX)?;
     let report = migrate_by(&mut client, owner).map_err(|error| match error {
         MigrateError::Connect(fault) => fault,
         MigrateError::Postgres(error) | MigrateError::Failed { error, .. } => classify_start_error(&error),
@@ -125,7 +133,23 @@ fn connect_and_prepare(connector: &Connector, owner: Option<&Connector>, ahead: 
     ensure_ahead(&mut client, ahead).map_err(|error| match error {
         PartitionError::Postgres(error) => classify_start_error(&error),
         error => StartFault::Transient(error.to_string()),
-    })
+    })?;
+    Ok((client, backing))
+}
+
+/// Tells where PostgreSQL has no room for this node's pool. How many backends a pooler lends is the pooler's to limit.
+fn check_capacity(client: &mut Client, backing: Backing, pool_max: u32) {
+    if backing == Backing::Lent {
+        return;
+    }
+    match Capacity::read(client) {
+        Ok(capacity) => {
+            if let Some(reason) = capacity.shortage(pool_max) {
+                tracing::warn!(reason, "PostgreSQL may run out of connections");
+            }
+        }
+        Err(error) => tracing::debug!(%error, "cannot read PostgreSQL's limits of connections"),
+    }
 }
 
 fn refuse(fault: StartFault) -> ServeError {

@@ -211,7 +211,7 @@ impl Drain {
         if self.found.batches == 0 {
             return Ok(End::Done);
         }
-        if let Some(end) = self.prepare(&mut database, config.partitions_ahead_months)? {
+        if let Some(end) = self.prepare(&mut database, config)? {
             return Ok(end);
         }
         let tools = Arc::new(FlushTools {
@@ -242,7 +242,7 @@ impl Drain {
     }
 
     /// Waits until PostgreSQL can be reached and its schema is in order; gives the end when that does not come about.
-    fn prepare(&self, database: &mut Database, ahead: u32) -> Result<Option<End>, ServeError> {
+    fn prepare(&self, database: &mut Database, config: &Config) -> Result<Option<End>, ServeError> {
         let give_up_at = Instant::now() + self.patience;
         while !database.prepared {
             let retry_at = Instant::now() + JOURNAL_DRAIN_RETRY_WAIT;
@@ -255,7 +255,7 @@ impl Drain {
             if Instant::now() >= give_up_at {
                 return Ok(Some(End::GaveUp(self.health.reason())));
             }
-            database.prepare_again(ahead, &self.health)?;
+            database.prepare_again(config, &self.health)?;
         }
         Ok(None)
     }

@@ -12,6 +12,7 @@ pub mod disk;
 pub mod flood;
 pub mod load;
 pub mod measure;
+pub mod pgbouncer;
 pub mod postgres;
 pub mod proxy;
 pub mod raw;

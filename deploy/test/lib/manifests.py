@@ -72,7 +72,7 @@ def consistent(rendered):
     assert one("Service", rendered, stateful_set["serviceName"])["spec"]["clusterIP"] == "None"
     autoscaler = one("HorizontalPodAutoscaler", rendered)["spec"]
     assert autoscaler["scaleTargetRef"]["name"] == one("StatefulSet", rendered)["metadata"]["name"]
-    connections = autoscaler["maxReplicas"] * int(settings["data"]["DB_POOL_MAX_SIZE"])
+    connections = autoscaler["maxReplicas"] * (int(settings["data"]["DB_POOL_MAX_SIZE"]) + 1)  # one watches the others
     assert connections <= 97, f"{connections} connections are more than PostgreSQL's usual 100, less 3 for superusers"
     storage = stateful_set["volumeClaimTemplates"][0]["spec"]["resources"]["requests"]["storage"]
     assert int(storage.removesuffix("Gi")) * 1024 >= 2 * int(settings["data"]["JOURNAL_MAX_MB"]), storage

@@ -4,8 +4,8 @@
 #   deploy/setup.sh build     C compiler, Rust, and the charts of the dashboard
 #   deploy/setup.sh run       the same, and PostgreSQL server binaries
 #   deploy/setup.sh dev       the same, and entr
-#   deploy/setup.sh test      the same as run, rustfmt, clippy, a Redis server, nginx, schemathesis, a browser with what drives
-#                             it, what the Python client is tested with, curl and its companions, and Node
+#   deploy/setup.sh test      the same as run, rustfmt, clippy, a Redis server, nginx, PgBouncer, schemathesis, a browser with
+#                             what drives it, what the Python client is tested with, curl and its companions, and Node
 #   deploy/setup.sh perf      the same as run, and wrk
 #   deploy/setup.sh cluster   the same as perf, a Redis server, and nginx
 #   deploy/setup.sh deploy    the same as run, a Redis server, and what `make test-deploy` can use: Docker, Compose, debootstrap,
@@ -86,6 +86,7 @@ main() {
         need_rust_component clippy clippy
         need_redis
         need_nginx
+        want_pgbouncer
         need_schemathesis
         need_browser
         need_playwright

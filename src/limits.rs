@@ -255,13 +255,15 @@ pub const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a wait may take before PostgreSQL is asked about it, and how long its backend must then stand still, waiting
 /// for us, before the connection is dead.
 pub const SILENCE_MIN: Duration = Duration::from_secs(5);
+/// How long a pooler may be silent that has no backend to lend. PgBouncer itself gives up after 120 s (query_wait_timeout).
+pub const POOLER_WAIT_MAX: Duration = Duration::from_secs(180);
 
 const _: () = assert!(KEEPALIVE_IDLE.as_secs() + KEEPALIVE_INTERVAL.as_secs() * KEEPALIVE_RETRIES as u64 <= 10);
 
 // --- Schema --------------------------------------------------------------------------------------
 
 /// How long a node waits for another one that applies migrations.
-pub const MIGRATE_LOCK_WAIT_MAX: Duration = Duration::from_secs(60);
+pub const MIGRATE_LOCK_WAIT_MAX: Duration = Duration::from_secs(20);
 /// How long making partitions waits for a lock; a flusher may be waiting for the result.
 pub const PARTITION_LOCK_WAIT_MAX: Duration = Duration::from_secs(10);
 /// How long detaching a partition waits for another one that is being detached: PostgreSQL does one at a time.
@@ -365,6 +367,11 @@ pub const FLUSH_DRAIN_WAIT_MAX: Duration = Duration::from_secs(8);
 pub const FLUSH_STOP_WAIT_MAX: Duration = Duration::from_secs(3);
 /// How often a stopping server looks whether its queue is empty.
 pub const STOP_POLL: Duration = Duration::from_millis(10);
+
+/// How often `journal drain` looks whether all has landed, and lets go what has.
+pub const JOURNAL_DRAIN_POLL: Duration = Duration::from_millis(100);
+/// How long it waits before it tries to reach PostgreSQL again.
+pub const JOURNAL_DRAIN_RETRY_WAIT: Duration = Duration::from_secs(1);
 
 const _: () = assert!(LINGER_WAIT_MAX.as_secs() < HTTP_DRAIN_WAIT_MAX.as_secs());
 

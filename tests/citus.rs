@@ -19,7 +19,7 @@ use ingestd::types::UnixMicros;
 use postgres::Client;
 use serde_json::{Value, json};
 use support::citus;
-use support::contract::{batch, event, rows_of, send, status_of};
+use support::contract::{accept, batch, event, rows_of, send, status_of};
 use support::postgres::{TestDatabase, connect};
 use support::server::{Ingestd, get};
 use support::wait_until;
@@ -239,6 +239,27 @@ fn old_ledger_rows_are_forgotten_a_bounded_number_at_a_time() {
     let mut forget =
         |rows_max| ingestd::pg::ledger::forget(&mut client, Sharding::Citus, wall_now(), rows_max).expect("forgot");
     assert_eq!([forget(4), forget(4), forget(4), forget(4)], [4, 4, 2, 0]);
+}
+
+#[test]
+#[cfg_attr(not(ingestd_citus), ignore = "INGESTD_TEST_CITUS_URL names no Citus cluster")]
+fn a_dead_nodes_journal_is_drained_into_the_cluster() {
+    let database = citus::create_database();
+    let nowhere = format!("postgresql://nobody@127.0.0.1:{}/none", support::free_port());
+    let mut node = Ingestd::builder().env("DATABASE_URL", nowhere).env("SHARDING", "citus").start();
+    for number in 0..30 {
+        accept(&node, "", &batch(&format!("b{number}"), 10));
+    }
+    node.kill9();
+    let dir = node.folder().join("data/journal");
+    let settings = [("DATABASE_URL", database.url.as_str()), ("SHARDING", "citus")];
+    let arguments = ["journal", "drain", "--dir", dir.to_str().expect("UTF-8")];
+    let drained = Ingestd::run_to_exit(&arguments, &settings);
+    assert_eq!(drained.code, Some(0), "{} {}", drained.stdout, drained.stderr);
+    assert_eq!(count(&mut database.connect(), "events WHERE ingest_shard = ingestd_ingest_shard(batch_id)"), 300);
+    let again = Ingestd::run_to_exit(&arguments, &settings);
+    assert_eq!(again.code, Some(0), "{} {}", again.stdout, again.stderr);
+    assert_eq!(count(&mut database.connect(), "events"), 300);
 }
 
 #[test]

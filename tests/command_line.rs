@@ -78,6 +78,7 @@ fn completed(words: &[&str]) -> Vec<String> {
 #[test]
 fn bash_completes_commands_flags_and_words() {
     assert_eq!(completed(&["ingestd", "jour"]), ["journal"]);
+    assert_eq!(completed(&["ingestd", "journal", "dr"]), ["drain"]);
     assert_eq!(completed(&["ingestd", "dead-letter", "re"]), ["replay"]);
     assert_eq!(completed(&["ingestd", "serve", "--journal-"]), ["--journal-dir", "--journal-max-mb"]);
     assert_eq!(completed(&["ingestd", "serve", "--ack", ""]), ["memory", "journal", "commit"]);
@@ -107,7 +108,9 @@ fn man_pages_are_there_for_every_command_and_format_without_a_warning() {
     let dir = folder.path().join("share/man1");
     let finished = Ingestd::run_to_exit(&["man", "--dir", dir.to_str().expect("a plain path")], &[]);
     assert_eq!((finished.code, finished.stdout.as_str()), (Some(0), ""), "{}", finished.stderr);
-    for name in ["ingestd.1", "ingestd-serve.1", "ingestd-journal-set-aside.1", "ingestd-man.1"] {
+    for name in
+        ["ingestd.1", "ingestd-serve.1", "ingestd-journal-set-aside.1", "ingestd-journal-drain.1", "ingestd-man.1"]
+    {
         assert!(dir.join(name).is_file(), "{name} is missing");
     }
     let main = Ingestd::run_to_exit(&["man"], &[]);

@@ -4,12 +4,16 @@ mod support;
 
 use std::process::Command;
 use std::sync::Barrier;
+use std::time::Instant;
 
 use ingestd::config::DatabaseUrl;
+use ingestd::limits::MIGRATE_LOCK_WAIT_MAX;
 use ingestd::pg::connect::Connector;
 use ingestd::pg::migrate::{ADVISORY_CLASS, ADVISORY_MIGRATE, MIGRATIONS, MigrateError, SCHEMA_VERSION, migrate};
 use postgres::Client;
+use support::contract::{accept, batch, send, wait_until_completed};
 use support::postgres::{TestDatabase, shared};
+use support::server::Ingestd;
 
 fn connect(database: &TestDatabase) -> Client {
     let url = DatabaseUrl::parse(&database.url).expect("a valid URL");
@@ -45,6 +49,63 @@ fn ten_nodes_that_start_at_once_apply_each_migration_once() {
     });
     assert_eq!(applied, MIGRATIONS.len());
     assert_eq!(recorded(&mut connect(&database)), MIGRATIONS.len() as i64);
+}
+
+#[test]
+fn ten_servers_that_start_at_once_on_an_empty_database_are_soon_ready_and_made_everything_once() {
+    let database = shared().create_database();
+    let began = Instant::now();
+    let nodes: Vec<Ingestd> = std::thread::scope(|scope| {
+        let start = |number: usize| {
+            let small =
+                [("WORKERS", "1"), ("DB_POOL_MIN_SIZE", "1"), ("DB_POOL_MAX_SIZE", "2"), ("JOURNAL_MAX_MB", "16")];
+            let builder = Ingestd::builder().database(&database).env("NODE_ID", format!("node-{number}"));
+            small.into_iter().fold(builder, |builder, (name, value)| builder.env(name, value)).start()
+        };
+        let nodes: Vec<_> = (0..10).map(|number| scope.spawn(move || start(number))).collect();
+        nodes.into_iter().map(|node| node.join().expect("it started")).collect()
+    });
+    // Each has met the others' locks; none has waited one out.
+    assert!(began.elapsed() < MIGRATE_LOCK_WAIT_MAX, "{:?}", began.elapsed());
+    let mut client = connect(&database);
+    let migrated: usize = nodes.iter().map(applied_by).sum();
+    assert_eq!((migrated, recorded(&mut client)), (MIGRATIONS.len(), MIGRATIONS.len() as i64));
+    let made = nodes.iter().filter(|node| node.log().contains("partitions made")).count();
+    let partitions = "SELECT count(*) FROM pg_inherits WHERE inhparent = 'events'::regclass";
+    assert_eq!((made, client.query_one(partitions, &[]).expect("counted").get(0)), (1, 5i64));
+    for (number, node) in nodes.iter().enumerate() {
+        assert!(!node.log().contains("does not take batches"), "{}", node.log());
+        let reply = send(node, "ack=commit", batch(&format!("from-{number}"), 3).to_string().as_bytes());
+        assert_eq!(reply.status, 200, "{}", reply.text());
+    }
+    let rows: i64 = client.query_one("SELECT count(*) FROM events", &[]).expect("counted").get(0);
+    assert_eq!(rows, 30);
+}
+
+/// How many migrations `node` says that it has applied.
+fn applied_by(node: &Ingestd) -> usize {
+    let log = node.log();
+    let told = log.lines().find(|line| line.contains("schema migrated"));
+    told.map_or(0, |line| {
+        MIGRATIONS.iter().filter(|migration| line.contains(&format!("\"{}\"", migration.name))).count()
+    })
+}
+
+#[test]
+fn a_migration_that_another_node_does_not_finish_is_not_waited_for_without_end() {
+    let database = shared().create_database();
+    let mut other = connect(&database);
+    let mut other = other.transaction().expect("begun");
+    other.execute("SELECT pg_advisory_xact_lock($1, $2)", &[&ADVISORY_CLASS, &ADVISORY_MIGRATE]).expect("locked");
+    let began = Instant::now();
+    let node = Ingestd::builder().database(&database).start();
+    let waited = began.elapsed();
+    assert!(waited >= MIGRATE_LOCK_WAIT_MAX && waited < 2 * MIGRATE_LOCK_WAIT_MAX, "{waited:?}");
+    node.wait_for_log("for a lock that another session holds, while applying migrations", waited);
+    // It serves from its journal, and lands when the schema is there.
+    accept(&node, "", &batch("meanwhile", 3));
+    other.rollback().expect("ended");
+    wait_until_completed(&node, "meanwhile");
 }
 
 #[test]

@@ -96,3 +96,54 @@ nginx_is_recent() { quietly "$1" -v && version_at_least "$(nginx_version "$1")" 
 
 # It tells its version on stderr.
 nginx_version() { "$1" -v 2>&1 | grep -oE '[0-9]+\.[0-9.]+' | head -n 1; }
+
+# --- PgBouncer, for tests ---
+
+readonly PGBOUNCER_BROUGHT="$BROUGHT/pgbouncer/usr/sbin/pgbouncer"
+
+# What has none can still run every other test; tests/pgbouncer.rs says then that it did not run.
+want_pgbouncer() {
+    local program
+    for program in "$(command -v pgbouncer || true)" /usr/sbin/pgbouncer; do
+        if [[ -n $program ]] && quietly "$program" --version; then
+            say pgbouncer "$(pgbouncer_version "$program") in $program"
+            return
+        fi
+    done
+    if brought_pgbouncer_runs; then
+        say pgbouncer "$(brought_pgbouncer pgbouncer_version) in .setup"
+    elif apt pgbouncer && quietly /usr/sbin/pgbouncer --version; then
+        say pgbouncer "$(pgbouncer_version /usr/sbin/pgbouncer), brought by apt"
+    elif unpack_pgbouncer && brought_pgbouncer_runs; then
+        say pgbouncer "$(brought_pgbouncer pgbouncer_version) in .setup, unpacked from the distribution's package"
+    else
+        say pgbouncer "cannot be had here: its tests will say that they did not run (see .setup/setup.log)"
+    fi
+}
+
+pgbouncer_version() { quiet_version "$1"; }
+
+# brought_pgbouncer COMMAND…: runs it on the unpacked program, which finds the libraries beside it.
+brought_pgbouncer() {
+    local libraries
+    libraries=$(printf '%s:' "$BROUGHT"/pgbouncer/usr/lib/*/)
+    (export LD_LIBRARY_PATH="${libraries%:}" && "$@" "$PGBOUNCER_BROUGHT")
+}
+
+brought_pgbouncer_runs() { [[ -x $PGBOUNCER_BROUGHT ]] && brought_pgbouncer pgbouncer_answers; }
+pgbouncer_answers() { quietly "$1" --version; }
+
+# Anybody may download packages, and unpack them where they like.
+unpack_pgbouncer() {
+    has apt-get && has dpkg-deb || return 1
+    local folder="$BROUGHT/pgbouncer.partial" package
+    rm -rf "$folder" "$BROUGHT/pgbouncer" && mkdir -p "$folder/packages" || return 1
+    # Its libraries that a machine may lack; their names end in what the distribution's release has.
+    for package in pgbouncer $(apt-cache depends pgbouncer 2>/dev/null | sed -n 's/^ *Depends: \(lib\(c-ares\|event\)[^ ]*\)$/\1/p'); do
+        (cd "$folder/packages" && quietly apt-get download "$package") || return 1
+    done
+    for package in "$folder"/packages/*.deb; do
+        quietly dpkg-deb -x "$package" "$folder" || return 1
+    done
+    rm -rf "$folder/packages" && mv "$folder" "$BROUGHT/pgbouncer"
+}

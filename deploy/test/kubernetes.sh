@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The manifests: rendered by kubectl, held against Kubernetes' schemas, against each other and against the server's limits;
-# and what k8s/README.md promises of a journal when its pod goes, by real servers and the very script of the Job.
+# and what k8s/README.md promises of a journal when its pod goes, by real servers and the very command of the Job.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib/common.sh"
 
@@ -16,7 +16,7 @@ main() {
     what_no_schema_checks
     settings_are_the_servers
     scaling_in_empties_the_journal
-    an_orphaned_volume_is_replayed
+    an_orphaned_volume_is_drained
     not_run "a cluster (no kubelet and no API server can be had from packages here)"
 }
 
@@ -38,7 +38,7 @@ render_and_validate() {
     "$KUBECTL" kustomize k8s/citus >"$WORK/citus.yaml"
     local version file
     for version in "${VERSIONS[@]}"; do
-        for file in "$WORK/base.yaml" "$WORK/monitoring.yaml" "$WORK/citus.yaml" k8s/replay-job.yaml; do
+        for file in "$WORK/base.yaml" "$WORK/monitoring.yaml" "$WORK/citus.yaml" k8s/drain-job.yaml; do
             # Other words than "passed": the kind that has no schema, once; anything else is a failure.
             python3 -m kubernetes_validate --kubernetes-version "$version" --strict "$file" >"$WORK/validate.log" 2>&1 ||
                 { cat "$WORK/validate.log"; fail "$file is not valid for $version"; }
@@ -126,28 +126,36 @@ scaling_in_empties_the_journal() {
 
 rows() { "$PG_BIN/psql" "$DATABASE" --no-psqlrc --tuples-only --no-align --command "SELECT count(*) FROM events WHERE event_id LIKE '$1-%'"; }
 
-an_orphaned_volume_is_replayed() {
-    step "SIGTERM without PostgreSQL: the batches stay, and the Job's script commits them"
+an_orphaned_volume_is_drained() {
+    step "SIGTERM without PostgreSQL: the batches stay, and the Job's command commits them"
     start_node orphan DATABASE_URL=postgresql://nobody@127.0.0.1:1/none NODE_ID=ingestd-4
     local number
     for number in 1 2 3 4 5; do send "orphan-$number" || fail "not taken"; done
+    # While a server has the journal, nobody else does.
+    python3 deploy/test/lib/manifests.py command "$WORK/base.yaml" k8s/drain-job.yaml >"$WORK/command" || fail "the Job"
+    drain && fail "a journal in use was drained"
+    grep -q "in use" "$WORK/drain.log" || fail "it does not say why: $(cat "$WORK/drain.log")"
     stop_node
     [[ $(uncommitted orphan) == 5 ]] || fail "$(uncommitted orphan) batches are left of 5"
-    python3 deploy/test/lib/manifests.py script k8s/replay-job.yaml >"$WORK/replay.sh"
 
-    # A Job whose server cannot start fails, to be tried again.
-    replay BATCH_SIZE=wrong >"$WORK/replay.log" 2>&1 && fail "a server that does not start passes for a replay"
-    replay >"$WORK/replay.log" 2>&1 || { cat "$WORK/replay.log"; fail "the replay"; }
-    tail -n 4 "$WORK/replay.log"
+    # A Job that does not come through fails, to be tried again.
+    drain DATABASE_URL=postgresql://nobody@127.0.0.1:1/none ARGUMENTS='--give-up-after 1s' &&
+        fail "no PostgreSQL passes for a drain"
+    drain || fail "the drain: $(cat "$WORK/drain.log")"
+    tail -n 6 "$WORK/drain.log"
     [[ $(uncommitted orphan) == 0 && $(rows orphan) == 5 ]] || fail "left: $(uncommitted orphan), rows: $(rows orphan)"
     # Once more changes nothing.
-    replay >"$WORK/replay.log" 2>&1 || { cat "$WORK/replay.log"; fail "the replay of an empty journal"; }
+    drain || fail "the drain of an empty journal: $(cat "$WORK/drain.log")"
     [[ $(rows orphan) == 5 ]] || fail "rows: $(rows orphan)"
 }
 
-replay() {
-    (cd "$WORK/orphan" && exec env PATH="$(dirname "$INGESTD"):$PATH" LISTEN_ADDR="127.0.0.1:$(free_port)" \
-        NODE_ID=replay-journal-ingestd-4 DATABASE_URL="$DATABASE" "$@" timeout 60 sh -ec "$(cat "$WORK/replay.sh")")
+# drain [settings…]: runs the Job's command on the volume of node "orphan".
+drain() {
+    local words
+    mapfile -t words <"$WORK/command"
+    (cd "$WORK/orphan" && exec env PATH="$(dirname "$INGESTD"):$PATH" JOURNAL_DIR="$WORK/orphan/data/journal" \
+        NODE_ID=drain-journal-ingestd-4 DATABASE_URL="$DATABASE" ARGUMENTS= "$@" \
+        timeout 60 sh -c 'exec "$@" $ARGUMENTS' sh "${words[@]}") >"$WORK/drain.log" 2>&1
 }
 
 main

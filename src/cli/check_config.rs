@@ -2,7 +2,7 @@
 
 use std::io::{Write, stdout};
 
-use clap::{ArgMatches, Command};
+use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use super::failure::Failure;
 use super::help::with_examples;
@@ -10,22 +10,35 @@ use super::{database, settings};
 use crate::auth::file::KeysFile;
 use crate::config::{Auth, Config};
 use crate::http::tls;
+use crate::limits::CONNECT_WAIT_MAX;
+use crate::pg::backing::Backing;
+use crate::pg::capacity::Capacity;
 use crate::pg::citus::{cluster, layout};
 use crate::pg::connect::classify_start_error;
+use crate::pg::migrate::{self, SCHEMA_VERSION};
 use crate::sharding::Sharding;
 
 pub(super) fn command() -> Command {
     let command = settings::with_all_settings(
-        Command::new("check-config").about("Validate the settings without starting anything").long_about(
-            "Validate the settings, and the files of TLS that they name, without starting anything. Prints what they \
-                 mean that you may not expect. Connects to nothing, unless SHARDING=citus: then also prints what the cluster \
-                 of DATABASE_URL lacks. Exit code 2 when a setting is wrong, or the cluster lacks something.",
-        ),
+        Command::new("check-config")
+            .about("Validate the settings without starting anything")
+            .long_about(
+                "Validate the settings, and the files of TLS that they name, without starting anything. Prints what they \
+                 mean that you may not expect. Connects to nothing without --connect, unless SHARDING=citus: then also prints \
+                 what the cluster of DATABASE_URL lacks. Exit code 2 when a setting is wrong, or the cluster lacks something.",
+            )
+            .arg(Arg::new("connect").long("connect").action(ArgAction::SetTrue).help(
+                "ask the database as well: its version and schema, whether a pooler is before it, room for DB_POOL_MAX_SIZE",
+            )),
     );
     with_examples(
         command,
         &[
             ("a file, before a server gets it", "ingestd check-config --config /etc/ingestd/ingestd.toml"),
+            (
+                "the database too, before a node is added",
+                "DATABASE_URL=postgresql://ingestd:secret@db/events ingestd check-config --connect",
+            ),
             ("the environment", "DATABASE_URL=postgresql://ingestd:secret@db/events ACK=commit ingestd check-config"),
         ],
     )
@@ -39,9 +52,10 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
     }
     let loaded = config.tls.as_ref().map(tls::load).transpose().map_err(Failure::usage)?;
     let warnings = loaded.map(|loaded| loaded.warnings).unwrap_or_default();
+    let found = if matches.get_flag("connect") { ask_database(&config)? } else { Vec::new() };
     let mut out = stdout().lock();
     writeln!(out, "configuration is fine")?;
-    for line in config.consequences(&raw).into_iter().chain(warnings) {
+    for line in config.consequences(&raw).into_iter().chain(warnings).chain(found) {
         writeln!(out, "- {line}")?;
     }
     match config.sharding {
@@ -72,4 +86,30 @@ fn check_cluster(config: &Config, out: &mut impl Write) -> Result<(), Failure> {
 
 fn database_fault(error: postgres::Error) -> Failure {
     classify_start_error(&error).into()
+}
+
+/// What the database says, a line each.
+fn ask_database(config: &Config) -> Result<Vec<String>, Failure> {
+    let connector = database::connector(config)?;
+    let (mut client, backing) = connector.connect_within(CONNECT_WAIT_MAX)?;
+    let schema = match migrate::version(&mut client)? {
+        SCHEMA_VERSION => format!("up to date (version {SCHEMA_VERSION})"),
+        found => format!("version {found}; serve or migrate brings it to {SCHEMA_VERSION}"),
+    };
+    let mut lines = vec![format!("PostgreSQL at {} answers; schema: {schema}", connector.address())];
+    if backing == Backing::Lent {
+        lines.push(
+            "a pooler is before it, such as PgBouncer: each transaction prepares its own statements; how many connections \
+             PostgreSQL gets is the pooler's to limit"
+                .to_owned(),
+        );
+        return Ok(lines);
+    }
+    let capacity = Capacity::read(&mut client).map_err(|error| Failure::from(classify_start_error(&error)))?;
+    let pool_max = config.pool_connections_max;
+    lines.push(capacity.shortage(pool_max).unwrap_or_else(|| {
+        let nodes = capacity.nodes(pool_max);
+        format!("PostgreSQL has room for {} connections of this role: {nodes} nodes like this", capacity.available())
+    }));
+    Ok(lines)
 }

@@ -10,8 +10,13 @@ use crate::pg::migrate::{self, SCHEMA_VERSION};
 
 /// A connection to the database that `config` means.
 pub(super) fn connect(config: &Config) -> Result<Client, Failure> {
-    let connector = match &config.database {
-        Database::Url(url) => Connector::new(url)?,
+    Ok(connector(config)?.connect()?)
+}
+
+/// The way to the database that `config` means.
+pub(super) fn connector(config: &Config) -> Result<Connector, Failure> {
+    match &config.database {
+        Database::Url(url) => Ok(Connector::new(url)?),
         Database::Embedded => {
             let dir = config.embedded_dir();
             let Some(driver_config) = embedded::running(&dir) else {
@@ -21,10 +26,9 @@ pub(super) fn connect(config: &Config) -> Result<Client, Failure> {
                     dir.display()
                 )));
             };
-            Connector::local(driver_config, dir.display().to_string())
+            Ok(Connector::local(driver_config, dir.display().to_string()))
         }
-    };
-    Ok(connector.connect()?)
+    }
 }
 
 /// As [`connect`], by the role of `MIGRATE_DATABASE_URL` where that is set.

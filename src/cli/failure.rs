@@ -10,6 +10,7 @@ use crate::pg::connect::{StartFault, classify_start_error};
 use crate::pg::dead_letter::DeadLetterError;
 use crate::pg::migrate::MigrateError;
 use crate::pg::partitions::PartitionError;
+use crate::server::ServeError;
 
 /// Why a command did not do what was asked.
 #[derive(Debug)]
@@ -67,7 +68,7 @@ impl From<MigrateError> for Failure {
     fn from(error: MigrateError) -> Self {
         match error {
             MigrateError::Postgres(error) => classify_start_error(&error).into(),
-            MigrateError::NotAllowed { .. } => Self::usage(error.to_string()),
+            MigrateError::NotAllowed { .. } | MigrateError::Newer { .. } => Self::usage(error.to_string()),
             MigrateError::Connect(fault) => fault.into(),
             other => Self::runtime(other),
         }
@@ -81,6 +82,15 @@ impl From<LayoutError> for Failure {
             LayoutError::Distributed | LayoutError::NotReady(_) => Self::usage(error.to_string()),
             LayoutError::Connect(fault) => fault.into(),
             other => Self::runtime(other),
+        }
+    }
+}
+
+impl From<ServeError> for Failure {
+    fn from(error: ServeError) -> Self {
+        match error {
+            ServeError::Configuration(why) => Self::usage(why),
+            ServeError::Failed(why) => Self::Runtime(why),
         }
     }
 }

@@ -13,14 +13,16 @@ use tracing::level_filters::LevelFilter;
 use tracing_log::{AsLog as _, LogTracer};
 use tracing_subscriber::fmt::format::debug_fn;
 
-use super::terminal;
+use super::{progress, terminal};
 use crate::config::{Config, LogFormat};
 
 /// From now on events of interest go to stderr, as `LOG_FORMAT` and `LOG_LEVEL` say.
 pub(super) fn start(config: &Config) {
     let log = tracing_subscriber::fmt().with_max_level(config.log_level).with_target(false);
     match config.log_format {
-        LogFormat::Json => install(log.json().flatten_event(true).with_writer(|| Printable(stderr())).finish(), config),
+        LogFormat::Json => {
+            install(log.json().flatten_event(true).with_writer(|| Printable(BesideBars(stderr()))).finish(), config)
+        }
         LogFormat::Text => {
             let fields = debug_fn(|line, field, value| {
                 let value = format!("{value:?}");
@@ -36,7 +38,7 @@ pub(super) fn start(config: &Config) {
                     name => write!(line, " {name}={}", printable(&value)),
                 }
             });
-            let log = log.with_ansi(terminal::takes_colours()).with_writer(stderr);
+            let log = log.with_ansi(terminal::takes_colours()).with_writer(|| BesideBars(stderr()));
             install(log.fmt_fields(fields).finish(), config);
         }
     }
@@ -74,6 +76,23 @@ pub(super) fn printable(text: &str) -> Cow<'_, str> {
 /// Control characters, both line breaks of Unicode, and what turns the direction of text round.
 fn is_unprintable(character: char) -> bool {
     character.is_control() || matches!(character, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// Lines that have the terminal to themselves: a progress bar makes room for them.
+struct BesideBars<W>(W);
+
+impl<W: Write> Write for BesideBars<W> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        progress::aside(|| self.0.write(line))
+    }
+
+    fn write_all(&mut self, line: &[u8]) -> io::Result<()> {
+        progress::aside(|| self.0.write_all(line))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
 }
 
 /// Lines of JSON, each written at once: JSON itself leaves DEL and the upper control characters as they are.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use clap::ArgMatches;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use parking_lot::Mutex;
 
 use super::{settings, terminal};
 use crate::config::settings::Key;
@@ -18,6 +19,9 @@ const TICK: Duration = Duration::from_millis(120);
 const BAR: &str = "{prefix} [{bar:20}] {percent:>3}%";
 /// For terminals of any font.
 const BAR_CHARACTERS: &str = "=> ";
+
+/// The bar that is drawn.
+static DRAWN: Mutex<Option<ProgressBar>> = Mutex::new(None);
 
 /// A bar, cleared when dropped.
 pub(super) struct Progress {
@@ -86,6 +90,7 @@ impl Progress {
     }
 
     fn draw(&self) {
+        *DRAWN.lock() = Some(self.bar.clone());
         self.bar.set_draw_target(ProgressDrawTarget::stderr());
         self.bar.tick();
     }
@@ -93,7 +98,17 @@ impl Progress {
 
 impl Drop for Progress {
     fn drop(&mut self) {
+        *DRAWN.lock() = None;
         self.bar.finish_and_clear();
+    }
+}
+
+/// Has `write` write to the terminal: a bar that is drawn there makes room, and comes back below.
+pub(super) fn aside<T>(write: impl FnOnce() -> T) -> T {
+    let drawn = DRAWN.lock().clone();
+    match drawn {
+        Some(bar) => bar.suspend(write),
+        None => write(),
     }
 }
 

@@ -7,7 +7,6 @@ use super::help::with_examples;
 use super::progress::{self, Progress};
 use super::{log, settings};
 use crate::config::Config;
-use crate::server::ServeError;
 use crate::sys::open_files;
 
 pub(super) fn command() -> Command {
@@ -47,8 +46,5 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
     let reread = || Config::from_raw(&settings::raw(matches));
     let mut progress = Progress::of_bytes("reading the journal", progress::is_wanted(matches));
     let mut on_recovery = |read, of| progress.show(read, of);
-    crate::server::run(&config, &reread, &mut on_recovery).map_err(|error| match error {
-        ServeError::Configuration(message) => Failure::usage(message),
-        ServeError::Failed(message) => Failure::runtime(message),
-    })
+    crate::server::run(&config, &reread, &mut on_recovery).map_err(Failure::from)
 }

@@ -44,7 +44,10 @@ impl FlushRecorders {
     /// Records a batch that is committed; `before` when another transaction had committed it.
     pub fn batch(&self, batch: &Batch, before: bool, latency: Duration) {
         let counts = batch.counts();
-        if !before {
+        if before {
+            self.metrics.batches_before.add(1);
+            self.metrics.events_before.add(u64::from(batch.events));
+        } else {
             self.metrics.events_committed.add(u64::from(counts.inserted));
             self.metrics.events_duplicate.add(u64::from(counts.duplicates));
             self.metrics.events_dead_lettered.add(u64::from(counts.dead_lettered));

@@ -66,6 +66,9 @@ pub(super) struct DatabaseCheck {
     pub(super) since_seconds: u64,
     /// Connections of the pool.
     pub(super) connections: ConnectionFigures,
+    /// `pooled` when a pooler such as PgBouncer lends the backends that answer them, else `direct`.
+    #[schema(pattern = "^(direct|pooled)$")]
+    pub(super) sessions: &'static str,
     /// Batches that wait for their COPY.
     pub(super) queued_batches: u64,
     /// Of those, the ones that cannot land while others can.
@@ -217,6 +220,7 @@ fn database(app: &App) -> DatabaseCheck {
             idle: state.idle_connections,
             busy: state.connections - state.idle_connections,
         },
+        sessions: if app.database.is_pooled() { "pooled" } else { "direct" },
         queued_batches: app.queue.budgets.batches.used(),
         stuck_batches: None,
         cluster: app.database.cluster().map(cluster_figures),

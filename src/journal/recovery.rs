@@ -63,8 +63,8 @@ pub enum OpenError {
     },
     /// A newer ingestd wrote it.
     #[error(
-        "{} has journal format version {version}; this ingestd reads up to {version_max}. Start the newer version, \
-         and let it commit and close the journal before going back",
+        "{} has journal format version {version}; this ingestd reads up to {version_max}. Start the newer ingestd. To go \
+         back, empty the journal by the newer one's 'ingestd journal drain' first, then remove its folder",
         file.display()
     )]
     Newer {

@@ -16,6 +16,13 @@
 //!    4096    …  frames, see `frame`; then whatever the file held before
 //! ```
 //!
+//! Versions, so that nodes of two versions can follow each other on one journal:
+//!
+//! * A newer ingestd reads every older version. An older one refuses a newer version as a whole, before anything is
+//!   touched; it never takes it for damage.
+//! * So magic, version and checksum stay where they are, in this header and in a frame's. Whatever else changes, in
+//!   frames, blocks or the `absent` file, raises this version too: every start begins a segment, and its header tells.
+//!
 //! | name | is |
 //! |---|---|
 //! | `00000000000000000001.journal` | segment 1; the header under this name is complete and synced |

@@ -31,6 +31,11 @@ pub struct Metrics {
     pub events_dead_lettered: Counter,
     /// Batches by what became of them.
     pub batches: Counters<BatchOutcome>,
+    /// Those of them that another transaction had committed before. `journal drain` tells it; not exported, as a server's
+    /// replays say nothing of its health.
+    pub batches_before: Counter,
+    /// Events in them.
+    pub events_before: Counter,
     /// Answered requests.
     pub requests: RequestCounters,
     /// Requests that were not let in.
@@ -98,6 +103,8 @@ impl Metrics {
             events_duplicate: Counter::default(),
             events_dead_lettered: Counter::default(),
             batches: Counters::new(),
+            batches_before: Counter::default(),
+            events_before: Counter::default(),
             requests: RequestCounters::new(),
             auth_failures: Counters::new(),
             db_errors: Counters::new(),

@@ -9,6 +9,6 @@ use crate::types::UnixMicros;
 /// whose clock has jumped ahead must not drop what its neighbours still need.
 pub fn agreed_now(client: &mut impl GenericClient) -> Result<UnixMicros, postgres::Error> {
     let micros = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint";
-    let theirs = UnixMicros(client.query_one(micros, &[])?.get(0));
+    let theirs = UnixMicros(client.query_typed_one(micros, &[])?.get(0));
     Ok(theirs.min(wall_now()))
 }

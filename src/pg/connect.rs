@@ -1,20 +1,22 @@
 //! Connections: from [`DatabaseUrl`] to a [`Client`], and what a failed one means for a start.
 //!
-//! Nothing is sent as start-up `options` and nothing is `SET` for a session: PgBouncer refuses the former
-//! and hands the latter on to other clients. What a transaction needs it sets with `SET LOCAL`, such as
-//! [`TRANSACTION_LIMITS`]; statements must not depend on a session's time zone.
+//! Nothing is `SET` for a session: PgBouncer would hand it on to other clients. What a transaction needs it sets with
+//! `SET LOCAL`, such as [`TRANSACTION_LIMITS`]; statements must not depend on a session's time zone. The one start-up
+//! parameter that PgBouncer may refuse tells that it is there, see [`super::backing`].
 //!
 //! A dead peer is noticed within about ten seconds (keepalives, `TCP_USER_TIMEOUT`); parameters in the URL
 //! win over these defaults. What is alive but silent is noticed by [`Connector::connect`], which commands and the start
 //! use, and for the connections of the pool by [`super::watch`].
 
 use std::error::Error as _;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use postgres::error::SqlState;
 use postgres::{Client, Config};
 
+use super::backing::{self, Backing};
 use super::health::DatabaseHealth;
 use super::tls;
 pub use super::tls::Tls;
@@ -35,6 +37,11 @@ pub const TRANSACTION_LIMITS: &str = "SET LOCAL statement_timeout = '60s'; \
 
 /// What messages advise to correct.
 const DATABASE_URL: &str = Key::DatabaseUrl.name();
+
+/// What to do about a pooler in statement mode.
+const POOL_MODE: &str = "set pool_mode = transaction (or session) in PgBouncer for this database and user";
+/// How often a pooler may close a session at its first transaction before that is its mode, and no accident.
+const POOLER_CLOSED_MAX: u32 = 3;
 
 /// Opens connections to one database. Cheap to clone.
 #[derive(Clone)]
@@ -129,17 +136,16 @@ impl Connector {
 
     /// A connection to a PostgreSQL that is new enough. The fault's message says what to do.
     pub fn connect(&self) -> Result<Client, StartFault> {
-        self.connect_within(CONNECT_WAIT_MAX)
+        Ok(self.connect_within(CONNECT_WAIT_MAX)?.0)
     }
 
-    /// As [`Self::connect`], giving up after `wait_max`.
-    pub fn connect_within(&self, wait_max: Duration) -> Result<Client, StartFault> {
+    /// As [`Self::connect`], giving up after `wait_max`; says whose the backend is.
+    pub fn connect_within(&self, wait_max: Duration) -> Result<(Client, Backing), StartFault> {
         let (sender, receiver) = mpsc::channel();
         let (config, tls) = (self.config.clone(), self.tls.clone());
         // The driver's own timeout ends once TCP is connected. A thread that never gets an answer stays behind.
         std::thread::spawn(move || {
-            let opened = config.connect(tls).map_err(|error| classify_start_error(&error));
-            let checked = opened.and_then(|mut client| check_server_version(&mut client).map(|()| client));
+            let checked = open_and_check(&config, &tls);
             let _receiver_gave_up = sender.send(checked);
         });
         let silent = |_| StartFault::Transient(format!("does not answer within {wait_max:?}; is it overloaded?"));
@@ -163,9 +169,35 @@ fn quiet_notice(notice: postgres::error::DbError) {
     tracing::debug!(message = %notice.message(), severity = notice.severity(), "PostgreSQL says");
 }
 
+/// A session with a PostgreSQL that is new enough, over a pooler that lets transactions through.
+fn open_and_check(config: &Config, tls: &Tls) -> Result<(Client, Backing), StartFault> {
+    let token_is_refused = AtomicBool::new(false);
+    let mut closed = 0;
+    loop {
+        let opened = backing::open(config, tls, &token_is_refused);
+        let (mut client, backing) = opened.map_err(|error| classify_start_error(&error))?;
+        check_server_version(&mut client)?;
+        if backing == Backing::Own {
+            return Ok((client, backing));
+        }
+        match client.transaction().and_then(|mut begun| begun.query_typed_one("SELECT 1", &[])) {
+            Ok(_) => return Ok((client, backing)),
+            // The reason may have come when nobody was listening.
+            Err(error) if error.code().is_none() && closed < POOLER_CLOSED_MAX => closed += 1,
+            Err(error) if error.code().is_none() => {
+                let said = one_line(&error);
+                return Err(StartFault::Configuration(format!(
+                    "a pooler ends each session that begins a transaction ({said}); {POOL_MODE}"
+                )));
+            }
+            Err(error) => return Err(classify_start_error(&error)),
+        }
+    }
+}
+
 fn check_server_version(client: &mut Client) -> Result<(), StartFault> {
-    let answer = client.query_one("SELECT current_setting('server_version_num')::int, version()", &[]);
-    let row = answer.map_err(|error| classify_start_error(&error))?;
+    let query = "SELECT current_setting('server_version_num')::int, version()";
+    let row = client.query_typed_one(query, &[]).map_err(|error| classify_start_error(&error))?;
     let (number, text): (i32, String) = (row.get(0), row.get(1));
     if number >= SERVER_VERSION_MIN {
         return Ok(());
@@ -189,6 +221,7 @@ pub fn classify_start_error(error: &postgres::Error) -> StartFault {
             "grant the rights to this user (sql/roles/least_privilege.sql), or use another one in DATABASE_URL"
         }
         SqlState::INVALID_SCHEMA_NAME => "create a schema, or correct the user's search_path",
+        _ if said.contains("statement pooling mode") => POOL_MODE,
         _ if state.code().starts_with("28") => "correct DATABASE_URL",
         _ => return StartFault::Transient(said),
     };

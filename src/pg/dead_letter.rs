@@ -12,6 +12,7 @@ use std::io::{self, Write};
 
 use postgres::error::SqlState;
 use postgres::fallible_iterator::FallibleIterator;
+use postgres::types::Type;
 use postgres::{Client, GenericClient, IsolationLevel, Transaction};
 
 use super::citus::layout::layout_of;
@@ -82,7 +83,7 @@ macro_rules! utc {
 
 /// The first `limit` dead letters by number; with `replayed`, also those that were replayed.
 pub fn list(client: &mut impl GenericClient, replayed: bool, limit: i64) -> Result<Vec<DeadLetter>, DeadLetterError> {
-    let rows = client.query(
+    let rows = client.query_typed(
         concat!(
             "SELECT id, owner, batch_id, event_id, sqlstate, message, ",
             utc!("dead_at"),
@@ -90,7 +91,7 @@ pub fn list(client: &mut impl GenericClient, replayed: bool, limit: i64) -> Resu
             utc!("replayed_at"),
             " FROM dead_letter_events WHERE replayed_at IS NULL OR $1 ORDER BY id LIMIT $2"
         ),
-        &[&replayed, &limit],
+        &[(&replayed, Type::BOOL), (&limit, Type::INT8)],
     )?;
     let letter = |row: &postgres::Row| DeadLetter {
         id: row.get(0),
@@ -108,7 +109,7 @@ pub fn list(client: &mut impl GenericClient, replayed: bool, limit: i64) -> Resu
 /// How many dead letters there are; with `replayed`, also those that were replayed.
 pub fn count(client: &mut impl GenericClient, replayed: bool) -> Result<u64, DeadLetterError> {
     let query = "SELECT count(*) FROM dead_letter_events WHERE replayed_at IS NULL OR $1";
-    Ok(client.query_one(query, &[&replayed])?.get::<_, i64>(0).unsigned_abs())
+    Ok(client.query_typed_one(query, &[(&replayed, Type::BOOL)])?.get::<_, i64>(0).unsigned_abs())
 }
 
 /// Writes dead letters as NDJSON, an object a line, the event verbatim as its member `event`. Rows are
@@ -131,7 +132,7 @@ pub fn export(
         utc!("d.replayed_at"),
         " AS replayed_at) about WHERE d.replayed_at IS NULL OR $1 ORDER BY d.id"
     );
-    let mut rows = client.query_raw(query, [replayed])?;
+    let mut rows = client.query_typed_raw(query, [(replayed, Type::BOOL)])?;
     let mut count = 0;
     while let Some(row) = rows.next()? {
         let (about, event): (&str, &str) = (row.get(0), row.get(1));
@@ -213,12 +214,12 @@ fn next_waiting(
         Sharding::None => "0",
         Sharding::Citus => "ingest_shard",
     };
-    let row = client.query_opt(
+    let row = client.query_typed_opt(
         &format!(
             "SELECT id, {shard} FROM dead_letter_events
              WHERE replayed_at IS NULL AND id > $1 AND ($2::bigint IS NULL OR id = $2) ORDER BY id LIMIT 1"
         ),
-        &[&after, &id],
+        &[(&after, Type::INT8), (&id, Type::INT8)],
     )?;
     Ok(row.map(|row| Letter { number: row.get(0), sharding, shard: IngestShard(row.get(1)) }))
 }

@@ -15,6 +15,8 @@ use super::citus::cluster::Cluster;
 /// Shared verdict on the database; written by flushers and the probe, read by health and look-ups.
 pub struct DatabaseHealth {
     working: AtomicBool,
+    /// A pooler lends the sessions their backends.
+    pooled: AtomicBool,
     detail: Mutex<Detail>,
     doubts: Mutex<[Option<String>; 3]>,
     cluster: Mutex<Option<Cluster>>,
@@ -54,12 +56,28 @@ impl DatabaseHealth {
     /// Not working until somebody has seen it work.
     pub fn new() -> Self {
         let detail = Detail { since: Instant::now(), faults: [Some(NOT_YET.to_owned()), None] };
-        Self {
-            working: AtomicBool::new(false),
-            detail: Mutex::new(detail),
-            doubts: Mutex::default(),
-            cluster: Mutex::default(),
+        let (working, pooled) = (AtomicBool::new(false), AtomicBool::new(false));
+        let (doubts, cluster) = (Mutex::default(), Mutex::default());
+        Self { working, pooled, detail: Mutex::new(detail), doubts, cluster }
+    }
+
+    /// Notes whether a session was opened over a pooler. Logs what is new.
+    pub fn reached_over(&self, a_pooler: bool) {
+        if self.pooled.swap(a_pooler, Ordering::Relaxed) == a_pooler {
+            return;
         }
+        if a_pooler {
+            tracing::info!(
+                "a pooler, such as PgBouncer, lends backends of PostgreSQL: each transaction prepares its own statements"
+            );
+        } else {
+            tracing::info!("sessions have backends of PostgreSQL to themselves again");
+        }
+    }
+
+    /// True when a pooler lends the sessions their backends.
+    pub fn is_pooled(&self) -> bool {
+        self.pooled.load(Ordering::Relaxed)
     }
 
     /// True when the last word was success.

@@ -113,14 +113,10 @@ pub fn land(
     node: &str,
 ) -> Result<Done, Fault> {
     debug_assert!(!batches.is_empty());
-    if way != Way::Plain {
-        session.prepare_stage()?;
-    }
     let (pulse, sharding) = (session.pulse(), session.sharding());
-    let (client, statements, stage) = session.parts();
     let mut timings = Timings { staged: way != Way::Plain, ..Timings::default() };
     let begun_at = Instant::now();
-    let mut transaction = client.transaction()?;
+    let (mut transaction, statements) = session.begin(way != Way::Plain)?;
     if sharding == Sharding::Citus {
         // A lock's own limit does not end the wait for a worker.
         transaction.batch_execute(TRANSACTION_LIMITS)?;
@@ -135,7 +131,7 @@ pub fn land(
     let started = Instant::now();
     let ours: Vec<Landing<'_>> = keep(batches, &claimed, true);
     let mut reasons = Vec::new();
-    let counts = match (way, stage) {
+    let counts = match (way, &statements.stage) {
         (Way::Staged, Some(stage)) => {
             let inserted = stage.land(&mut transaction, ours.iter().map(Landing::rows))?;
             let counts: Vec<_> =
@@ -168,6 +164,8 @@ pub fn land(
     timings.copy = started.elapsed();
 
     let started = Instant::now();
+    // They may be this transaction's only, see `Session::begin`.
+    drop(statements);
     transaction.commit()?;
     let committed_at = Instant::now();
     timings.commit = committed_at - started;

@@ -170,11 +170,12 @@ pub fn forget(
     rows_max: i64,
 ) -> Result<u64, postgres::Error> {
     match sharding {
-        Sharding::None => client.execute(FORGET, &[&before.0, &rows_max]),
+        Sharding::None => client.execute_typed(FORGET, &[(&before.0, Type::INT8), (&rows_max, Type::INT8)]),
         Sharding::Citus => {
-            let last: Option<SystemTime> = client.query_one(LAST_TO_FORGET, &[&before.0, &rows_max])?.get(0);
+            let last: Option<SystemTime> =
+                client.query_typed_one(LAST_TO_FORGET, &[(&before.0, Type::INT8), (&rows_max, Type::INT8)])?.get(0);
             let Some(last) = last else { return Ok(0) };
-            client.execute("DELETE FROM ingest_batches WHERE committed_at <= $1", &[&last])
+            client.execute_typed("DELETE FROM ingest_batches WHERE committed_at <= $1", &[(&last, Type::TIMESTAMPTZ)])
         }
     }
 }

@@ -6,7 +6,16 @@
 //! nothing left. The lock belongs to the transaction, not to the session: it works behind PgBouncer and
 //! cannot be left behind.
 //!
-//! A schema that is up to date costs one read. A schema that is newer than this program is refused.
+//! A schema that is up to date costs one read. A schema that is newer than this program is refused at a start.
+//!
+//! While nodes are replaced one by one, those of the older version go on over the schema that the first new one has
+//! migrated. So migrations are additive, within a release and from each to the next:
+//!
+//! * They add tables, indices, functions, and columns that may be null or have a default. What the version before names
+//!   stays, with its name, type and meaning: it says which columns it writes and reads, never `*`.
+//! * They tighten nothing that the version before could violate: no constraint, no NOT NULL, no unique index.
+//! * What is to go is first left unused by one release, and removed by the next.
+//!
 //! Absent on purpose: going back. A migration that was applied is never edited; the next one corrects it.
 
 use std::fmt;
@@ -161,9 +170,9 @@ fn not_allowed(error: MigrateError, found: i32) -> MigrateError {
 
 /// The version of the database's schema, 0 when it is empty; takes no lock beyond that of a read.
 pub fn version(client: &mut impl postgres::GenericClient) -> Result<i32, MigrateError> {
-    let known = client.query_one("SELECT to_regclass('ingestd_migrations') IS NOT NULL", &[])?.get(0);
+    let known = client.query_typed_one("SELECT to_regclass('ingestd_migrations') IS NOT NULL", &[])?.get(0);
     let found = if known {
-        client.query_one("SELECT coalesce(max(version), 0) FROM ingestd_migrations", &[])?.get(0)
+        client.query_typed_one("SELECT coalesce(max(version), 0) FROM ingestd_migrations", &[])?.get(0)
     } else {
         0
     };

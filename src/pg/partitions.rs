@@ -26,6 +26,7 @@
 use std::time::Instant;
 
 use postgres::error::SqlState;
+use postgres::types::Type;
 use postgres::{Client, GenericClient, IsolationLevel, Row};
 
 use super::citus::cluster::table_sizes;
@@ -133,7 +134,7 @@ enum Right {
 impl Right {
     fn of(client: &mut impl GenericClient) -> Result<Self, PartitionError> {
         let query = "SELECT pg_has_role(relowner, 'USAGE') FROM pg_class WHERE oid = to_regclass('events')";
-        let owns = client.query_opt(query, &[])?.is_none_or(|row| row.get(0));
+        let owns = client.query_typed_opt(query, &[])?.is_none_or(|row| row.get(0));
         Ok(match (owns, layout_of(client)?) {
             (false, _) => Self::Functions,
             (true, Sharding::None) => Self::Ownership,
@@ -291,7 +292,7 @@ fn bounds(client: &mut impl GenericClient) -> Result<Vec<Partition>, PartitionEr
 
 fn partitions(client: &mut impl GenericClient, size: &str) -> Result<Vec<Partition>, PartitionError> {
     // A bound is printed and read back by the same session: its time zone does not matter.
-    let rows = client.query(
+    let rows = client.query_typed(
         &format!(
             r"WITH parts AS (
                 SELECT c.oid, i.inhdetachpending, c.reltuples,
@@ -309,7 +310,7 @@ fn partitions(client: &mut impl GenericClient, size: &str) -> Result<Vec<Partiti
                      obj_description(c.oid, 'pg_class') IS NOT DISTINCT FROM $1
               FROM bounds c ORDER BY lower NULLS FIRST, 1"
         ),
-        &[&MARK],
+        &[(&MARK, Type::TEXT)],
     )?;
     Ok(rows.iter().filter_map(partition).collect())
 }
@@ -370,7 +371,7 @@ pub fn cleanup(
 /// Drops the partition or leftover `name`, in one step. That it is gone is fine.
 fn drop_by_function(client: &mut Client, name: &str) -> Result<(), PartitionError> {
     despite_deadlocks(client, |client| {
-        match client.execute("SELECT ingestd_drop_partition(to_regclass($1))", &[&name]) {
+        match client.execute_typed("SELECT ingestd_drop_partition(to_regclass($1))", &[(&name, Type::TEXT)]) {
             Err(error) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => Err(PartitionError::InUse),
             outcome => Ok(outcome.map(drop)?),
         }
@@ -457,14 +458,14 @@ fn drop_detached_once(client: &mut Client, name: &str) -> Result<(), PartitionEr
 
 /// Tables that [`detach`] marked and that are no partition any more, in the schema of `events`.
 fn leftovers(client: &mut impl GenericClient) -> Result<Vec<String>, PartitionError> {
-    let rows = client.query(
+    let rows = client.query_typed(
         "SELECT c.oid::regclass::text
          FROM pg_class c
          JOIN pg_description d ON d.objoid = c.oid AND d.classoid = 'pg_class'::regclass AND d.objsubid = 0
          WHERE d.description = $1 AND c.relkind = 'r' AND NOT c.relispartition
            AND c.relnamespace = (SELECT relnamespace FROM pg_class WHERE oid = to_regclass('events'))
          ORDER BY 1",
-        &[&MARK],
+        &[(&MARK, Type::TEXT)],
     )?;
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use postgres::{Client, Statement};
+use postgres::{Client, GenericClient, Statement, Transaction};
 use r2d2::ManageConnection;
 
 use crate::limits::POOL_WAIT_MAX;
@@ -18,11 +18,24 @@ use crate::sharding::Sharding;
 pub type Pool = r2d2::Pool<SessionManager>;
 
 /// Statements that every COPY needs.
+#[derive(Clone)]
 pub struct Statements {
     /// [`ledger::claim_statement`].
     pub claim: Statement,
     /// COPY into `events`.
     pub copy: Statement,
+    /// Of the staging table, where it was asked for.
+    pub stage: Option<Stage>,
+}
+
+impl Statements {
+    fn prepare(client: &mut impl GenericClient, sharding: Sharding) -> Result<Self, postgres::Error> {
+        Ok(Self {
+            claim: client.prepare(&ledger::claim_statement(sharding))?,
+            copy: client.prepare(&copy_statement("events", sharding))?,
+            stage: None,
+        })
+    }
 }
 
 /// A connection and what was prepared on it.
@@ -30,8 +43,8 @@ pub struct Session {
     client: Client,
     pulse: Arc<Pulse>,
     sharding: Sharding,
+    /// Where the backend is this session's own.
     statements: Option<Statements>,
-    stage: Option<Stage>,
     opened_at: Instant,
     discarded: bool,
 }
@@ -54,36 +67,39 @@ impl Session {
 
     /// The bare connection.
     pub fn client(&mut self) -> &mut Client {
+        self.pulse.parted();
         &mut self.client
     }
 
-    /// Prepares what a COPY needs, once a connection.
+    /// Prepares what a COPY needs, once a connection. Nothing where a pooler lends the backend: see [`Self::begin`].
     pub fn prepare(&mut self) -> Result<(), Fault> {
-        if self.statements.is_none() {
+        if self.statements.is_none() && !self.pulse.is_lent() {
             let _waiting = self.wait();
-            self.statements = Some(Statements {
-                claim: self.client.prepare(&ledger::claim_statement(self.sharding))?,
-                copy: self.client.prepare(&copy_statement("events", self.sharding))?,
-            });
+            self.statements = Some(Statements::prepare(&mut self.client, self.sharding)?);
         }
         Ok(())
     }
 
-    /// Makes the staging table, once a connection.
-    pub fn prepare_stage(&mut self) -> Result<(), Fault> {
-        if self.stage.is_none() {
-            self.stage = Some(Stage::prepare(&mut self.client, self.sharding)?);
+    /// Begins a transaction with the statements for it, those of the staging table too where `is_staged`. They are dropped
+    /// before it ends: where a pooler lends the backend they were prepared for this transaction only.
+    pub fn begin(&mut self, is_staged: bool) -> Result<(Transaction<'_>, Statements), Fault> {
+        if !self.pulse.is_lent() {
+            self.prepare()?;
+            let statements = self.statements.as_mut().ok_or_else(|| Fault::lost("nothing is prepared"))?;
+            if is_staged && statements.stage.is_none() {
+                statements.stage = Some(Stage::prepare(&mut self.client, self.sharding)?);
+            }
+            return Ok((self.client.transaction()?, statements.clone()));
         }
-        Ok(())
-    }
-
-    /// Connection, statements and stage, to be used together.
-    ///
-    /// # Panics
-    /// Before [`Self::prepare`].
-    pub fn parts(&mut self) -> (&mut Client, &Statements, Option<&Stage>) {
-        let statements = self.statements.as_ref().expect("Session::prepare ran first");
-        (&mut self.client, statements, self.stage.as_ref())
+        self.pulse.parted();
+        let mut transaction = self.client.transaction()?;
+        // It may have to wait for a lock from the next statement on.
+        self.pulse.served_by(transaction.query_typed_one("SELECT pg_backend_pid()", &[])?.get(0));
+        let mut statements = Statements::prepare(&mut transaction, self.sharding)?;
+        if is_staged {
+            statements.stage = Some(Stage::prepare_within(&mut transaction, self.sharding)?);
+        }
+        Ok((transaction, statements))
     }
 
     /// When PostgreSQL accepted the connection.
@@ -115,7 +131,6 @@ impl ManageConnection for SessionManager {
             pulse,
             sharding: self.sharding,
             statements: None,
-            stage: None,
             opened_at: Instant::now(),
             discarded: false,
         })

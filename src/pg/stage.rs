@@ -3,16 +3,24 @@
 
 use std::collections::{HashMap, HashSet};
 
-use postgres::{Client, Statement, Transaction};
+use postgres::{Client, GenericClient, Statement, Transaction};
 
 use crate::pg::copy::{Rows, copy_columns, copy_rows, copy_statement};
 use crate::pg::quarantine::Row;
 use crate::sharding::Sharding;
 
-const CREATE: &str = "\
-    CREATE TEMPORARY TABLE IF NOT EXISTS ingest_stage (LIKE events) ON COMMIT DELETE ROWS";
+/// Only the columns that are copied, and none of their constraints: a newer ingestd may have added one that is not null, and
+/// what a row violates is for `events` to say.
+fn create(on_commit: &str, sharding: Sharding) -> String {
+    let columns = copy_columns(sharding);
+    format!(
+        "CREATE TEMPORARY TABLE IF NOT EXISTS ingest_stage ON COMMIT {on_commit} AS \
+         SELECT {columns} FROM events WITH NO DATA"
+    )
+}
 
 /// The statements of the staging table, prepared on one connection.
+#[derive(Clone)]
 pub struct Stage {
     sharding: Sharding,
     copy: Statement,
@@ -22,7 +30,18 @@ pub struct Stage {
 impl Stage {
     /// Makes the temporary table of this connection and prepares its statements. Outside a transaction.
     pub fn prepare(client: &mut Client, sharding: Sharding) -> Result<Self, postgres::Error> {
-        client.batch_execute(CREATE)?;
+        client.batch_execute(&create("DELETE ROWS", sharding))?;
+        Self::statements(client, sharding)
+    }
+
+    /// As [`Self::prepare`] for this transaction alone; the value is dropped before its end.
+    pub fn prepare_within(transaction: &mut Transaction<'_>, sharding: Sharding) -> Result<Self, postgres::Error> {
+        transaction.batch_execute("DROP TABLE IF EXISTS pg_temp.ingest_stage")?;
+        transaction.batch_execute(&create("DROP", sharding))?;
+        Self::statements(transaction, sharding)
+    }
+
+    fn statements(client: &mut impl GenericClient, sharding: Sharding) -> Result<Self, postgres::Error> {
         let copy = client.prepare(&copy_statement("ingest_stage", sharding))?;
         let columns = copy_columns(sharding);
         // Sorted: two nodes that insert the same events lock them in the same order.

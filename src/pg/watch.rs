@@ -19,20 +19,22 @@
 //! waiting for its client: what a node leaves behind that lost its power.
 //!
 //! Behind a pooler a session's backend changes with every transaction: whoever learns of it says so
-//! ([`Pulse::served_by`]). Unix sockets need none of this and are left alone.
+//! ([`Pulse::served_by`]), and forgets it before it can be somebody else's ([`Pulse::parted`]). Unix sockets need none of this and are left alone.
 
 use std::collections::HashMap;
 use std::net::Shutdown;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use postgres::types::Type;
 use postgres::{Client, Config};
 
-use crate::limits::{CONNECT_WAIT_MAX, SHARDED_STANDSTILL_MIN, SILENCE_MIN, WATCH_INTERVAL};
+use crate::limits::{CONNECT_WAIT_MAX, POOLER_WAIT_MAX, SHARDED_STANDSTILL_MIN, SILENCE_MIN, WATCH_INTERVAL};
+use crate::pg::backing::{self, Backing};
 use crate::pg::connect::Tls;
 use crate::pg::health::{DatabaseHealth, Doubt};
 use crate::pg::sqlstate::Fault;
@@ -71,6 +73,8 @@ pub struct Pulse {
     /// Process number of the backend; 0 before it is known.
     backend: AtomicI32,
     watch_began: Instant,
+    /// A pooler lends it, see [`Backing`].
+    is_lent: AtomicBool,
     /// When waiting began, in milliseconds since the watch began, plus one; 0 while nobody waits.
     waits_since: AtomicU64,
 }
@@ -80,6 +84,7 @@ pub struct Waiting(Arc<Pulse>);
 
 impl Drop for Waiting {
     fn drop(&mut self) {
+        self.0.parted();
         self.0.waits_since.store(0, Ordering::Relaxed);
     }
 }
@@ -94,6 +99,24 @@ impl Pulse {
     /// What is asked now is answered by this backend.
     pub fn served_by(&self, backend: i32) {
         self.backend.store(backend, Ordering::Relaxed);
+    }
+
+    /// Whatever served it may serve others from now on, where a pooler lends backends: it must not be ended for what
+    /// they do.
+    pub fn parted(&self) {
+        if self.is_lent() {
+            self.served_by(0);
+        }
+    }
+
+    /// True where a pooler lends the backend.
+    pub fn is_lent(&self) -> bool {
+        self.is_lent.load(Ordering::Relaxed)
+    }
+
+    /// How long it may be silent while nobody knows its backend. A pooler may have none to lend for a while.
+    fn silence_max(&self) -> Duration {
+        if self.is_lent() { POOLER_WAIT_MAX } else { CONNECT_WAIT_MAX }
     }
 
     fn waits_since(&self) -> Option<Duration> {
@@ -121,6 +144,8 @@ pub struct Watch {
     standstill_min: Duration,
     health: Arc<DatabaseHealth>,
     pulses: Mutex<Vec<Weak<Pulse>>>,
+    /// See [`backing::open`].
+    token_is_refused: AtomicBool,
 }
 
 impl Watch {
@@ -130,8 +155,8 @@ impl Watch {
             Sharding::None => SILENCE_MIN,
             Sharding::Citus => SHARDED_STANDSTILL_MIN,
         };
-        let (began, pulses) = (Instant::now(), Mutex::new(Vec::new()));
-        let watch = Arc::new(Self { config, tls, began, standstill_min, health, pulses });
+        let (began, pulses, token_is_refused) = (Instant::now(), Mutex::default(), AtomicBool::new(false));
+        let watch = Arc::new(Self { config, tls, began, standstill_min, health, pulses, token_is_refused });
         let watched = Arc::downgrade(&watch);
         let started = vital::spawn("pg-watch", move || {
             Watcher { watch: watched, asking: None, standing: HashMap::new(), dead: Vec::new() }.run();
@@ -145,7 +170,8 @@ impl Watch {
     /// Opens a connection and watches it.
     pub fn connect(self: &Arc<Self>) -> Result<(Client, Arc<Pulse>), Fault> {
         let (mut client, pulse, _waiting) = self.open()?;
-        pulse.served_by(client.query_one("SELECT pg_backend_pid()", &[])?.get(0));
+        self.health.reached_over(pulse.is_lent());
+        pulse.served_by(client.query_typed_one("SELECT pg_backend_pid()", &[])?.get(0));
         Ok((client, pulse))
     }
 
@@ -158,6 +184,7 @@ impl Watch {
         let pulse = Arc::new(Pulse {
             mark: u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX),
             backend: AtomicI32::new(0),
+            is_lent: AtomicBool::new(false),
             watch_began: self.began,
             waits_since: AtomicU64::new(0),
         });
@@ -170,8 +197,11 @@ impl Watch {
         config.tcp_user_timeout(timeout);
         // The driver panics when no open file is left for its runtime; r2d2 would think for ever that this attempt is
         // under way.
-        let connected = catch_unwind(AssertUnwindSafe(|| config.connect(self.tls.clone())));
-        let client = connected.map_err(|_| Fault::lost("no open file is left; raise their limit (ulimit -n)"))??;
+        let open = AssertUnwindSafe(|| backing::open(&config, &self.tls, &self.token_is_refused));
+        let opened = catch_unwind(open);
+        let (client, backing) =
+            opened.map_err(|_| Fault::lost("no open file is left; raise their limit (ulimit -n)"))??;
+        pulse.is_lent.store(backing == Backing::Lent, Ordering::Relaxed);
         Ok((client, pulse, waiting))
     }
 
@@ -180,9 +210,9 @@ impl Watch {
     fn look(&self, dead: &[i32], backends: &[i32]) -> Result<HashMap<i32, Look>, Fault> {
         let (mut client, _pulse, _waiting) = self.open()?;
         if !dead.is_empty() {
-            client.execute(TERMINATE, &[&dead])?;
+            client.execute_typed(TERMINATE, &[(&dead, Type::INT4_ARRAY)])?;
         }
-        let rows = client.query(LOOK, &[&backends])?;
+        let rows = client.query_typed(LOOK, &[(&backends, Type::INT4_ARRAY)])?;
         Ok(rows
             .iter()
             .map(|row| (row.get(0), Look { awaits_client: row.get(1), progress: row.get(2), blocked_by: row.get(3) }))
@@ -237,7 +267,7 @@ impl Watcher {
     fn round(&mut self, watch: &Arc<Watch>) {
         let silent = watch.silent();
         for (pulse, since) in &silent {
-            if pulse.backend().is_none() && watch.began.elapsed() >= *since + CONNECT_WAIT_MAX {
+            if pulse.backend().is_none() && watch.began.elapsed() >= *since + pulse.silence_max() {
                 tracing::warn!("closing a dead connection to PostgreSQL: it was accepted, and then nobody answered");
                 pulse.shut_down();
             }

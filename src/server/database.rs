@@ -5,6 +5,9 @@ use std::sync::Arc;
 use postgres::Client;
 
 use crate::config::{self, Config};
+use crate::limits::CONNECT_WAIT_MAX;
+use crate::pg::backing::Backing;
+use crate::pg::capacity::Capacity;
 use crate::pg::citus::cluster;
 use crate::pg::citus::layout::{self, LayoutError};
 use crate::pg::clock;
@@ -16,7 +19,7 @@ use crate::pg::partitions::{self, PartitionError};
 use crate::pg::pool::{self, Pool};
 use crate::pg::sqlstate::Fault;
 use crate::server::ServeError;
-use crate::sharding::Sharding;
+use crate::sharding::{ShardMap, Sharding};
 use crate::sys::clock::wall_now;
 
 /// The database of a running server.
@@ -25,8 +28,11 @@ pub struct Database {
     pub pool: Pool,
     /// The schema is as it should be.
     pub prepared: bool,
+    /// Where its shards are, as the start found them; a single one where it found none.
+    pub shards: ShardMap,
     /// What it has to be.
     pub schema: Schema,
+    connector: Connector,
     embedded: Option<Embedded>,
 }
 
@@ -62,26 +68,41 @@ impl Database {
             }
             config::Database::Url(url) => (None, Connector::new(url).map_err(refuse)?),
         };
+        Self::open(config, connector, owner, embedded, health)
+    }
+
+    /// As [`Self::start`], with a PostgreSQL that runs.
+    pub fn over(connector: Connector, config: &Config, health: &Arc<DatabaseHealth>) -> Result<Self, ServeError> {
+        let owner = config.migrate_database.as_deref().map(Connector::of_owner).transpose().map_err(refuse)?;
+        Self::open(config, connector, owner, None, health)
+    }
+
+    fn open(
+        config: &Config,
+        connector: Connector,
+        owner: Option<Connector>,
+        embedded: Option<Embedded>,
+        health: &Arc<DatabaseHealth>,
+    ) -> Result<Self, ServeError> {
         let schema = Schema {
             owner,
             sharding: config.sharding,
             partitions_ahead_months: config.partitions_ahead_months,
             pool_connections_max: config.pool_connections_max,
         };
-        let prepared = match schema.connect_and_prepare(&connector) {
-            Ok(()) => {
-                health.works(Witness::Probe);
-                true
-            }
-            Err(StartFault::Transient(reason)) => {
-                health.fails(Witness::Probe, &reason);
-                false
-            }
-            Err(fault) => return Err(refuse(fault)),
-        };
+        let shards = schema.try_prepare(&connector, health)?;
         let watch = connector.watch(config.sharding, Arc::clone(health));
         let pool = pool::open(watch, config.sharding, config.pool_connections_min, config.pool_connections_max);
-        Ok(Self { pool, prepared, schema, embedded })
+        let (prepared, shards) = (shards.is_some(), shards.unwrap_or_default());
+        Ok(Self { pool, prepared, shards, schema, connector, embedded })
+    }
+
+    /// Tries again what [`Self::over`] could not do because PostgreSQL was away; true when the schema is as it should be.
+    pub fn prepare_again(&mut self, health: &DatabaseHealth) -> Result<bool, ServeError> {
+        if let Some(shards) = self.schema.try_prepare(&self.connector, health)? {
+            (self.prepared, self.shards) = (true, shards);
+        }
+        Ok(self.prepared)
     }
 
     /// Stops the embedded PostgreSQL, if there is one.
@@ -100,8 +121,25 @@ fn start_embedded(config: &Config) -> Result<Embedded, ServeError> {
 }
 
 impl Schema {
-    fn connect_and_prepare(&self, connector: &Connector) -> Result<(), StartFault> {
-        let mut client = connector.connect()?;
+    /// Connects, migrates, lays out, makes partitions; `None`, and told to `health`, when PostgreSQL cannot be reached.
+    fn try_prepare(&self, connector: &Connector, health: &DatabaseHealth) -> Result<Option<ShardMap>, ServeError> {
+        match self.connect_and_prepare(connector) {
+            Ok((mut client, backing)) => {
+                self.check_capacity(&mut client, backing);
+                health.works(Witness::Probe);
+                // Whoever flushes looks again.
+                Ok(Some(self.shards(&mut client).unwrap_or_default()))
+            }
+            Err(StartFault::Transient(reason)) => {
+                health.fails(Witness::Probe, &reason);
+                Ok(None)
+            }
+            Err(fault) => Err(refuse(fault)),
+        }
+    }
+
+    fn connect_and_prepare(&self, connector: &Connector) -> Result<(Client, Backing), StartFault> {
+        let (mut client, backing) = connector.connect_within(CONNECT_WAIT_MAX)?;
         let report = migrate_by(&mut client, self.owner.as_ref()).map_err(|error| match error {
             MigrateError::Connect(fault) => fault,
             MigrateError::Postgres(error) | MigrateError::Failed { error, .. } => classify_start_error(&error),
@@ -124,7 +162,30 @@ impl Schema {
         ensure_ahead(&mut client, self.partitions_ahead_months).map_err(|error| match error {
             PartitionError::Postgres(error) => classify_start_error(&error),
             error => StartFault::Transient(error.to_string()),
-        })
+        })?;
+        Ok((client, backing))
+    }
+
+    /// Tells where PostgreSQL has no room for this node's pool. How many backends a pooler lends is the pooler's to limit.
+    fn check_capacity(&self, client: &mut Client, backing: Backing) {
+        if backing == Backing::Lent {
+            return;
+        }
+        match Capacity::read(client) {
+            Ok(capacity) => {
+                if let Some(reason) = capacity.shortage(self.pool_connections_max) {
+                    tracing::warn!(reason, "PostgreSQL may run out of connections");
+                }
+            }
+            Err(error) => tracing::debug!(%error, "cannot read PostgreSQL's limits of connections"),
+        }
+    }
+
+    fn shards(&self, client: &mut Client) -> Result<ShardMap, postgres::Error> {
+        match self.sharding {
+            Sharding::None => Ok(ShardMap::default()),
+            Sharding::Citus => layout::shard_map(client),
+        }
     }
 
     /// Lays the tables out as `SHARDING` says, and tells what a cluster lacks.

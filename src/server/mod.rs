@@ -14,6 +14,7 @@
 //! refuses (wrong password, unknown database, too old) stops the start: only the operator can help.
 
 mod database;
+pub mod drain;
 mod group_commit;
 mod listen;
 mod recover;
@@ -35,13 +36,14 @@ use crate::encode::pool::BlockPool;
 use crate::flush::cut::{CutSettings, Linger};
 use crate::flush::flusher::{FlushTools, Flusher};
 use crate::flush::queue::{FlushQueue, QueueBudgets};
+use crate::flush::sleepers::Seat;
 use crate::http::app::{App, HeadLimits, IngestSettings};
 use crate::http::body::BodyLimits;
 use crate::http::connections::Connections;
 use crate::http::stream::Patience;
 use crate::http::tls::{self, Tls};
 use crate::http::worker::{self, WorkerStart};
-use crate::journal::{Journal, JournalHealth, OnRead};
+use crate::journal::{Journal, JournalHealth, JournalOptions, OnRead};
 use crate::limits::{FLUSH_DRAIN_WAIT_MAX, FLUSH_STOP_WAIT_MAX, STOP_POLL, queue_batches_max};
 use crate::metrics::Metrics;
 use crate::pg::health::DatabaseHealth;
@@ -137,17 +139,14 @@ impl Server {
         let recent = Arc::new(Recent::new(worker_count));
         let journal_health = Arc::new(JournalHealth::default());
         let lanes = Lanes { cores: worker_count, queue: &queue, batches: &batches, metrics: &metrics };
-        let journal = recover::open(config, &node, &lanes, &journal_health, on_recovery)?;
+        let folder = recover::folder(&config.journal_dir)?;
+        let options = JournalOptions::new(&*node, config.journal_bytes_max);
+        let journal = recover::open(folder, &options, &lanes, &journal_health, on_recovery)?.journal;
 
         let health = Arc::new(DatabaseHealth::new());
         let database = Database::start(config, &health)?;
-        let shared = match &config.redis {
-            Some(url) => Some(
-                Shared::start(url.with_password(), config.status_ttl, Arc::clone(&node))
-                    .map_err(|error| ServeError::Configuration(error.to_string()))?,
-            ),
-            None => None,
-        };
+        queue.set_shards(database.shards.clone());
+        let shared = start_shared(config, &node)?;
         let sources = Sources {
             pool: database.pool.clone(),
             health: Arc::clone(&health),
@@ -173,14 +172,10 @@ impl Server {
             blocks: Arc::clone(&blocks),
             journal_health: Arc::clone(&journal_health),
             batch_size: rows_min(config),
-            unflushed_bytes_max: if config.synchronous_commit { 0 } else { config.copy_bytes_max as u64 },
+            unflushed_bytes_max: unflushed_bytes_max(config),
             journal: parker.unparker().clone(),
         });
-        let mut flushers = Vec::new();
-        for (number, seat) in seats.into_iter().enumerate() {
-            let flusher = Flusher::new(Arc::clone(&queue), Arc::clone(&tools), seat);
-            flushers.push(spawn(&format!("flush-{number}"), move || flusher.run())?);
-        }
+        let flushers = start_flushers(&queue, &tools, seats)?;
         let app = Arc::new(App {
             settings: ingest_settings(config),
             patience: Patience { head: config.header_timeout, idle: config.keep_alive, write: config.write_timeout },
@@ -298,7 +293,27 @@ fn start_traces(config: &Config, has_tls: bool) -> Result<Option<Arc<Traces>>, S
     Ok(Some(Arc::new(traces)))
 }
 
-fn flush_queue(config: &Config, worker_count: usize) -> (Arc<FlushQueue>, Vec<crate::flush::sleepers::Seat>) {
+/// Begins to share the status of batches over Redis, where it is set.
+fn start_shared(config: &Config, node: &Arc<str>) -> Result<Option<Shared>, ServeError> {
+    let started =
+        config.redis.as_ref().map(|url| Shared::start(url.with_password(), config.status_ttl, Arc::clone(node)));
+    started.transpose().map_err(|error| ServeError::Configuration(error.to_string()))
+}
+
+fn start_flushers(
+    queue: &Arc<FlushQueue>,
+    tools: &Arc<FlushTools>,
+    seats: Vec<Seat>,
+) -> Result<Vec<JoinHandle<()>>, ServeError> {
+    let mut flushers = Vec::new();
+    for (number, seat) in seats.into_iter().enumerate() {
+        let flusher = Flusher::new(Arc::clone(queue), Arc::clone(tools), seat);
+        flushers.push(spawn(&format!("flush-{number}"), move || flusher.run())?);
+    }
+    Ok(flushers)
+}
+
+fn flush_queue(config: &Config, worker_count: usize) -> (Arc<FlushQueue>, Vec<Seat>) {
     let settings = CutSettings {
         rows_min: rows_min(config),
         bytes_max: config.copy_bytes_max as u64,
@@ -330,6 +345,10 @@ fn flusher_counts(connections_max: u32, worker_count: usize, sharding: Sharding)
     };
     let general = enough.min(connections.saturating_sub(usize::from(reserved))).max(1);
     (general, reserved)
+}
+
+fn unflushed_bytes_max(config: &Config) -> u64 {
+    if config.synchronous_commit { 0 } else { config.copy_bytes_max as u64 }
 }
 
 fn rows_min(config: &Config) -> u32 {

@@ -1,13 +1,13 @@
 //! Opens the journal and puts what it holds back on the lanes, as handles: the bytes are read when their turn
 //! comes.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::config::Config;
 use crate::encode::block::BlockHeader;
 use crate::flush::queue::{FlushQueue, Queued};
-use crate::journal::{DiskStorage, Journal, JournalHealth, JournalOptions, Location, OnRead};
+use crate::journal::{DiskStorage, Journal, JournalHealth, JournalOptions, Location, OnRead, Recovery};
 use crate::limits::QUEUED_BATCH_BYTES;
 use crate::metrics::Metrics;
 use crate::server::ServeError;
@@ -26,25 +26,37 @@ pub struct Lanes<'a> {
     pub metrics: &'a Metrics,
 }
 
+/// A journal that is open, its batches on the lanes.
+pub struct Recovered {
+    /// To be written.
+    pub journal: Journal,
+    /// What was found.
+    pub recovery: Recovery,
+    /// Events of the batches that are on the lanes.
+    pub events: u64,
+}
+
+/// The journal's folder, made where it is missing.
+pub fn folder(dir: &Path) -> Result<DiskStorage, ServeError> {
+    DiskStorage::create(dir).map_err(|error| {
+        let advice = "make the folder writable for this user, or set JOURNAL_DIR to another";
+        ServeError::Failed(format!("cannot use the journal folder {}: {error}; {advice}", dir.display()))
+    })
+}
+
 /// Opens, verifies, recovers; tells `on_read` how far it is.
 ///
 /// # Errors
 /// A folder that cannot be written or is locked by another server; a journal of a newer version.
 pub fn open(
-    config: &Config,
-    node: &str,
+    storage: DiskStorage,
+    options: &JournalOptions,
     lanes: &Lanes<'_>,
     health: &JournalHealth,
     on_read: &mut OnRead<'_>,
-) -> Result<Journal, ServeError> {
+) -> Result<Recovered, ServeError> {
     let Lanes { cores, queue, batches, metrics } = *lanes;
     let started = Instant::now();
-    let dir = &config.journal_dir;
-    let storage = DiskStorage::create(dir).map_err(|error| {
-        let advice = "make the folder writable for this user, or set JOURNAL_DIR to another";
-        ServeError::Failed(format!("cannot use the journal folder {}: {error}; {advice}", dir.display()))
-    })?;
-    let options = JournalOptions::new(node, config.journal_bytes_max);
     let (mut recovered_batches, mut recovered_events) = (0usize, 0u64);
     let mut on_frame = |location: Location, payload: &[u8]| {
         let (header, tuples_at) = BlockHeader::parse(payload).map_err(Box::new)?;
@@ -70,7 +82,7 @@ pub fn open(
         recovered_batches += 1;
         Ok(())
     };
-    let opened = Journal::open_telling(Arc::new(storage), &options, &mut on_frame, on_read);
+    let opened = Journal::open_telling(Arc::new(storage), options, &mut on_frame, on_read);
     let (journal, recovery) = opened.map_err(|error| ServeError::Failed(error.to_string()))?;
     queue.admission.excuse_all();
     if recovered_batches > 0 {
@@ -86,5 +98,5 @@ pub fn open(
         let damage = if damage.is_empty() { "damaged segments are set aside".to_owned() } else { damage.join("; ") };
         health.note_damage(format!("{damage}; run `ingestd journal inspect`"));
     }
-    Ok(journal)
+    Ok(Recovered { journal, recovery, events: recovered_events })
 }

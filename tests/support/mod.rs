@@ -15,6 +15,7 @@ pub mod flood;
 pub mod load;
 pub mod measure;
 pub mod nginx;
+pub mod pgbouncer;
 pub mod postgres;
 pub mod proxy;
 pub mod raw;

@@ -3,7 +3,8 @@
 usage: manifests.py consistent RENDERED    checks what no schema can, of ingestd's own
        manifests.py citus RENDERED         the same of the Citus cluster and of what ties ingestd to it
        manifests.py environment RENDERED   the nodes' settings as lines NAME=VALUE, with files under $SECRETS, which are made
-       manifests.py script FILE            the shell script of a Job's container
+       manifests.py command RENDERED FILE  what the container of the Job in FILE runs, a word a line, after it was held against
+                                           the nodes
 """
 
 import os
@@ -78,7 +79,7 @@ def consistent(rendered):
     assert one("Service", rendered, stateful_set["serviceName"])["spec"]["clusterIP"] == "None"
     autoscaler = one("HorizontalPodAutoscaler", rendered)["spec"]
     assert autoscaler["scaleTargetRef"]["name"] == one("StatefulSet", rendered)["metadata"]["name"]
-    connections = autoscaler["maxReplicas"] * int(settings["data"]["DB_POOL_MAX_SIZE"])
+    connections = autoscaler["maxReplicas"] * (int(settings["data"]["DB_POOL_MAX_SIZE"]) + 1)  # one watches the others
     assert connections <= 97, f"{connections} connections are more than PostgreSQL's usual 100, less 3 for superusers"
     storage = stateful_set["volumeClaimTemplates"][0]["spec"]["resources"]["requests"]["storage"]
     assert int(storage.removesuffix("Gi")) * 1024 >= 2 * int(settings["data"]["JOURNAL_MAX_MB"]), storage
@@ -163,8 +164,24 @@ def environment(rendered):
         print(f"{variable['name']}={value}")
 
 
-def script(rendered):
-    print(rendered[0]["spec"]["template"]["spec"]["containers"][0]["command"][2])
+def command(rendered, job):
+    nodes = one("StatefulSet", rendered)["spec"]["template"]["spec"]
+    node, [pod] = nodes["containers"][0], [document["spec"]["template"]["spec"] for document in job]
+    container = pod["containers"][0]
+    assert container["image"] == node["image"], container["image"]
+    assert container["securityContext"] == node["securityContext"] and pod["securityContext"] == nodes["securityContext"]
+    folders = {mount["mountPath"]: mount["name"] for mount in node["volumeMounts"]}
+    for mount in container["volumeMounts"]:
+        assert folders[mount["mountPath"]] == mount["name"], mount
+    for variable in container["env"]:
+        folder, name = os.path.split(variable["value"])
+        if folder in folders:
+            assert variable in node["env"], variable
+    selector = one("NetworkPolicy", rendered)["spec"]["podSelector"]["matchExpressions"][0]
+    name = job[0]["spec"]["template"]["metadata"]["labels"][selector["key"]]
+    assert name in selector["values"], f"the NetworkPolicy does not know {name}"
+    print("\n".join(container["command"]))
 
 
-{"consistent": consistent, "citus": citus, "environment": environment, "script": script}[sys.argv[1]](documents(sys.argv[2]))
+CHECKS = {"consistent": consistent, "citus": citus, "environment": environment, "command": command}
+CHECKS[sys.argv[1]](*map(documents, sys.argv[2:]))

@@ -35,9 +35,9 @@ pub fn run(plan: &Plan, work: &Path, database: &mut Database, redis: &Redis) -> 
         nodes.iter_mut().try_for_each(Node::wait_until_ready)?;
         nginx.set_nodes(&nodes)
     })?;
-    for number in 0..nodes.len() {
-        story.step(&format!("node {number} is killed with -9"), || nodes[number].kill9())?;
-        story.step(&format!("node {number} is back, on its journal"), || start_again(&mut nodes[number], &setting))?;
+    for (number, node) in nodes.iter_mut().enumerate() {
+        story.step(&format!("node {number} is killed with -9"), || node.kill9())?;
+        story.step(&format!("node {number} is back, on its journal"), || start_again(node, &setting))?;
     }
     story.step("nodes 0 and 2 are killed with -9 at once", || {
         nodes[0].kill9()?;
@@ -47,10 +47,10 @@ pub fn run(plan: &Plan, work: &Path, database: &mut Database, redis: &Redis) -> 
         start_again(&mut nodes[0], &setting)?;
         start_again(&mut nodes[2], &setting)
     })?;
-    for number in 0..nodes.len() {
+    for (number, node) in nodes.iter_mut().enumerate() {
         story.step(&format!("roll: node {number} is stopped and started"), || {
-            nodes[number].stop()?;
-            start_again(&mut nodes[number], &setting)
+            node.stop()?;
+            start_again(node, &setting)
         })?;
     }
     let mut left = Vec::new();

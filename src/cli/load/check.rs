@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use hyper::{Method, Uri};
 use postgres::Client;
+use postgres::types::Type;
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
@@ -156,7 +157,7 @@ fn count(client: &mut Client, table: &str, run: &str) -> Result<HashMap<String, 
         "SELECT batch_id, count(*) FROM {table} \
          WHERE event_id COLLATE \"C\" >= $1 || '-' AND event_id COLLATE \"C\" < $1 || '.' GROUP BY batch_id"
     );
-    let rows = client.query(&query, &[&run])?;
+    let rows = client.query_typed(&query, &[(&run, Type::TEXT)])?;
     Ok(rows.iter().map(|row| (row.get(0), row.get::<_, i64>(1).unsigned_abs())).collect())
 }
 

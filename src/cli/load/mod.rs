@@ -131,7 +131,7 @@ fn authorization(path: &Path) -> Result<HeaderValue, Failure> {
     Ok(value)
 }
 
-fn parse_duration(text: &str) -> Result<Duration, String> {
+pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
     let parsed = text.parse::<jiff::SignedDuration>().ok().and_then(|duration| Duration::try_from(duration).ok());
     parsed.filter(|duration| !duration.is_zero()).ok_or_else(|| "must be a time, such as 300s, 5m or 500ms".to_owned())
 }

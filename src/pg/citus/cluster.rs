@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use postgres::types::Type;
 use postgres::{Client, GenericClient};
 
 use crate::limits::{IN_DOUBT_AFTER, RECOVERY_INTERVAL_ADVISED};
@@ -98,13 +99,13 @@ const NODE_SETTINGS: &str = "SELECT concat_ws(' ', current_setting('max_prepared
 /// What the database of `client` lacks to have tables spread over it, each with advice; for nodes whose pools have
 /// `connections` together, where that is known.
 pub fn lacks(client: &mut Client, connections: Option<u32>) -> Result<Vec<String>, postgres::Error> {
-    let installed = client.query_opt("SELECT extversion FROM pg_extension WHERE extname = 'citus'", &[])?;
+    let installed = client.query_typed_opt("SELECT extversion FROM pg_extension WHERE extname = 'citus'", &[])?;
     if installed.is_none() {
         let missing = "the extension citus is not in this database: put it into shared_preload_libraries of coordinator and \
                        workers, run CREATE EXTENSION citus there, or correct DATABASE_URL";
         return Ok(vec![missing.to_owned()]);
     }
-    if !client.query_one("SELECT citus_is_coordinator()", &[])?.get::<_, bool>(0) {
+    if !client.query_typed_one("SELECT citus_is_coordinator()", &[])?.get::<_, bool>(0) {
         let wrong = "this is not the coordinator of the cluster: correct DATABASE_URL";
         return Ok(vec![wrong.to_owned()]);
     }
@@ -152,7 +153,7 @@ pub fn advice(client: &mut Client) -> Result<Vec<String>, postgres::Error> {
             RECOVERY_INTERVAL_ADVISED.as_secs()
         ));
     }
-    let conninfo: String = client.query_one("SHOW citus.node_conninfo", &[])?.get(0);
+    let conninfo: String = client.query_typed_one("SHOW citus.node_conninfo", &[])?.get(0);
     if !conninfo.contains("tcp_user_timeout") {
         advice.push(
             "citus.node_conninfo has no tcp_user_timeout on the coordinator: a worker whose machine vanishes would hold its COPYs up \
@@ -166,7 +167,7 @@ pub fn advice(client: &mut Client) -> Result<Vec<String>, postgres::Error> {
 /// Negative: never.
 fn recovery_interval_ms(client: &mut impl GenericClient) -> Result<i64, postgres::Error> {
     let query = "SELECT setting::bigint FROM pg_settings WHERE name = 'citus.recover_2pc_interval'";
-    Ok(client.query_one(query, &[])?.get(0))
+    Ok(client.query_typed_one(query, &[])?.get(0))
 }
 
 fn node_settings(client: &mut impl GenericClient) -> Result<Vec<NodeSettings>, postgres::Error> {
@@ -225,7 +226,8 @@ pub fn table_sizes(client: &mut impl GenericClient) -> Result<HashMap<String, (u
                 sum(pg_total_relation_size(c.oid))::bigint AS bytes \
          FROM pg_dist_shard s JOIN pg_class c ON c.oid = to_regclass(shard_name(s.logicalrelid, s.shardid)) \
          WHERE c.relkind = 'r' GROUP BY 1) AS sizes";
-    let rows = client.query("SELECT result FROM run_command_on_workers($1) WHERE success", &[&per_worker])?;
+    let rows = client
+        .query_typed("SELECT result FROM run_command_on_workers($1) WHERE success", &[(&per_worker, Type::TEXT)])?;
     let mut sizes: HashMap<String, (u64, u64)> = HashMap::new();
     for line in rows.iter().flat_map(|row| row.get::<_, &str>(0).lines()) {
         let mut words = line.splitn(3, ' ');

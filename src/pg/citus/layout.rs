@@ -41,7 +41,7 @@ pub enum LayoutError {
 pub fn layout_of(client: &mut impl GenericClient) -> Result<Sharding, postgres::Error> {
     let query =
         "SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('events') AND attname = 'ingest_shard')";
-    let distributed = client.query_one(query, &[])?.get(0);
+    let distributed = client.query_typed_one(query, &[])?.get(0);
     Ok(if distributed { Sharding::Citus } else { Sharding::None })
 }
 
@@ -97,6 +97,6 @@ fn failed(error: postgres::Error) -> LayoutError {
 pub fn shard_map(client: &mut impl GenericClient) -> Result<ShardMap, postgres::Error> {
     let query = "SELECT s.shardminvalue::int4, p.groupid FROM pg_dist_shard s JOIN pg_dist_placement p USING (shardid) \
                  WHERE s.logicalrelid = to_regclass('events')";
-    let rows = client.query(query, &[])?;
+    let rows = client.query_typed(query, &[])?;
     Ok(ShardMap::from_starts(rows.iter().map(|row| (row.get(0), NodeGroup(row.get(1)))).collect()))
 }

@@ -19,7 +19,7 @@ use ingestd::types::UnixMicros;
 use postgres::Client;
 use serde_json::{Value, json};
 use support::citus;
-use support::contract::{accept, batch, event, rows_of, send, status_of};
+use support::contract::{accept, batch, event, rows_of, send, status_of, wait_until_completed};
 use support::postgres::{TestDatabase, connect};
 use support::server::{Ingestd, get};
 use support::wait_until;
@@ -78,19 +78,25 @@ fn tables_are_spread_in_one_step_whoever_comes_first() {
 #[cfg_attr(not(ingestd_citus), ignore = "INGESTD_TEST_CITUS_URL names no Citus cluster")]
 fn what_is_there_already_moves_along_and_a_retry_finds_it() {
     let database = citus::create_database();
-    let plain = Ingestd::builder().database(&database).start();
+    let mut plain = Ingestd::builder().database(&database).start();
     let body = batch("before", 20);
     assert_eq!(counts(&commit(&plain, &body)), [20, 0, 0]);
-    drop(plain);
     let server = server_on(&database);
+    // A node that does not know of it yet acknowledges, and lands nothing wrong.
+    accept(&plain, "", &batch("meanwhile", 5));
+    wait_until("it cannot land", WAIT_MAX, || get(&plain.url("/v1/health")).json()["status"] == "degraded");
+    plain.set_env("SHARDING", "citus");
+    plain.restart();
+    assert_eq!(wait_until_completed(&plain, "meanwhile")["inserted"], 5);
     let again = send(&server, "", body.to_string().as_bytes());
     assert_eq!((again.status, &again.json()["duplicate"]), (200, &json!(true)), "{}", again.text());
     assert_eq!((rows_of(&database, "before"), status_of(&server, "before")["inserted"].as_u64()), (20, Some(20)));
     let mut client = database.connect();
+    assert_eq!(count(&mut client, "dead_letter_events"), 0);
     let strays = "events WHERE ingest_shard <> ingestd_ingest_shard(batch_id)";
     assert_eq!(count(&mut client, strays), 0);
     assert_eq!(count(&mut client, "pg_dist_shard WHERE logicalrelid = 'events'::regclass"), 32);
-    drop(server);
+    drop((server, plain));
     let refused = Ingestd::run_to_exit(&["serve"], &[("DATABASE_URL", &database.url), ("LISTEN_ADDR", "127.0.0.1:0")]);
     assert_eq!(refused.code, Some(2), "{}", refused.stderr);
     assert!(refused.stderr.contains("set SHARDING=citus on every node"), "{}", refused.stderr);

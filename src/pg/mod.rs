@@ -5,7 +5,7 @@
 //! not look it; [`health`] is the verdict on PostgreSQL as a whole. [`land`] lands
 //! batches exactly once ([`ledger`], [`copy`], [`stage`], [`quarantine`] are its parts), [`wal`] knows which commits a crash
 //! can take back, and [`sqlstate`] decides
-//! what an error means. [`migrate`], [`partitions`] and [`dead_letter`] look after the tables, [`clock`] says what is old; [`embedded`] is a
+//! what an error means. [`migrate`], [`partitions`] and [`dead_letter`] look after the tables, [`citus`] spreads them over a cluster, [`clock`] says what is old; [`embedded`] is a
 //! PostgreSQL of ingestd's own.
 //!
 //! Invariants:

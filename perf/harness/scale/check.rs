@@ -10,8 +10,9 @@ use super::model::{Resource, Tier};
 use crate::Failure;
 use crate::cluster::report::{self, Measured, Run};
 
-/// How far measurement and model may differ: rounds of the same thing differ by 15 % on two shared cores.
-const RATE_TOLERANCE: f64 = 0.20;
+/// How far measurement and model may differ: rounds of the same thing differ by 15 % on two shared cores, and three nodes that
+/// have a third each of the batches under way make smaller COPYs, which cost PostgreSQL a tenth more.
+const RATE_TOLERANCE: f64 = 0.25;
 /// Bytes do not depend on who else is there, but rows differ, and a checkpoint may fall into a run or not.
 const BYTES_TOLERANCE: f64 = 0.10;
 

@@ -123,9 +123,9 @@ fn the_check_holds_for_what_the_costs_say_and_fails_for_what_they_do_not() {
         rates.map(|comparison| comparison.holds()).collect::<Vec<bool>>()
     };
     assert_eq!(verdicts(vec![run(1, right), run(2, right * 0.85), run(3, right * 1.15)]), [true, true, true]);
-    assert_eq!(verdicts(vec![run(1, right), run(2, right * 0.75), run(3, right * 1.25)]), [true, false, false]);
+    assert_eq!(verdicts(vec![run(1, right), run(2, right * 0.74), run(3, right * 1.26)]), [true, false, false]);
     // A fifth of the machine was another program's: then a fifth less is what the model expects.
-    let disturbed = Run { others_shares: [0.2; 2], ..run(2, right * 0.7) };
+    let disturbed = Run { others_shares: [0.2; 2], ..run(2, right * 0.65) };
     assert_eq!(verdicts(vec![run(1, right), disturbed]), [true, true]);
     let idle = run(1, right * 0.7);
     assert_eq!(verdicts(vec![idle]), [false], "a machine that was not busy is not bound by CPU");
@@ -166,7 +166,7 @@ fn the_table_has_every_rate_and_says_what_binds() {
     for rate in ["100,000", "1,000,000", "100,000,000"] {
         assert!(text.contains(&format!("| {rate} |")), "{text}");
     }
-    assert!(text.contains("**WAL ") && text.contains(&citus.source) && text.contains("within ± 20 %"), "{text}");
+    assert!(text.contains("**WAL ") && text.contains(&citus.source) && text.contains("within ± 25 %"), "{text}");
 }
 
 #[test]

@@ -11,7 +11,7 @@ use crate::Failure;
 use crate::cluster::report::{self, Measured, Run};
 
 /// How far measurement and model may differ: rounds of the same thing differ by 15 % on two shared cores, and three nodes that
-/// have a third each of the batches under way make smaller COPYs, which cost PostgreSQL a tenth more.
+/// have a third each of the batches under way make smaller COPYs, which cost PostgreSQL a seventh more.
 const RATE_TOLERANCE: f64 = 0.25;
 /// Bytes do not depend on who else is there, but rows differ, and a checkpoint may fall into a run or not.
 const BYTES_TOLERANCE: f64 = 0.10;

@@ -257,7 +257,7 @@ fn a_dead_nodes_journal_is_drained_into_the_cluster() {
         accept(&node, "", &batch(&format!("b{number}"), 10));
     }
     node.kill9();
-    let dir = node.folder().join("data/journal");
+    let dir = node.folder().join("journal");
     let settings = [("DATABASE_URL", database.url.as_str()), ("SHARDING", "citus")];
     let arguments = ["journal", "drain", "--dir", dir.to_str().expect("UTF-8")];
     let drained = Ingestd::run_to_exit(&arguments, &settings);
@@ -304,8 +304,9 @@ fn health_and_metrics_show_workers_and_what_they_have_not_decided() {
     assert!(cluster()["workers"].as_array().expect("workers").iter().all(|worker| worker["status"] == "ok"));
     // What a coordinator leaves behind that crashes before it decides. Its number is none of its own: recovery leaves it.
     let mut worker = connect(&workers[0]);
-    let prepare = "BEGIN; CREATE TABLE undecided (); PREPARE TRANSACTION 'citus_999_1_1_1'";
-    worker.batch_execute(prepare).expect("prepared");
+    let transaction = format!("citus_999_{}_1_1", std::process::id());
+    let prepare = format!("BEGIN; CREATE TABLE undecided (); PREPARE TRANSACTION '{transaction}'");
+    worker.batch_execute(&prepare).expect("prepared");
     wait_until("health shows it", WAIT_MAX, || cluster()["undecided_transactions"] == 1);
     let health = get(&server.url("/v1/health")).json();
     assert_eq!(health["status"], "degraded");
@@ -319,6 +320,6 @@ fn health_and_metrics_show_workers_and_what_they_have_not_decided() {
         metrics.contains(&format!("ingestd_citus_workers{{state=\"reachable\"}} {}\n", workers.len())),
         "{metrics}"
     );
-    worker.batch_execute("ROLLBACK PREPARED 'citus_999_1_1_1'").expect("decided");
+    worker.batch_execute(&format!("ROLLBACK PREPARED '{transaction}'")).expect("decided");
     wait_until("health is well again", WAIT_MAX, || get(&server.url("/v1/health")).json()["status"] == "healthy");
 }

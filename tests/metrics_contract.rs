@@ -13,7 +13,7 @@ use support::server::{Ingestd, get, get_with};
 use support::wait_until;
 
 /// Every family of the contract: name, type, the labels of its samples besides `le`.
-const FAMILIES: [(&str, &str, &[&str]); 41] = [
+const FAMILIES: [(&str, &str, &[&str]); 42] = [
     ("ingestd_events_accepted_total", "counter", &[]),
     ("ingestd_events_rejected_total", "counter", &["code"]),
     ("ingestd_events_committed_total", "counter", &[]),
@@ -30,6 +30,7 @@ const FAMILIES: [(&str, &str, &[&str]); 41] = [
     ("ingestd_build_info", "gauge", &["version"]),
     ("ingestd_database_up", "gauge", &[]),
     ("ingestd_db_pool_connections_limit", "gauge", &[]),
+    ("ingestd_stuck_batches", "gauge", &[]),
     ("ingestd_citus_workers", "gauge", &["state"]),
     ("ingestd_citus_undecided_transactions", "gauge", &[]),
     ("ingestd_journal_fsync_seconds", "histogram", &[]),

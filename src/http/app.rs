@@ -143,6 +143,7 @@ impl App {
         self.metrics.journal_damaged.set(u64::from(!self.journal_health.damage().is_empty()));
         self.metrics.ready.set(u64::from(self.unready_reason().is_none()));
         self.metrics.database_up.set(u64::from(self.database.is_working()));
+        self.metrics.stuck_batches.set(self.queue.stuck().map_or(0, |(batches, _)| batches as u64));
         if let Some(cluster) = self.database.cluster() {
             let reachable = cluster.workers.iter().filter(|worker| worker.is_reachable).count();
             let workers = &self.metrics.citus_workers;

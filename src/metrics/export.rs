@@ -243,6 +243,8 @@ impl Families<'_> {
         let help = "Limit on the connections of the pool (DB_POOL_MAX_SIZE)";
         self.gauge("ingestd_db_pool_connections_limit", help, metrics.db_pool_connections_limit.get())?;
         self.gauge("ingestd_database_up", "1 while PostgreSQL answers", metrics.database_up.get())?;
+        let help = "Batches that cannot land while others can, as health says";
+        self.gauge("ingestd_stuck_batches", help, metrics.stuck_batches.get())?;
         let help = "Workers of the Citus cluster (SHARDING=citus)";
         self.gauges("ingestd_citus_workers", help, WorkerState::KEY, metrics.citus_workers.iter())?;
         let help = "Transactions that Citus workers have prepared and nobody has decided for long";

@@ -67,6 +67,8 @@ pub struct Metrics {
     pub db_pool_connections: Gauges<PoolState>,
     /// The limit on their number.
     pub db_pool_connections_limit: Gauge,
+    /// Batches that cannot land while others can.
+    pub stuck_batches: Gauge,
     /// Workers of the Citus cluster, none where there is none (`SHARDING`).
     pub citus_workers: Gauges<WorkerState>,
     /// Transactions that Citus workers have prepared and nobody has decided for long.
@@ -120,6 +122,7 @@ impl Metrics {
             database_up: Gauge::default(),
             db_pool_connections: Gauges::new(),
             db_pool_connections_limit: Gauge::default(),
+            stuck_batches: Gauge::default(),
             citus_workers: Gauges::new(),
             citus_undecided_transactions: Gauge::default(),
             ack_latency: Histogram::of_latencies(),

@@ -32,7 +32,8 @@ pub struct Database {
     pub shards: ShardMap,
     /// What it has to be.
     pub schema: Schema,
-    connector: Connector,
+    /// For connections beside the pool.
+    pub connector: Connector,
     embedded: Option<Embedded>,
 }
 
@@ -159,6 +160,9 @@ impl Schema {
             LayoutError::Postgres(error) => classify_start_error(&error),
             LayoutError::LockTimeout => StartFault::Transient(error.to_string()),
         })?;
+        if self.sharding == Sharding::Citus {
+            self.tell_lacks(&mut client).map_err(|error| classify_start_error(&error))?;
+        }
         ensure_ahead(&mut client, self.partitions_ahead_months).map_err(|error| match error {
             PartitionError::Postgres(error) => classify_start_error(&error),
             error => StartFault::Transient(error.to_string()),
@@ -188,16 +192,19 @@ impl Schema {
         }
     }
 
-    /// Lays the tables out as `SHARDING` says, and tells what a cluster lacks.
+    /// Tells what the cluster lacks.
+    fn tell_lacks(&self, client: &mut Client) -> Result<(), postgres::Error> {
+        let lacks = cluster::lacks(client, Some(self.pool_connections_max))?;
+        for told in lacks.into_iter().chain(cluster::advice(client)?) {
+            tracing::warn!("{told}");
+        }
+        Ok(())
+    }
+
+    /// Lays the tables out as `SHARDING` says.
     fn arrange(&self, client: &mut Client) -> Result<(), LayoutError> {
         if layout::arrange_by(client, self.owner.as_ref(), self.sharding)? {
             tracing::info!("the tables are spread over the Citus cluster now");
-        }
-        if self.sharding == Sharding::Citus {
-            let lacks = cluster::lacks(client, Some(self.pool_connections_max))?;
-            for told in lacks.into_iter().chain(cluster::advice(client)?) {
-                tracing::warn!("{told}");
-            }
         }
         Ok(())
     }

@@ -15,6 +15,7 @@ use crate::limits::{
 };
 use crate::pg::citus::{cluster, layout};
 use crate::pg::clock;
+use crate::pg::connect::{Connector, one_line};
 use crate::pg::health::{Doubt, Witness};
 use crate::pg::ledger;
 use crate::pg::sqlstate::Fault;
@@ -41,8 +42,9 @@ struct Chores {
     ledger_due: Instant,
     expiry_due: Instant,
     probe_due: Instant,
-    /// When to look how the Citus cluster is; `None`: there is none.
+    /// When to look how the Citus cluster is, over a connection of its own; `None`: there is none.
     cluster_due: Option<Instant>,
+    connector: Connector,
 }
 
 impl Upkeep {
@@ -60,6 +62,7 @@ impl Upkeep {
             expiry_due: now + EXPIRY_INTERVAL,
             probe_due: now,
             cluster_due: (config.sharding == Sharding::Citus).then_some(now),
+            connector: database.connector.clone(),
         };
         let (stop, stopped) = bounded(1);
         let thread = spawn("upkeep", move || chores.run(&stopped))?;
@@ -83,7 +86,13 @@ impl Chores {
                 self.expiry_due = now + EXPIRY_INTERVAL;
             }
             let working = self.app.database.is_working();
-            let is_due = now >= self.probe_due || now >= self.partitions_due || self.looks_at_cluster(now);
+            if self.cluster_due.is_some_and(|due| now >= due) {
+                self.cluster_due = Some(now + CLUSTER_LOOK_INTERVAL);
+                if let Err(reason) = self.look_at_cluster() {
+                    tracing::debug!(reason, "cannot look how the Citus cluster is");
+                }
+            }
+            let is_due = now >= self.probe_due || now >= self.partitions_due;
             if !working || !self.prepared || is_due || self.forgets(now) {
                 self.probe_due = now + PROBE_INTERVAL;
                 self.look_after_database(now);
@@ -125,12 +134,6 @@ impl Chores {
             self.partitions_due = now + PARTITION_UPKEEP_INTERVAL;
             return Ok(());
         }
-        if self.looks_at_cluster(now) {
-            self.cluster_due = Some(now + CLUSTER_LOOK_INTERVAL);
-            self.app.queue.set_shards(layout::shard_map(client)?);
-            self.app.database.note_cluster(cluster::look(client)?);
-            return Ok(());
-        }
         if self.forgets(now) {
             return self.forget(client, now);
         }
@@ -139,8 +142,14 @@ impl Chores {
         Ok(())
     }
 
-    fn looks_at_cluster(&self, now: Instant) -> bool {
-        self.cluster_due.is_some_and(|due| now >= due)
+    /// Learns where shards are and how workers are. The coordinator away is the probe's to find.
+    fn look_at_cluster(&self) -> Result<(), String> {
+        let (mut client, _) = self.connector.connect_within(PROBE_INTERVAL).map_err(|fault| fault.to_string())?;
+        let shards = layout::shard_map(&mut client).map_err(|error| one_line(&error))?;
+        self.app.queue.set_shards(shards);
+        let cluster = cluster::look(&mut client).map_err(|error| one_line(&error))?;
+        self.app.database.note_cluster(cluster);
+        Ok(())
     }
 
     /// True when old rows of the ledger are to go. Not while what an earlier process left in the journal may still be

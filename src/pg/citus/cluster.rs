@@ -47,7 +47,8 @@ impl Cluster {
     }
 }
 
-/// Asks the coordinator how its cluster is, in a transaction of its own: a worker that is away takes a second of it.
+/// Asks the coordinator how its cluster is: a worker that is away takes a second or two of it. `client` is used for nothing
+/// else, as one that has landed rows may keep a connection to a worker that is silent, and wait on it for ever.
 pub fn look(client: &mut Client) -> Result<Cluster, postgres::Error> {
     let mut transaction = client.transaction()?;
     transaction.batch_execute(ASKING_LIMITS)?;
@@ -56,8 +57,9 @@ pub fn look(client: &mut Client) -> Result<Cluster, postgres::Error> {
     Ok(cluster)
 }
 
-/// A worker that does not take connections is away after a second, and nothing takes long.
-const ASKING_LIMITS: &str = "SET LOCAL citus.node_connection_timeout = '1s'; SET LOCAL statement_timeout = '10s'";
+/// A worker that does not take connections is away after a second, none of them is kept, and nothing takes long.
+const ASKING_LIMITS: &str = "SET LOCAL citus.node_connection_timeout = '1s'; \
+     SET LOCAL citus.max_cached_conns_per_worker = 0; SET LOCAL statement_timeout = '10s'";
 
 fn look_within(client: &mut impl GenericClient) -> Result<Cluster, postgres::Error> {
     let workers = client.query(
@@ -97,7 +99,7 @@ const NODE_SETTINGS: &str = "SELECT concat_ws(' ', current_setting('max_prepared
      current_setting('synchronous_commit'))";
 
 /// What the database of `client` lacks to have tables spread over it, each with advice; for nodes whose pools have
-/// `connections` together, where that is known.
+/// `connections` together, where that is known. `client` as for [`look`].
 pub fn lacks(client: &mut Client, connections: Option<u32>) -> Result<Vec<String>, postgres::Error> {
     let installed = client.query_typed_opt("SELECT extversion FROM pg_extension WHERE extname = 'citus'", &[])?;
     if installed.is_none() {

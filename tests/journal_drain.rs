@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use ingestd::sys::child;
 use postgres::Client;
+use redis::Commands;
 use rustix::process::{Signal, kill_process};
 use serde_json::{Value, json};
 use support::contract::status_of;
@@ -392,6 +393,9 @@ fn other_nodes_know_of_what_was_drained() {
     assert_eq!((ended.code, rows(&mut client)), (Some(0), 5), "{ended:?}");
     let status = status_of(&other, "far");
     assert_eq!((&status["status"], &status["inserted"]), (&json!("completed"), &json!(5)), "{status}");
+    // Not only from the ledger.
+    let shared: String = redis.connect().get("ingestd:batch::far").expect("its entry");
+    assert!(shared.contains(r#""status":"completed""#) && shared.contains(r#""inserted":5"#), "{shared}");
 }
 
 #[test]

@@ -7,13 +7,14 @@ use std::sync::Barrier;
 use std::time::Instant;
 
 use ingestd::config::DatabaseUrl;
-use ingestd::limits::MIGRATE_LOCK_WAIT_MAX;
+use ingestd::limits::{CONNECT_WAIT_MAX, MIGRATE_LOCK_WAIT_MAX};
 use ingestd::pg::connect::Connector;
 use ingestd::pg::migrate::{ADVISORY_CLASS, ADVISORY_MIGRATE, MIGRATIONS, MigrateError, SCHEMA_VERSION, migrate};
 use postgres::Client;
 use support::contract::{accept, batch, send, wait_until_completed};
-use support::postgres::{TestDatabase, shared};
+use support::postgres::{TestDatabase, TestPostgres, shared};
 use support::server::Ingestd;
+use support::wait_until;
 
 fn connect(database: &TestDatabase) -> Client {
     let url = DatabaseUrl::parse(&database.url).expect("a valid URL");
@@ -53,9 +54,11 @@ fn ten_nodes_that_start_at_once_apply_each_migration_once() {
 
 #[test]
 fn ten_servers_that_start_at_once_on_an_empty_database_are_soon_ready_and_made_everything_once() {
-    let database = shared().create_database();
-    let began = Instant::now();
-    let nodes: Vec<Ingestd> = std::thread::scope(|scope| {
+    let postgres = TestPostgres::start_private(&[]);
+    let database = postgres.create_database();
+    // All of them stand before a PostgreSQL that does not answer, and go on together.
+    let paused = postgres.pause();
+    let (nodes, began) = std::thread::scope(|scope| {
         let start = |number: usize| {
             let small =
                 [("WORKERS", "1"), ("DB_POOL_MIN_SIZE", "1"), ("DB_POOL_MAX_SIZE", "2"), ("JOURNAL_MAX_MB", "16")];
@@ -63,7 +66,11 @@ fn ten_servers_that_start_at_once_on_an_empty_database_are_soon_ready_and_made_e
             small.into_iter().fold(builder, |builder, (name, value)| builder.env(name, value)).start()
         };
         let nodes: Vec<_> = (0..10).map(|number| scope.spawn(move || start(number))).collect();
-        nodes.into_iter().map(|node| node.join().expect("it started")).collect()
+        wait_until("all of them are connected", CONNECT_WAIT_MAX, || connections_to(postgres.port()) >= 10);
+        drop(paused);
+        let began = Instant::now();
+        let nodes: Vec<Ingestd> = nodes.into_iter().map(|node| node.join().expect("it started")).collect();
+        (nodes, began)
     });
     // Each has met the others' locks; none has waited one out.
     assert!(began.elapsed() < MIGRATE_LOCK_WAIT_MAX, "{:?}", began.elapsed());
@@ -80,6 +87,14 @@ fn ten_servers_that_start_at_once_on_an_empty_database_are_soon_ready_and_made_e
     }
     let rows: i64 = client.query_one("SELECT count(*) FROM events", &[]).expect("counted").get(0);
     assert_eq!(rows, 30);
+}
+
+/// Connections to `port` of 127.0.0.1 that the system has accepted.
+fn connections_to(port: u16) -> usize {
+    let (local, established) = (format!("0100007F:{port:04X}"), "01");
+    let table = std::fs::read_to_string("/proc/net/tcp").expect("Linux");
+    let columns = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    columns.filter(|columns| columns[1] == local && columns[3] == established).count()
 }
 
 /// How many migrations `node` says that it has applied.

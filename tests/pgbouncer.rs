@@ -5,6 +5,7 @@ mod support;
 
 use std::time::{Duration, Instant};
 
+use ingestd::limits::{CONNECT_WAIT_MAX, SILENCE_MIN};
 use postgres::{Client, NoTls};
 use serde_json::{Value, json};
 use support::contract::{batch, send, status_of};
@@ -215,13 +216,44 @@ fn a_pool_that_others_hold_is_waited_for_and_they_are_left_alone() {
     other.batch_execute("BEGIN").expect("begun");
     other.simple_query("SELECT pg_backend_pid()").expect("it answers");
     assert_eq!(send(&node, "", batch("meanwhile", 3).to_string().as_bytes()).status, 202);
-    let until = Instant::now() + Duration::from_secs(15);
+    let until = Instant::now() + CONNECT_WAIT_MAX + Duration::from_secs(4);
     while Instant::now() < until {
         std::thread::sleep(Duration::from_millis(500));
         assert_ne!(status_of(&node, "meanwhile")["status"], "completed", "there is no other backend");
     }
     other.batch_execute("COMMIT").expect("nobody has ended it");
     wait_until("the batch has landed", WAIT_MAX, || status_of(&node, "meanwhile")["status"] == "completed");
+    assert!(!node.log().contains("closing a dead connection"), "{}", node.log());
+}
+
+#[test]
+fn a_long_wait_of_one_backend_is_not_blamed_on_another_that_has_nothing_to_do() {
+    let database = shared().create_database();
+    // Each statement gets the next backend: what served a session last is not what serves it now.
+    let Some(bouncer) = PgBouncer::start(shared(), &[("server_round_robin", "1")]) else { return };
+    let url = bouncer.url(&database);
+    run(&["migrate"], &url);
+    let mut holder = database.connect();
+    let month: String = holder
+        .query_one("SELECT to_char(now() AT TIME ZONE 'UTC' - interval '9 months', 'YYYY-MM')", &[])
+        .expect("a month")
+        .get(0);
+    run(&["partitions", "create", "--month", &month], &url);
+    // Detaching the old partition waits for this.
+    holder.batch_execute("BEGIN; SELECT count(*) FROM events").expect("a transaction that uses the table");
+    let node = Ingestd::builder().env("DATABASE_URL", &url).env("PARTITION_RETENTION_MONTHS", 6).start();
+    let mut client = database.connect();
+    let detaching = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'ALTER TABLE events DETACH%' \
+                     AND datname = current_database() AND wait_event_type = 'Lock'";
+    wait_until("the node waits for it", WAIT_MAX, || number(&mut client, detaching) == 1);
+    let until = Instant::now() + 3 * SILENCE_MIN;
+    while Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(500));
+        assert_eq!(number(&mut client, detaching), 1, "it goes on waiting: {}", node.log());
+    }
+    holder.batch_execute("COMMIT").expect("ended");
+    let partition = format!("SELECT count(*) FROM pg_class WHERE relname = 'events_{}'", month.replace('-', "_"));
+    wait_until("the partition is gone", WAIT_MAX, || number(&mut client, &partition) == 0);
     assert!(!node.log().contains("closing a dead connection"), "{}", node.log());
 }
 

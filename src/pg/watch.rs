@@ -329,3 +329,38 @@ impl Watcher {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pulse(is_lent: bool) -> Arc<Pulse> {
+        Arc::new(Pulse {
+            mark: 1,
+            backend: AtomicI32::new(0),
+            watch_began: Instant::now(),
+            is_lent: AtomicBool::new(is_lent),
+            waits_since: AtomicU64::new(0),
+        })
+    }
+
+    #[test]
+    fn a_lent_backend_is_forgotten_before_it_can_serve_others() {
+        for (is_lent, kept) in [(true, None), (false, Some(7))] {
+            let pulse = pulse(is_lent);
+            let waiting = pulse.wait();
+            pulse.served_by(7);
+            assert_eq!(pulse.backend(), Some(7));
+            pulse.parted();
+            assert_eq!(pulse.backend(), kept, "between two transactions");
+            pulse.served_by(7);
+            drop(waiting);
+            assert_eq!(pulse.backend(), kept, "when nobody waits");
+        }
+    }
+
+    #[test]
+    fn a_pooler_may_be_silent_for_longer_than_postgresql() {
+        assert!(pulse(true).silence_max() > pulse(false).silence_max());
+    }
+}

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What the scripts of perf/ have in common: brings what is missing, builds, and runs perf/harness/.
-#   perf/harness.sh compare|targets|profiles|cluster
+#   perf/harness.sh compare|targets|profiles|cluster|citus
 set -euo pipefail
 cd "$(dirname "$0")/.."
 purpose=perf

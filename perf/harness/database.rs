@@ -65,9 +65,7 @@ impl Database {
         if client.query_opt("SELECT FROM pg_database WHERE datname = $1", &[&name])?.is_none() {
             client.batch_execute(&format!("CREATE DATABASE {name}"))?;
         }
-        let url = self.embedded.url(Some(name));
-        let client = Client::connect(&url, NoTls)?;
-        Ok(Tables { client, url })
+        Tables::at(self.embedded.url(Some(name)))
     }
 }
 
@@ -78,6 +76,12 @@ pub struct Tables {
 }
 
 impl Tables {
+    /// Those of the database that `url` names.
+    pub fn at(url: String) -> Result<Self, Failure> {
+        let client = Client::connect(&url, NoTls)?;
+        Ok(Self { client, url })
+    }
+
     /// For libpq-like URLs with the socket's folder as a percent-encoded host.
     pub fn url(&self) -> &str {
         &self.url
@@ -91,6 +95,11 @@ impl Tables {
         if let Some(names) = self.client.query_one(there, &[])?.get::<_, Option<String>>(0) {
             self.client.batch_execute(&format!("TRUNCATE {names}"))?;
         }
+        self.checkpoint()
+    }
+
+    /// Writes everything of their server to disk.
+    pub fn checkpoint(&mut self) -> Result<(), Failure> {
         Ok(self.client.batch_execute("CHECKPOINT")?)
     }
 

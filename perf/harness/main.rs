@@ -6,12 +6,16 @@
 //!  profiles  settings of PostgreSQL beside each other
 //!  targets   one figure each, beside what it is held against in the same run
 //!  cluster   one, two and three nodes behind nginx, then the same while nodes come and go
+//!  citus     tables spread over a Citus cluster that runs already, beside plain ones on its coordinator
 //!  scale     no run of its own: what a rate takes, computed from what cluster has measured
 //! ```
 //!
 //! Settings come from the environment; [`Plan`] has them.
 
+mod citus;
 mod cluster;
+#[path = "../../tests/support/cluster_database.rs"]
+mod cluster_database;
 mod compare;
 mod database;
 #[path = "../../tests/support/deployed.rs"]
@@ -86,6 +90,7 @@ fn main() -> Result<(), Failure> {
         Some("targets") => targets::run(&plan, work.path()),
         Some("profiles") => profiles::run(&plan, work.path()),
         Some("cluster") => cluster::run(&plan, work.path()),
-        _ => Err("usage: harness compare|targets|profiles|cluster, or harness scale FOLDER".into()),
+        Some("citus") => citus::run(&plan, work.path()),
+        _ => Err("usage: harness compare|targets|profiles|cluster|citus, or harness scale FOLDER".into()),
     }
 }

@@ -152,12 +152,19 @@ pub struct Ingestd {
     program: PathBuf,
     folder: PathBuf,
     ack: &'static str,
+    settings: Vec<(&'static str, &'static str)>,
 }
 
 impl Ingestd {
     /// `program` with its journal under `folder`.
     pub fn new(program: &Path, folder: &Path, ack: &'static str) -> Self {
-        Self { program: program.to_owned(), folder: folder.to_owned(), ack }
+        Self { program: program.to_owned(), folder: folder.to_owned(), ack, settings: Vec::new() }
+    }
+
+    /// The same with one more setting.
+    pub fn with(mut self, name: &'static str, value: &'static str) -> Self {
+        self.settings.push((name, value));
+        self
     }
 }
 
@@ -185,6 +192,7 @@ impl Subject for Ingestd {
             .env("LISTEN_ADDR", format!("127.0.0.1:{port}"))
             .env("JOURNAL_DIR", &journal)
             .env("DATABASE_URL", database_url)
+            .envs(self.settings.iter().copied())
             .stderr(File::create(&log)?)
             .spawn()?;
         let url = format!("http://127.0.0.1:{port}");

@@ -7,6 +7,7 @@
 
 pub mod citus;
 pub mod clock;
+pub mod cluster_database;
 pub mod collector;
 pub mod contract;
 pub mod deployed;

@@ -201,6 +201,9 @@ const _: () =
 
 /// A COPY should last about this long: the target of rows shrinks above it (design page, "Flushers").
 pub const COPY_DURATION_TARGET: Duration = Duration::from_millis(250);
+/// The same on a Citus cluster. There every COPY also pays for a two-phase commit, and many of them run at once, so that each
+/// takes longer: held to the shorter time they stay at `BATCH_SIZE` rows however much waits, and that is what makes them slow.
+pub const SHARDED_COPY_DURATION_TARGET: Duration = Duration::from_secs(1);
 /// Rows of one COPY at most (or `BATCH_SIZE`, if that is more).
 pub const COPY_ROWS_MAX: u32 = 50_000;
 /// Bytes handed to the COPY writer at once; it copies each slice once, and from 64 kB on that cost is flat
@@ -283,7 +286,9 @@ pub const CLUSTER_LOOK_INTERVAL: Duration = Duration::from_secs(10);
 /// waited for its client, so this is longer than any statement may take there (`TRANSACTION_LIMITS`).
 pub const SHARDED_STANDSTILL_MIN: Duration = Duration::from_secs(75);
 /// How long dropping a partition may wait for COPYs under way: those that come meanwhile wait as well.
-pub const SHARDED_DROP_WAIT_MAX: Duration = Duration::from_secs(1);
+pub const SHARDED_DROP_WAIT_MAX: Duration = Duration::from_secs(2);
+
+const _: () = assert!(SHARDED_DROP_WAIT_MAX.as_millis() > SHARDED_COPY_DURATION_TARGET.as_millis());
 
 // --- Embedded PostgreSQL -------------------------------------------------------------------------
 

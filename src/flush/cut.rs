@@ -2,7 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use crate::limits::{COPY_DURATION_TARGET, COPY_ROWS_MAX, LINGER_ADAPTIVE_MAX};
+use crate::limits::{COPY_DURATION_TARGET, COPY_ROWS_MAX, LINGER_ADAPTIVE_MAX, SHARDED_COPY_DURATION_TARGET};
+use crate::sharding::Sharding;
 
 /// How long a free flusher waits for more rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,18 +63,24 @@ pub fn start_at(settings: &CutSettings, waiting: &Waiting, others_rows: u64) -> 
     waiting.oldest_queued_at + linger.min(settings.timeout)
 }
 
-/// Rows that the next COPY may take, adapted so that a COPY lasts about [`COPY_DURATION_TARGET`].
+/// Rows that the next COPY may take, adapted so that a COPY lasts about [`COPY_DURATION_TARGET`], or
+/// [`SHARDED_COPY_DURATION_TARGET`] on a Citus cluster.
 #[derive(Clone, Copy, Debug)]
 pub struct RowsTarget {
     rows: u32,
     rows_min: u32,
     rows_max: u32,
+    duration: Duration,
 }
 
 impl RowsTarget {
     /// Starts at `BATCH_SIZE`, which is also its floor.
-    pub fn new(batch_size: u32) -> Self {
-        Self { rows: batch_size, rows_min: batch_size, rows_max: COPY_ROWS_MAX.max(batch_size) }
+    pub fn new(batch_size: u32, sharding: Sharding) -> Self {
+        let duration = match sharding {
+            Sharding::None => COPY_DURATION_TARGET,
+            Sharding::Citus => SHARDED_COPY_DURATION_TARGET,
+        };
+        Self { rows: batch_size, rows_min: batch_size, rows_max: COPY_ROWS_MAX.max(batch_size), duration }
     }
 
     /// The present target.
@@ -83,10 +90,10 @@ impl RowsTarget {
 
     /// Learns from a COPY: up by half when it was full and quick, down by a quarter when slow.
     pub fn observe(&mut self, is_full: bool, took: Duration) {
-        if took > COPY_DURATION_TARGET {
+        if took > self.duration {
             let smaller = self.rows - self.rows / 4;
             self.rows = smaller.max(self.rows_min);
-        } else if is_full && took < COPY_DURATION_TARGET / 2 {
+        } else if is_full && took < self.duration / 2 {
             self.rows = (self.rows + self.rows / 2 + 1).min(self.rows_max);
         }
     }
@@ -136,7 +143,7 @@ mod tests {
 
     #[test]
     fn the_target_grows_while_copies_are_quick_and_shrinks_when_slow() {
-        let mut target = RowsTarget::new(1000);
+        let mut target = RowsTarget::new(1000, Sharding::None);
         for _ in 0..100 {
             target.observe(true, Duration::from_millis(10));
         }
@@ -147,5 +154,17 @@ mod tests {
         assert_eq!(target.rows(), 1000);
         target.observe(false, Duration::from_millis(1));
         assert_eq!(target.rows(), 1000, "a COPY that was not full says nothing");
+    }
+
+    #[test]
+    fn a_copy_that_ends_in_a_two_phase_commit_may_last_longer() {
+        let after = |sharding, took| {
+            let mut target = RowsTarget::new(1000, sharding);
+            target.observe(true, took);
+            target.rows()
+        };
+        let took = COPY_DURATION_TARGET;
+        assert_eq!((after(Sharding::None, took), after(Sharding::Citus, took)), (1000, 1501));
+        assert_eq!(after(Sharding::Citus, SHARDED_COPY_DURATION_TARGET), 1000);
     }
 }

@@ -108,7 +108,8 @@ enum ReadBack {
 impl Flusher {
     /// The flusher of `seat`.
     pub fn new(queue: Arc<FlushQueue>, tools: Arc<FlushTools>, seat: Seat) -> Self {
-        let (target, metrics) = (RowsTarget::new(tools.batch_size), FlushRecorders::new(&tools.metrics));
+        let target = RowsTarget::new(tools.batch_size, queue.sharding());
+        let metrics = FlushRecorders::new(&tools.metrics);
         let attempt = Attempt::new(Arc::clone(&tools.metrics), Arc::clone(&tools.node));
         let (reader, retry_wait) = (tools.reader.clone(), RETRY_WAIT_MIN);
         let unflushed = Unflushed::new(tools.unflushed_bytes_max);

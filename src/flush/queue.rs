@@ -117,6 +117,11 @@ impl FlushQueue {
         (Arc::new(queue), seats)
     }
 
+    /// How the tables are laid out.
+    pub(super) fn sharding(&self) -> Sharding {
+        self.sharding
+    }
+
     /// Queues a batch on the lane of its core and priority; wakes nobody.
     pub fn push(&self, metrics: &Metrics, core: usize, queued: Queued, tuple_bytes: u64) {
         let priority = queued.batch.priority;

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What tables spread over a Citus cluster cost (SHARDING=citus) beside plain ones on its coordinator, with requests of 1000
-# and of 10,000 events, interleaved, medians of ROUNDS; about four minutes.
+# and of 10,000 events, interleaved, medians of ROUNDS; about seven minutes.
 #   INGESTD_TEST_CITUS_URL=postgresql://postgres@127.0.0.1:5432/postgres perf/citus.sh
 #   ROUNDS=3 SECONDS_EACH=8 CONNECTIONS=16
 # The variable names the coordinator, by a superuser; the cluster runs already, all of its nodes on this machine, where

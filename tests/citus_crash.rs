@@ -36,6 +36,8 @@ fn batches_land_once_while_workers_and_coordinator_are_killed() {
     wait_until("nothing waits", WAIT_MAX, || {
         get(&server.url("/v1/health")).json()["checks"]["database"]["queued_batches"] == 0
     });
+    // What a killed worker had prepared is not seen before Citus has settled it.
+    wait_until("all that was acknowledged is seen", WAIT_MAX, || outcome.tally(&mut client).lost == 0);
     let tally = outcome.tally(&mut client);
     support::announce(&format!("citus: {tally}"));
     assert!(tally.acked > 0);
@@ -43,6 +45,8 @@ fn batches_land_once_while_workers_and_coordinator_are_killed() {
     let health = get(&server.url("/v1/health")).json();
     let cluster = &health["checks"]["database"]["cluster"];
     assert_eq!(cluster["workers"].as_array().map(Vec::len), Some(workers.len()), "{health}");
-    let metrics = get(&server.url("/v1/metrics")).text();
-    assert!(metrics.contains(&format!("ingestd_citus_workers{{state=\"reachable\"}} {}", workers.len())), "{metrics}");
+    let all_reachable = format!("ingestd_citus_workers{{state=\"reachable\"}} {}\n", workers.len());
+    wait_until("all workers are seen again", WAIT_MAX, || {
+        get(&server.url("/v1/metrics")).text().contains(&all_reachable)
+    });
 }

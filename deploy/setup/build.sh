@@ -23,34 +23,47 @@ compiles() {
 }
 
 need_rust() {
-    local wanted brought=''
-    wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
-    # Where rustup puts cargo; a login shell would have it on its PATH.
+    local pinned brought=''
+    pinned=$(sed -n 's/^channel = "\(.*\)"/\1/p' rust-toolchain.toml)
+    # The directory where rustup puts cargo; a login shell would have it on its PATH.
     local home_bin="${CARGO_HOME:-${HOME:-/nonexistent}/.cargo}/bin"
     [[ ! -x $home_bin/cargo ]] || PATH="$home_bin:$PATH"
     # RUSTC may name another compiler, as it does to cargo.
-    [[ -z ${RUSTC:-} ]] || rust_is_recent "$wanted" ||
-        fail "no cargo, or RUSTC=$RUSTC is not Rust $wanted or newer: unset RUSTC or let it name one that is"
-    if ! rust_is_recent "$wanted"; then
+    [[ -z ${RUSTC:-} ]] || rust_is_recent "$pinned" ||
+        fail "no cargo, or RUSTC=$RUSTC is not Rust $pinned or newer: unset RUSTC or set it to one that is"
+    # A cargo of rustup runs what rust-toolchain.toml names, and fails where that is not installed.
+    if ! rust_is_recent "$pinned"; then
         has rustup || apt rustup || bring_rustup || true
         PATH="$home_bin:$PATH"
+        hash -r
         if has rustup; then
-            quietly rustup toolchain install stable --profile default && quietly rustup default stable || true
+            quietly rustup toolchain install "$pinned" --profile minimal --component clippy --component rustfmt || true
             brought=', brought by rustup'
         fi
         hash -r
-        rust_is_recent "$wanted" ||
-            fail "no Rust $wanted or newer: install it with rustup (https://rustup.rs), then run this again"
+        rust_is_recent "$pinned" || fail "no Rust $pinned: $(rust_advice "$pinned"), then run this again"
     fi
     say rust "$(cargo --version | cut -d' ' -f1-2)$brought"
 }
 
+# rust_advice PINNED: why the toolchain is still not there, as far as this script can find out.
+rust_advice() {
+    if [[ -n ${RUSTUP_TOOLCHAIN:-} ]]; then
+        printf 'RUSTUP_TOOLCHAIN=%s selects another toolchain; unset it' "$RUSTUP_TOOLCHAIN"
+    elif has rustup; then
+        printf "'rustup toolchain install %s' failed (see .setup/setup.log)" "$1"
+    else
+        printf 'install rustup (https://rustup.rs)'
+    fi
+}
+
 # bring_rustup: Rust's own installer, for distributions that do not package it; into the user's home, as it always does.
+# It brings no toolchain: the pinned one is installed afterwards.
 bring_rustup() {
     has curl || apt curl ca-certificates || return 1
     quietly curl --proto '=https' --tlsv1.2 --fail --silent --show-error --location --max-time 120 \
         --output "$BROUGHT/rustup-init.sh" https://sh.rustup.rs || return 1
-    quietly sh "$BROUGHT/rustup-init.sh" -y --no-modify-path --profile default
+    quietly sh "$BROUGHT/rustup-init.sh" -y --no-modify-path --profile minimal --default-toolchain none
 }
 
 rust_is_recent() { has cargo && has "${RUSTC:-rustc}" && version_at_least "$(quiet_version "${RUSTC:-rustc}")" "$1"; }
@@ -88,4 +101,13 @@ need_uplot() {
 
 uplot_version() {
     sed -nE 's/^ *"version": "([0-9.]+)".*/\1/p' "$BROUGHT/page/node_modules/uplot/package.json" 2>/dev/null || true
+}
+
+# --- The newest Rust, to see what it warns of ---
+
+need_newest_rust() {
+    has rustup || fail "no rustup: the newest Rust cannot be installed beside the pinned one"
+    quietly rustup toolchain install stable --profile minimal --component clippy ||
+        fail "'rustup toolchain install stable --component clippy' failed (see .setup/setup.log)"
+    say newest "$(rustc +stable --version)"
 }

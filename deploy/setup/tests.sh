@@ -1,6 +1,19 @@
 # What the tests take beside servers. Sourced by deploy/setup.sh.
 # shellcheck shell=bash
 
+# --- Spelling ---
+
+need_typos() {
+    local program="$BROUGHT/typos/bin/typos" brought=''
+    if [[ $(quiet_version "$program") != "${TYPOS#*==}" ]]; then
+        wheel typos "$TYPOS" || true
+        [[ $(quiet_version "$program") == "${TYPOS#*==}" ]] ||
+            fail "no $TYPOS (make test checks the spelling with it): install python3 with pip (see .setup/setup.log)"
+        brought=', brought by pip'
+    fi
+    say typos "$(quiet_version "$program") in .setup$brought"
+}
+
 # --- Schemathesis, for tests ---
 
 # Some of its wheels are for one version of Python: another python3 than the one that brought it brings it again.

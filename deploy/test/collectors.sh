@@ -34,7 +34,7 @@ main() {
         not_tried+=(otelcol-contrib)
     fi
     ((${#tried[@]} > 0)) || cannot 'none of fluent-bit, vector and otelcol-contrib is installed'
-    ((${#not_tried[@]} == 0)) || say "NOT TRIED, not installed: ${not_tried[*]}"
+    ((${#not_tried[@]} == 0)) || printf 'NOT RUN: %s is not installed\n' "${not_tried[@]}"
     say "passed: ${tried[*]}"
 }
 

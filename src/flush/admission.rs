@@ -91,7 +91,7 @@ impl Admission {
         // Fails only at zero, where there is nothing to do.
         let _ = self
             .excused_rows
-            .fetch_update(Relaxed, Relaxed, |excused| (excused > 0).then(|| excused.saturating_sub(u64::from(rows))));
+            .try_update(Relaxed, Relaxed, |excused| (excused > 0).then(|| excused.saturating_sub(u64::from(rows))));
     }
 
     /// True while a backlog drains that an outage or an earlier process left.

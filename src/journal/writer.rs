@@ -252,7 +252,7 @@ impl Journal {
         }
         let mut slices = [IoSlice::new(&[]); SLICES_PER_WRITE_MAX];
         let mut padding_bytes = 0;
-        for (index, (frame, slot)) in frames.iter().zip(self.slots.chunks_exact(SLOT_BYTES)).enumerate() {
+        for (index, (frame, slot)) in frames.iter().zip(self.slots.as_chunks::<SLOT_BYTES>().0).enumerate() {
             slices[2 * index] = IoSlice::new(&slot[FRAME_ALIGN - padding_bytes..]);
             slices[2 * index + 1] = IoSlice::new(frame.payload);
             padding_bytes = frame.payload.len().next_multiple_of(FRAME_ALIGN) - frame.payload.len();

@@ -203,7 +203,7 @@ impl Shared {
         while !self.stop.load(Ordering::Relaxed) {
             let wanted = random.within(BATCH_EVENTS);
             let take = |left: u64| (left > 0).then(|| left.saturating_sub(wanted));
-            if self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_err() {
+            if self.left.try_update(Ordering::Relaxed, Ordering::Relaxed, take).is_err() {
                 break;
             }
             let tag = format!("{:x}-{number}-{}", self.options.seed, batches.len());

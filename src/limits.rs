@@ -15,7 +15,7 @@ pub const MIB: usize = 1024 * KIB;
 /// Longest file with a URL (`DATABASE_URL_FILE`): room for the longest password, not for a device that never ends.
 pub const SECRET_FILE_BYTES_MAX: u64 = 64 * KIB as u64;
 
-// --- Events (contract) ---------------------------------------------------------------------------
+// --- Events: docs/api.md#send-a-batch ------------------------------------------------------------
 
 /// Longest `event_id`, in bytes after unescaping.
 pub const EVENT_ID_BYTES_MAX: usize = 256;
@@ -199,15 +199,15 @@ const _: () =
 
 // --- Flushing ------------------------------------------------------------------------------------
 
-/// A COPY should last about this long: the target of rows shrinks above it (design page, "Flushers").
+/// A COPY should last about this long: the target of rows shrinks above it (`docs/design/0010-copy-size-adapts.md`).
 pub const COPY_DURATION_TARGET: Duration = Duration::from_millis(250);
 /// The same on a Citus cluster. There every COPY also pays for a two-phase commit, and many of them run at once, so that each
 /// takes longer: held to the shorter time they stay at `BATCH_SIZE` rows however much waits, and that is what makes them slow.
 pub const SHARDED_COPY_DURATION_TARGET: Duration = Duration::from_secs(1);
 /// Rows of one COPY at most (or `BATCH_SIZE`, if that is more).
 pub const COPY_ROWS_MAX: u32 = 50_000;
-/// Bytes handed to the COPY writer at once; it copies each slice once, and from 64 kB on that cost is flat
-/// (design page, facts).
+/// Bytes handed to the COPY writer at once: it copies each slice once and blocks once for it
+/// (`docs/design/0017-blocking-connections-on-threads.md`).
 pub const COPY_CHUNK_BYTES: usize = 256 * KIB;
 /// Longest wait of a free flusher for `BATCH_SIZE` rows while another COPY runs.
 pub const LINGER_ADAPTIVE_MAX: Duration = Duration::from_millis(10);
@@ -225,8 +225,8 @@ pub const REFUSALS_IN_A_ROW_MAX: u32 = 32;
 /// Pause after each refused row from there on, so that a constraint that refuses everything does not keep PostgreSQL
 /// from better work.
 pub const REFUSED_ROW_PAUSE: Duration = Duration::from_millis(2);
-/// After duplicates were seen the next COPYs go through the staging table at once: a unique violation costs a
-/// whole COPY, staging costs 1.6 of one (design page, facts).
+/// After duplicates were seen the next COPYs go through the staging table at once: a unique violation costs a whole
+/// COPY, staging costs about 1.6 of one (`docs/design/0004-ledger-makes-it-exactly-once.md`).
 pub const STAGED_COPIES_AFTER_DUPLICATE: u32 = 8;
 /// How often one COPY may find that partitions are missing before it counts as a fault.
 pub const PARTITION_ATTEMPTS_MAX: u32 = 3;
@@ -267,6 +267,9 @@ const _: () = assert!(KEEPALIVE_IDLE.as_secs() + KEEPALIVE_INTERVAL.as_secs() * 
 
 /// How long a node waits for another one that applies migrations.
 pub const MIGRATE_LOCK_WAIT_MAX: Duration = Duration::from_secs(20);
+/// Partitions made in one transaction at most: a batch may hold events of ten years, and each new table takes a handful
+/// of PostgreSQL's shared locks until its transaction ends (`max_locks_per_transaction`, 64 for each connection).
+pub const PARTITIONS_PER_TRANSACTION_MAX: usize = 12;
 /// How long making partitions waits for a lock; a flusher may be waiting for the result.
 pub const PARTITION_LOCK_WAIT_MAX: Duration = Duration::from_secs(10);
 /// How long detaching a partition waits for another one that is being detached: PostgreSQL does one at a time.
@@ -292,9 +295,9 @@ const _: () = assert!(SHARDED_DROP_WAIT_MAX.as_millis() > SHARDED_COPY_DURATION_
 
 // --- Embedded PostgreSQL -------------------------------------------------------------------------
 
-/// Oldest major version of PostgreSQL that is served (contract).
+/// Oldest major version of PostgreSQL that is served (`docs/settings.md#all-settings`).
 pub const POSTGRES_MAJOR_MIN: u32 = 15;
-/// Major version of PostgreSQL that is recommended (contract) and taken before older ones.
+/// Major version of PostgreSQL that is recommended (`docs/settings.md#all-settings`) and taken before older ones.
 pub const POSTGRES_MAJOR_RECOMMENDED: u32 = 18;
 /// How long `initdb` may take.
 pub const POSTGRES_INIT_WAIT_MAX: Duration = Duration::from_secs(120);
@@ -386,6 +389,7 @@ const _: () = assert!(
     HTTP_DRAIN_WAIT_MAX.as_secs()
         + FLUSH_DRAIN_WAIT_MAX.as_secs()
         + 2 * FLUSH_STOP_WAIT_MAX.as_secs()
+        + REDIS_STOP_WAIT_MAX.as_secs()
         + TRACES_STOP_WAIT_MAX.as_secs()
         < GRACE_USUAL.as_secs()
 );

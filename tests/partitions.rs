@@ -7,6 +7,7 @@ use std::process::{Command, Output};
 use std::sync::Barrier;
 
 use ingestd::config::DatabaseUrl;
+use ingestd::limits::PARTITIONS_PER_TRANSACTION_MAX;
 use ingestd::pg::connect::Connector;
 use ingestd::pg::migrate::migrate;
 use ingestd::pg::partitions::{Month, PartitionError, cleanup, ensure, ensure_ahead, list};
@@ -58,6 +59,23 @@ fn partitions_are_made_from_the_month_before_to_the_months_ahead() {
     assert_eq!(made, expected);
     assert!(ensure_ahead(&mut client, within("2026-11"), 3).expect("there").is_empty());
     assert_eq!(names(&mut client), expected);
+}
+
+#[test]
+fn partitions_of_many_years_are_made_a_bounded_number_at_a_time() {
+    let (_database, mut client) = migrated();
+    let first = month("2016-01");
+    let months: Vec<_> = (0..131).map(|offset| first.plus(offset)).collect();
+    assert_eq!(ensure(&mut client, &months).expect("made").len(), months.len());
+    assert_eq!(names(&mut client).len(), months.len());
+    // Attaching is the last change of a partition's row in the catalogue, so xmin is the transaction that made it.
+    let counted = client
+        .query("SELECT count(*) FROM pg_class WHERE relispartition AND relkind = 'r' GROUP BY xmin::text", &[])
+        .expect("counted");
+    let counts: Vec<i64> = counted.iter().map(|row| row.get(0)).collect();
+    assert!(counts.iter().all(|&count| count <= PARTITIONS_PER_TRANSACTION_MAX as i64), "{counts:?}");
+    assert_eq!(counts.iter().sum::<i64>(), months.len() as i64);
+    assert_eq!(ensure(&mut client, &months).expect("nothing to do"), Vec::<String>::new());
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! The closed table of settings. Everything that knows a setting by name (flags, environment, TOML
 //! keys, `print-config`, validation) is driven from here, so that a setting cannot exist in one place only.
 //!
-//! Names, defaults and meanings are the contract's. Pure data: no I/O, no parsing.
+//! Users rely on names, defaults and meanings; `docs/settings.md#all-settings` is made from this table. Pure data: no
+//! I/O, no parsing.
 
 /// A setting; also its row in [`SETTINGS`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -80,7 +81,7 @@ pub enum Kind {
     WordOrWhole(&'static str, u64, u64),
     /// One of these words.
     Choice(&'static [&'static str]),
-    /// A folder or file.
+    /// A directory or file.
     Path,
     /// `host:port`, several separated by commas.
     Addresses,
@@ -105,7 +106,7 @@ pub struct Setting {
     pub fallback: Fallback,
     /// What it may be.
     pub kind: Kind,
-    /// The meaning, for `--help`.
+    /// The meaning, for `--help` and for the table in `docs/settings.md`.
     pub help: &'static str,
 }
 
@@ -119,117 +120,144 @@ use Kind::{Addresses, Choice, HttpUrl, Name, Path, PostgresUrl, RedisUrl, Whole,
 /// How many settings there are.
 pub const SETTINGS_COUNT: usize = 53;
 
-/// Every setting, in the contract's order.
+/// Every setting; `docs/settings.md#all-settings` lists them by group.
 #[rustfmt::skip]
 pub const SETTINGS: [Setting; SETTINGS_COUNT] = [
     row(Key::DatabaseUrl, "DATABASE_URL", Unset("embedded"), PostgresUrl,
-        "PostgreSQL 15 or newer (18 recommended), as postgresql://user:password@host:5432/database?sslmode=verify-full; \
-         unset: the server starts a private PostgreSQL of its own"),
+        "PostgreSQL 15 or newer (18 recommended), such as \
+         postgresql://user:password@host:5432/database?sslmode=verify-full; sslrootcert is honoured too; unset: the \
+         server starts a private PostgreSQL"),
     row(Key::DatabaseUrlFile, "DATABASE_URL_FILE", Unset("DATABASE_URL"), Path,
-        "file that holds the URL, instead of DATABASE_URL"),
+        "file with the value of DATABASE_URL on one line, such as a container secret; giving the URL and its file \
+         together is an error"),
     row(Key::MigrateDatabaseUrl, "MIGRATE_DATABASE_URL", Unset("DATABASE_URL"), PostgresUrl,
-        "the same database by a role that owns the tables, for migrations only; DATABASE_URL's role needs few rights then"),
+        "the same database through a role that owns the tables, used for migrations only: the role of DATABASE_URL \
+         then needs few rights"),
     row(Key::MigrateDatabaseUrlFile, "MIGRATE_DATABASE_URL_FILE", Unset("MIGRATE_DATABASE_URL"), Path,
-        "file that holds the URL, instead of MIGRATE_DATABASE_URL"),
+        "file with the value of MIGRATE_DATABASE_URL on one line; giving the URL and its file together is an error"),
     row(Key::RedisUrl, "REDIS_URL", Unset("in process"), RedisUrl,
-        "Redis for batch status that is shared between nodes (redis:// or rediss://)"),
+        "Redis that shares batch status between nodes (redis://, or rediss:// with a verified certificate: system \
+         authorities or SSL_CERT_FILE); unset: each node keeps its own status"),
     row(Key::RedisUrlFile, "REDIS_URL_FILE", Unset("REDIS_URL"), Path,
-        "file that holds the URL, instead of REDIS_URL"),
+        "file with the value of REDIS_URL on one line; giving the URL and its file together is an error"),
     row(Key::BatchSize, "BATCH_SIZE", Value("1000"), Whole(1, 1_000_000),
-        "rows a COPY aims for at least, before adaptation"),
+        "rows worth starting a COPY for; under load a COPY takes more rows, as long as it lasts about 250 ms (1 s with \
+         SHARDING=citus)"),
     row(Key::BatchTimeoutSeconds, "BATCH_TIMEOUT_SECONDS", Value("30"), Whole(1, 86_400),
-        "no accepted event waits longer than this for its COPY to begin while PostgreSQL works"),
+        "longest wait for a COPY to begin while PostgreSQL works; a request that would wait for more than half of it \
+         behind the queue is held back, then gets 503"),
     row(Key::MaxBatchMemoryMb, "MAX_BATCH_MEMORY_MB", Value("100"), Whole(1, 4096),
-        "size of one COPY at most; reaching it flushes"),
+        "largest size of one COPY; queued rows of that size start it at once; must not be below MAX_BODY_MB, as a \
+         request is never split"),
     row(Key::DbPoolMinSize, "DB_POOL_MIN_SIZE", Value("5"), Whole(1, 1000),
-        "connections that the pool keeps open"),
+        "idle connections to PostgreSQL that this node keeps ready, within DB_POOL_MAX_SIZE"),
     row(Key::DbPoolMaxSize, "DB_POOL_MAX_SIZE", Value("20"), Whole(1, 1000),
-        "connections that the pool opens at most"),
+        "most connections of this node to PostgreSQL, not counting one that watches the others; WORKERS + 5 or more \
+         keeps all flushers busy"),
     row(Key::BatchLingerMs, "BATCH_LINGER_MS", Value("adaptive"), WordOrWhole("adaptive", 0, 60_000),
-        "how long a free flusher waits for more rows; a number fixes it"),
+        "how long an idle flusher waits for BATCH_SIZE rows; adaptive: up to 10 ms while another COPY runs, else not \
+         at all"),
     row(Key::SynchronousCommit, "SYNCHRONOUS_COMMIT", Value("on"), Choice(&["on", "off"]),
-        "'off': flushers do not wait for PostgreSQL's disk after each COPY; the journal keeps what it may still lose"),
+        "off: flushers start the next COPY up to 200 ms before the last one is on PostgreSQL's disk; until it is, the \
+         journal keeps its batches and their status is 'processing'"),
     row(Key::ListenAddr, "LISTEN_ADDR", Value("127.0.0.1:8000"), Addresses,
-        "where to serve HTTP; several addresses separated by commas; port 0 takes a free port"),
+        "addresses to serve on, separated by commas; port 0 takes a free port; others than loopback need API_KEYS_FILE \
+         or AUTH=off"),
     row(Key::Workers, "WORKERS", Unset("one per usable core"), Whole(1, 1024),
-        "HTTP workers, each pinned to a core; the default respects cpusets and the cgroup's quota"),
+        "HTTP worker threads, each pinned to a core where the CPU quota allows it; the default respects cpusets and \
+         the quota of the cgroup"),
     row(Key::Ack, "ACK", Value("journal"), Choice(&["memory", "journal", "commit"]),
-        "default ack level: answer a batch when queued, when an fsync made it safe, or when PostgreSQL committed it"),
+        "default ack level: answer when the batch is queued (memory), when an fsync made it survive power loss \
+         (journal), or when PostgreSQL committed it (commit)"),
     row(Key::JournalDir, "JOURNAL_DIR", Value("data/journal"), Path,
-        "folder of the write-ahead journal"),
+        "directory of the write-ahead journal; each node needs a separate one"),
     row(Key::JournalMaxMb, "JOURNAL_MAX_MB", Value("4096"), Whole(4, 16_777_216),
-        "hard cap of the journal; full means that ingestion answers 503"),
+        "cap on the size of the journal's files; while it is full, batches get 503 until PostgreSQL has caught up"),
     row(Key::MemoryLimitMb, "MEMORY_LIMIT_MB", Value("512"), Whole(1, 1_048_576),
-        "rows held in memory over all queues; above it rows stay in the journal only"),
+        "memory for queued rows, and about 400 bytes for each queued batch; above it rows stay in the journal only; \
+         once batches take 64 MB beyond it, new ones get 503"),
     row(Key::MaxBodyMb, "MAX_BODY_MB", Value("16"), Whole(1, 1024),
-        "largest request body, after decompression"),
+        "largest request body, both as sent and after decompression; a larger one gets 413"),
     row(Key::MaxEventsPerBatch, "MAX_EVENTS_PER_BATCH", Value("10000"), Whole(1, 1_000_000),
-        "most events in one request"),
+        "most events in one request; more get 413"),
     row(Key::MaxRequestsMb, "MAX_REQUESTS_MB", Value("256"), Whole(1, 1_048_576),
-        "request bytes in memory at once, over all connections; beyond it requests are answered 503"),
+        "memory for the bodies of all requests at once, over all connections; beyond it requests get 503"),
     row(Key::MaxConnections, "MAX_CONNECTIONS", Value("20000"), Whole(1, 1_000_000),
-        "open connections; further ones are answered 503 and closed"),
+        "most open connections; one more gets 503 and is closed"),
     row(Key::MaxConnectionsPerAddress, "MAX_CONNECTIONS_PER_ADDRESS", Unset("MAX_CONNECTIONS"), Whole(1, 1_000_000),
-        "open connections from one address (one /64 of IPv6); leave it unset behind a proxy"),
+        "most open connections from one address (IPv6: one /64); one more gets 503 and is closed; leave it unset \
+         behind a proxy"),
     row(Key::MaxHeaders, "MAX_HEADERS", Value("128"), Whole(8, 4096),
-        "headers of a request; more are answered 431"),
+        "most header fields of a request; more get 431"),
     row(Key::MaxHeaderKb, "MAX_HEADER_KB", Value("32"), Whole(8, 1024),
-        "size of a request's head; a larger one is answered 431"),
+        "largest head of a request: request line and header fields; a larger one gets 431"),
     row(Key::MaxUrlKb, "MAX_URL_KB", Value("8"), Whole(1, 1024),
-        "size of a request's path and query; longer ones are answered 414, or 431 beyond MAX_HEADER_KB"),
+        "longest path and query of a request; a longer one gets 414, or 431 if the head exceeds MAX_HEADER_KB"),
     row(Key::HeaderTimeoutSeconds, "HEADER_TIMEOUT_SECONDS", Value("10"), Whole(1, 3600),
-        "time for a request's head to arrive; then the connection is closed"),
+        "time for the head of a request to arrive, including the TLS handshake before the first one; then the \
+         connection is closed"),
     row(Key::KeepAliveSeconds, "KEEP_ALIVE_SECONDS", Value("75"), Whole(1, 86_400),
-        "how long a connection may stay open without a request"),
+        "how long a connection may stay open without a request; then it is closed"),
     row(Key::WriteTimeoutSeconds, "WRITE_TIMEOUT_SECONDS", Value("30"), Whole(1, 3600),
-        "how long an answer may wait until its client reads on; then the connection is closed"),
+        "how long an answer may wait for its client to read on; then the connection is closed"),
     row(Key::BodyMinKbPerSecond, "BODY_MIN_KB_PER_SECOND", Value("4"), Whole(1, 1_048_576),
-        "a body that comes more slowly, after 10 s of grace, is answered 408"),
-    row(Key::EventMaxAgeDays, "EVENT_MAX_AGE_DAYS", Value("365"), Whole(0, 36_500),
-        "oldest accepted event timestamp, before now"),
+        "slowest rate at which a body may arrive, with 10 seconds of grace; a slower one gets 408"),
+    row(Key::EventMaxAgeDays, "EVENT_MAX_AGE_DAYS", Value("3650"), Whole(0, 36_500),
+        "how far in the past the timestamp of an event may be; an older one is rejected (timestamp_too_old)"),
     row(Key::EventMaxFutureHours, "EVENT_MAX_FUTURE_HOURS", Value("24"), Whole(0, 87_600),
-        "newest accepted event timestamp, after now"),
+        "how far in the future the timestamp of an event may be; a later one is rejected (timestamp_too_far_ahead)"),
     row(Key::PartitionsAhead, "PARTITIONS_AHEAD", Value("3"), Whole(0, 120),
-        "monthly partitions made ahead of need"),
+        "months after the current one whose partitions are created in advance; partitions of other months are created \
+         on demand"),
     row(Key::PartitionRetentionMonths, "PARTITION_RETENTION_MONTHS", Unset("keep everything"), Whole(1, 1200),
-        "drop partitions that are older than this many months"),
+        "months before the current one that are kept; older partitions are dropped with their rows, once the clocks of \
+         this machine and of PostgreSQL both say so"),
     row(Key::LedgerRetentionDays, "LEDGER_RETENTION_DAYS", Unset("keep everything"), Whole(1, 36_500),
-        "forget batch ids that were committed longer ago than this; a retry of one is a new batch then"),
+        "batch ids that were committed longer ago are forgotten, in small steps; a retry of a forgotten id is a new \
+         batch"),
     row(Key::ApiKeysFile, "API_KEYS_FILE", Unset("no keys"), Path,
-        "API keys, made by 'ingestd keys'; read again on SIGHUP; without it only loopback addresses are served, unless \
-         AUTH=off"),
+        "file of API keys, made by 'ingestd keys new'; reloaded on SIGHUP; unset: no keys, and only loopback addresses \
+         unless AUTH=off"),
     row(Key::Auth, "AUTH", Unset("loopback only without keys"), Choice(&["off"]),
-        "'off' serves any address without keys: everyone who can reach it may ingest and read"),
+        "off: serve any address without keys, so that everyone who can reach it may send and read; an error together \
+         with API_KEYS_FILE"),
     row(Key::RateLimitEventsPerSecond, "RATE_LIMIT_EVENTS_PER_SECOND", Unset("no limit"), Whole(1, 1_000_000_000),
-        "events per second and API key (per client address when auth is off)"),
+        "events per second for each API key, or for each client address (IPv6: each /64) where there are no keys; \
+         counted by each node separately; reloaded on SIGHUP"),
     row(Key::RateLimitBurst, "RATE_LIMIT_BURST", Unset("one second's worth"), Whole(1, 1_000_000_000),
-        "events that it may send at once; larger batches are refused"),
+        "events that a key or address may send at once; a larger batch gets 413; needs RATE_LIMIT_EVENTS_PER_SECOND; \
+         reloaded on SIGHUP"),
     row(Key::RateLimitRequestsPerSecond, "RATE_LIMIT_REQUESTS_PER_SECOND", Unset("no limit"), Whole(1, 1_000_000),
-        "requests per second and API key (per client address when auth is off)"),
+        "requests per second for each API key, or for each client address (IPv6: each /64) where there are no keys; \
+         counted by each node separately; reloaded on SIGHUP"),
     row(Key::RateLimitRequestsBurst, "RATE_LIMIT_REQUESTS_BURST", Unset("one second's worth"), Whole(1, 1_000_000),
-        "requests that it may send at once"),
+        "requests that a key or address may send at once; needs RATE_LIMIT_REQUESTS_PER_SECOND; reloaded on SIGHUP"),
     row(Key::TlsCertFile, "TLS_CERT_FILE", Unset("plain HTTP"), Path,
-        "certificate chain (PEM) to serve HTTPS with; reloaded on SIGHUP"),
+        "certificate chain (PEM) to serve HTTPS with, the server's own certificate first; needs TLS_KEY_FILE; reloaded \
+         on SIGHUP"),
     row(Key::TlsKeyFile, "TLS_KEY_FILE", Unset("plain HTTP"), Path,
-        "private key (PEM) of TLS_CERT_FILE; reloaded on SIGHUP"),
+        "private key (PEM, not encrypted) of TLS_CERT_FILE; reloaded on SIGHUP"),
     row(Key::TlsClientCaFile, "TLS_CLIENT_CA_FILE", Unset("clients are not asked for certificates"), Path,
-        "authorities (PEM) of clients' certificates: a client may show one, and a wrong one is refused; reloaded on SIGHUP"),
+        "authorities (PEM) that must have signed a client's certificate; clients without a certificate are still \
+         served; reloaded on SIGHUP"),
     row(Key::StatusTtlSeconds, "STATUS_TTL_SECONDS", Value("86400"), Whole(1, 31_536_000),
-        "how long a batch's status is kept in Redis or in process"),
+        "how long the status of a finished batch is kept in process (200,000 batches at most) and in Redis; after that \
+         the ledger answers, for LEDGER_RETENTION_DAYS or for ever"),
     row(Key::NodeId, "NODE_ID", Unset("host name"), Name,
-        "names this node in status, metrics and ledger"),
+        "name of this node in status, metrics and ledger"),
     row(Key::Sharding, "SHARDING", Value("none"), Choice(&["none", "citus"]),
-        "'citus' spreads the tables over a Citus cluster"),
+        "citus: distribute the tables over the workers of the Citus cluster whose coordinator DATABASE_URL names"),
     row(Key::LogFormat, "LOG_FORMAT", Value("text"), Choice(&["text", "json"]),
-        "'json' for machines"),
+        "text for people, or json with one object per line; the log goes to stderr"),
     row(Key::LogLevel, "LOG_LEVEL", Value("info"), Choice(&["error", "warn", "info", "debug", "trace"]),
-        "least important log lines that are written"),
+        "least severe level of the lines that are logged; debug has a line for each request"),
     row(Key::OtlpEndpoint, "OTLP_ENDPOINT", Unset("no traces"), HttpUrl,
-        "OpenTelemetry collector that gets the spans of sampled requests by OTLP over HTTP, such as http://127.0.0.1:4318"),
+        "OpenTelemetry collector that gets the spans of sampled requests by OTLP over HTTP (protobuf), such as \
+         http://127.0.0.1:4318"),
     row(Key::DataDir, "DATA_DIR", Value("data"), Path,
-        "folder of the embedded PostgreSQL, which lives in its subfolder 'postgres'"),
+        "directory of the embedded PostgreSQL, whose data are in its subdirectory postgres"),
     row(Key::IngestdPgBin, "INGESTD_PG_BIN", Unset("searched for"), Path,
-        "folder with PostgreSQL's programs (initdb, postgres) for the embedded database"),
+        "directory of PostgreSQL's programs (postgres, initdb) for the embedded database"),
 ];
 
 impl Key {

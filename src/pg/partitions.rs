@@ -35,7 +35,8 @@ use super::connect::one_line;
 use super::migrate::{ADVISORY_PARTITIONS, lock};
 pub use super::month::Month;
 use crate::limits::{
-    PARTITION_DETACH_RETRY_PAUSE, PARTITION_DETACH_WAIT_MAX, PARTITION_LOCK_WAIT_MAX, SHARDED_DROP_WAIT_MAX,
+    PARTITION_DETACH_RETRY_PAUSE, PARTITION_DETACH_WAIT_MAX, PARTITION_LOCK_WAIT_MAX, PARTITIONS_PER_TRANSACTION_MAX,
+    SHARDED_DROP_WAIT_MAX,
 };
 use crate::sharding::Sharding;
 use crate::types::UnixMicros;
@@ -165,16 +166,19 @@ pub fn ensure_ahead(client: &mut Client, now: UnixMicros, ahead: u32) -> Result<
     Ok(made)
 }
 
-/// Makes the partitions of `months` that are missing, all or none. Returns the names of new ones. When all
-/// are there this is one read.
+/// Makes the partitions of `months` that are missing, [`PARTITIONS_PER_TRANSACTION_MAX`] in one transaction, and returns the
+/// names of new ones. An error leaves those of earlier transactions. When all are there this is one read.
 pub fn ensure(client: &mut Client, months: &[Month]) -> Result<Vec<String>, PartitionError> {
-    despite_deadlocks(client, |client| ensure_once(client, months))
+    let wanted = despite_deadlocks(client, |client| missing(client, months))?;
+    let mut made = Vec::new();
+    for months in wanted.chunks(PARTITIONS_PER_TRANSACTION_MAX) {
+        made.extend(despite_deadlocks(client, |client| ensure_some(client, months))?);
+    }
+    Ok(made)
 }
 
-fn ensure_once(client: &mut Client, months: &[Month]) -> Result<Vec<String>, PartitionError> {
-    if missing(client, months)?.is_empty() {
-        return Ok(Vec::new());
-    }
+/// Makes the partitions of `months` that are missing, all or none.
+fn ensure_some(client: &mut Client, months: &[Month]) -> Result<Vec<String>, PartitionError> {
     // Read committed whatever the database's default is: what is read after the wait must be fresh.
     let begin = client.build_transaction().isolation_level(IsolationLevel::ReadCommitted).read_only(false);
     let mut transaction = begin.start()?;

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use super::service;
 use super::support::contract::{accept, batch, event, ingest_url, rows_of, send, status_of, wait_until_completed};
 use super::support::server::{get, post, post_json};
+use ingestd::types::UnixMicros;
 
 #[test]
 fn an_accepted_batch_is_answered_202_with_its_status_url() {
@@ -18,6 +19,30 @@ fn an_accepted_batch_is_answered_202_with_its_status_url() {
     assert_eq!(get(&server.url(reply.header("location"))).json()["batch_id"], "accepted");
     wait_until_completed(server, "accepted");
     assert_eq!(rows_of(&service().database, "accepted"), 3);
+}
+
+#[test]
+fn an_event_of_years_ago_lands_in_a_partition_made_for_it() {
+    let service = service();
+    let mut body = batch("years-ago", 0);
+    // Half a year apart, back to almost EVENT_MAX_AGE_DAYS by default: no month has a partition yet.
+    body["events"] = (0..19)
+        .map(|half| {
+            let mut event = event(&format!("old-{half}"));
+            event["timestamp"] = json!(days_ago(3640 - half * 183));
+            event
+        })
+        .collect();
+    let reply = post_json(&ingest_url(&service.server, "ack=commit"), &body);
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    assert_eq!(reply.json()["inserted"], 19, "{}", reply.text());
+    assert_eq!(rows_of(&service.database, "years-ago"), 19);
+
+    let mut older = batch("older", 0);
+    older["events"] = json!([event("too-old")]);
+    older["events"][0]["timestamp"] = json!(days_ago(3660));
+    let reply = post_json(&ingest_url(&service.server, ""), &older);
+    assert_eq!((reply.status, &reply.json()["errors"][0]["code"]), (422, &json!("timestamp_too_old")));
 }
 
 #[test]
@@ -150,6 +175,11 @@ fn batch_ids_of_every_allowed_character_and_length_are_taken() {
 }
 
 /// This moment, as a client writes it.
+fn days_ago(days: u64) -> String {
+    let now = ingestd::sys::clock::wall_now();
+    ingestd::status::model::rfc3339(UnixMicros(now.0 - days as i64 * 86_400 * 1_000_000))
+}
+
 fn now_rfc3339() -> String {
     ingestd::status::model::rfc3339(ingestd::sys::clock::wall_now())
 }

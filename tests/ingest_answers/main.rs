@@ -1,4 +1,4 @@
-//! Promise: every request is answered as the contract says, and an answer says what became of the batch.
+//! Promise: every request is answered as docs/api.md says, and an answer says what became of the batch.
 
 #[path = "../support/mod.rs"]
 mod support;

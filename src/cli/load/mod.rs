@@ -79,7 +79,7 @@ pub(super) fn command() -> Command {
         .args([
             option("url", "URL", "the server").default_value("http://127.0.0.1:8000"),
             number("rate", "10000", 1_000_000_000, "events a second"),
-            option("duration", "TIME", "how long, such as 300s or 5m").default_value("10s").value_parser(parse_duration),
+            option("duration", "TIME", "how long, such as 300 (seconds) or 5m").default_value("10s").value_parser(parse_duration),
             number("batch", "1000", BATCH_EVENTS_MAX, "events a request"),
             number("connections", "16", CONNECTIONS_MAX, "connections"),
             option("priority", "0..10|mixed", "priority of the batches").default_value("mixed").value_parser(parse_priority),
@@ -131,9 +131,12 @@ fn authorization(path: &Path) -> Result<HeaderValue, Failure> {
     Ok(value)
 }
 
+/// A duration in units, such as `5m` or `500ms`; a bare number counts seconds.
 pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
-    let parsed = text.parse::<jiff::SignedDuration>().ok().and_then(|duration| Duration::try_from(duration).ok());
-    parsed.filter(|duration| !duration.is_zero()).ok_or_else(|| "must be a time, such as 300s, 5m or 500ms".to_owned())
+    let seconds = || text.parse::<u64>().ok().map(Duration::from_secs);
+    let in_units = || text.parse::<jiff::SignedDuration>().ok().and_then(|duration| Duration::try_from(duration).ok());
+    let parsed = seconds().or_else(in_units).filter(|duration| !duration.is_zero());
+    parsed.ok_or_else(|| "must be a duration, such as 300 (seconds), 300s, 5m or 500ms".to_owned())
 }
 
 fn parse_priority(text: &str) -> Result<Vec<u8>, String> {
@@ -358,7 +361,9 @@ mod tests {
     #[test]
     fn arguments_are_read_or_refused_with_what_would_do() {
         assert_eq!(parse_duration("300s"), Ok(Duration::from_secs(300)));
+        assert_eq!(parse_duration("300"), Ok(Duration::from_secs(300)), "a bare number counts seconds");
         assert_eq!(parse_duration("5m"), Ok(Duration::from_secs(300)));
+        assert!(parse_duration("0").is_err() && parse_duration("1e3").is_err() && parse_duration("").is_err());
         assert!(parse_duration("0s").is_err() && parse_duration("-1s").is_err() && parse_duration("soon").is_err());
         assert_eq!(parse_priority("10"), Ok(vec![10]));
         assert!(parse_priority("11").is_err());

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # deploy/prometheus and deploy/grafana against real programs: promtool on configuration, rules and their tests; two nodes
-# under load on a PostgreSQL of their own; a Prometheus that scrapes them with the shipped configuration; PostgreSQL
-# stopped until IngestdDatabaseAway fires and started until it ends; every query of rules and dashboard.
+# under load on a PostgreSQL of their own; a Prometheus that scrapes them with the shipped configuration, but for the job's
+# name, which is the user's choice; PostgreSQL stopped until IngestdDatabaseAway fires and started until it ends; every
+# query of rules and dashboard.
 #
 #   INGESTD_BIN=…    the server (default: target/release/ingestd)
 #   INGESTD_PG_BIN=… folder of PostgreSQL's programs (default: what deploy/setup.sh brought, or the newest installed)
@@ -14,6 +15,7 @@ readonly ROOT=$PWD
 readonly SERVER=$(readlink -f "${INGESTD_BIN:-${CARGO_TARGET_DIR:-target}/release/ingestd}")
 source deploy/test/postgres.sh
 readonly CHECK=(python3 "$ROOT/deploy/test/prometheus_check.py")
+readonly JOB=ingestion-api
 
 say() { printf 'prometheus: %s\n' "$1"; }
 cannot() { say "cannot run here: $1"; exit 77; }
@@ -43,9 +45,9 @@ main() {
     check_exposition
     start_prometheus
     start_load
-    "${CHECK[@]}" "$PROMETHEUS" healthy || fail 'with everything working something is wrong already'
+    "${CHECK[@]}" "$PROMETHEUS" healthy "$JOB" || fail 'with everything working something is wrong already'
     stop_postgres_until_it_is_told
-    "${CHECK[@]}" "$PROMETHEUS" queries "$ROOT/deploy/grafana/dashboards/ingestd.json" || fail 'rules or dashboard'
+    "${CHECK[@]}" "$PROMETHEUS" queries "$ROOT/deploy/grafana/dashboards/ingestd.json" "$JOB" || fail 'rules or dashboard'
     say passed
 }
 
@@ -123,8 +125,8 @@ bad_requests() {
     done
 }
 
-# promtool's linter wants the label "quantile" for summaries only. Ours are gauges beside a histogram, named in the
-# contract, and a family cannot be both: that one remark is passed over, and any other fails.
+# promtool's linter wants the label "quantile" for summaries only. Ours are gauges beside a histogram, under names that
+# docs/monitoring.md promises, and a family cannot be both: that one remark is passed over, and any other fails.
 check_exposition() {
     local node remark='_quantile_seconds non-summary metrics should not have "quantile" label$' outcome
     for node in "${NODES[@]}"; do
@@ -139,11 +141,12 @@ check_exposition() {
 
 # --- Prometheus ---
 
-# The shipped files, with real addresses, and one second where they wait longer.
+# The shipped files, with real addresses, another name of the job, and one second where they wait longer.
 start_prometheus() {
     local port
     port=$(free_port)
     sed -E "s/ingestd-1:8000/${NODES[1]}/; s/ingestd-2:8000/${NODES[2]}/; s/localhost:9090/127.0.0.1:$port/
+        s/job_name: ingestd/job_name: $JOB/
         s/(scrape_interval|scrape_timeout|evaluation_interval): .*/\1: 1s/" deploy/prometheus/prometheus.yml >"$WORK/prometheus.yml"
     sed -E 's/^( *for): .*/\1: 1s/' deploy/prometheus/rules.yml >"$WORK/rules.yml"
     prometheus --config.file="$WORK/prometheus.yml" --storage.tsdb.path="$WORK/tsdb" \

@@ -1,11 +1,11 @@
 """What deploy/test/prometheus.sh asks files and a running Prometheus. Python's standard library only.
 
-    prometheus_check.py -   dashboard FILE           JSON, ids, places, units, what a panel must have
-    prometheus_check.py -   runbook RULES RUNBOOK    every alert has its section, and every section an alert
-    prometheus_check.py URL healthy                  all targets up, no alert fires
+    prometheus_check.py -   dashboard FILE           JSON, ids, places, units, what a panel must have; no job by name
+    prometheus_check.py -   runbook RULES RUNBOOK    every alert has its section, and every section an alert; no job by name
+    prometheus_check.py URL healthy JOB              all targets up, two of them of that job, no alert fires
     prometheus_check.py URL firing ALERT INSTANCE…   waits until the alert fires for each of these
     prometheus_check.py URL resolved ALERT           waits until it does not any more
-    prometheus_check.py URL queries FILE             every rule and every query of the dashboard evaluates, with data
+    prometheus_check.py URL queries FILE JOB         every rule and every query of the dashboard evaluates, with data
 """
 
 import json
@@ -20,7 +20,7 @@ import urllib.request
 VARIABLES = {"$instance": ".*", "$__rate_interval": "10s", "$__range": "5m"}
 # Queries without data that are in order, with the reason. All others must have some.
 MAY_BE_EMPTY = {
-    "ingestd_auth_failures_total": "the nodes under test have no keys: nobody is refused",
+    "ingestd_auth_failures_total": "the nodes under test have no keys: no request is refused for one",
     "instance:ingestd_version_changed:info": "the nodes under test are of one version",
     "instance:ingestd_journal_time_to_full:seconds": "a journal that did not grow by a segment has no time to full",
 }
@@ -32,10 +32,10 @@ def main(url, verb, *arguments):
     checks = {
         "dashboard": lambda file: dashboard(load(file)),
         "runbook": runbook,
-        "healthy": lambda: wait(60, lambda: healthy(url)),
+        "healthy": lambda job: wait(60, lambda: healthy(url, job)),
         "firing": lambda alert, *instances: wait(90, lambda: firing(url, alert, set(instances))),
         "resolved": lambda alert: wait(90, lambda: firing(url, alert, set())),
-        "queries": lambda file: wait(60, lambda: queries(url, load(file))),
+        "queries": lambda file, job: wait(60, lambda: queries(url, load(file), job)),
     }
     problems = checks[verb](*arguments)
     for problem in problems:
@@ -88,7 +88,13 @@ def dashboard(board):
     variables = {variable["name"] for variable in board["templating"]["list"]}
     used = set(re.findall(r"\$\{?([a-z]+)", json.dumps(board["panels"])))
     problems += [f"variable ${name} is not declared" for name in used - variables]
+    problems += [f"{name} names a job: {query}" for name, query in expressions(board) if names_job(query)]
     return sorted(set(problems))
+
+
+def names_job(text):
+    """Whether a selector names a scrape job, which is the user's to choose."""
+    return re.search(r'\bjob\s*[=!]~?\s*"(?!\$job")', text) is not None
 
 
 def panel_problems(name, panel):
@@ -109,12 +115,14 @@ def panel_problems(name, panel):
 def runbook(rules, book):
     with open(rules, encoding="utf-8") as text:
         text = text.read()
+    named = [line.strip() for line in text.splitlines() if names_job(line)]
     alerts = re.findall(r"- alert: (\w+)", text)
     links = re.findall(r"runbook_url: deploy/prometheus/RUNBOOK\.md#(\w+)", text)
     with open(book, encoding="utf-8") as text:
         book = text.read()
     sections = re.findall(r"^## (Ingestd\w+)$", book, re.MULTILINE)
     problems = [f"{alert}: no link to its section" for alert in alerts if alert.lower() not in links]
+    problems += [f"a rule names a job: {line}" for line in named]
     problems += [f"{alert}: no section in the runbook" for alert in set(alerts) - set(sections)]
     problems += [f"{section}: the runbook has it, the rules do not" for section in set(sections) - set(alerts)]
     anchors = {section.lower() for section in sections}
@@ -125,11 +133,11 @@ def runbook(rules, book):
 # --- A running Prometheus ---
 
 
-def healthy(url):
+def healthy(url, job):
     targets = ask(url, "targets", state="active")["activeTargets"]
     problems = [f'{t["scrapeUrl"]}: {t["health"]} {t["lastError"]}' for t in targets if t["health"] != "up"]
-    if sum(t["labels"]["job"] == "ingestd" for t in targets) != 2:
-        problems.append("not two targets of the job ingestd")
+    if sum(t["labels"]["job"] == job for t in targets) != 2:
+        problems.append(f"not two targets of the job {job}")
     committed = ask(url, "query", query="sum by (instance) (ingestd_events_committed_total) > 10000")["result"]
     if len(committed) != 2:
         problems.append("not both nodes have committed 10,000 events")
@@ -144,7 +152,7 @@ def firing(url, alert, instances):
     return [] if found == instances else [f"{alert} fires for {sorted(found)}, not for {sorted(instances)}"]
 
 
-def queries(url, board):
+def queries(url, board, job):
     problems, count = [], 0
     for group in ask(url, "rules")["groups"]:
         for rule in group["rules"]:
@@ -153,7 +161,7 @@ def queries(url, board):
             count += 1
     for name, expression in expressions(board):
         count += 1
-        for variable, value in VARIABLES.items():
+        for variable, value in {**VARIABLES, "$job": job}.items():
             expression = expression.replace(variable, value)
         try:
             series = series_over_time(url, expression)

@@ -37,7 +37,8 @@ def drain_seconds_max():
     def seconds(name):
         return int(re.search(rf"pub const {name}: Duration = Duration::from_secs\((\d+)\)", source)[1])
 
-    return seconds("HTTP_DRAIN_WAIT_MAX") + seconds("FLUSH_DRAIN_WAIT_MAX") + 2 * seconds("FLUSH_STOP_WAIT_MAX")
+    once = ("HTTP_DRAIN_WAIT_MAX", "FLUSH_DRAIN_WAIT_MAX", "REDIS_STOP_WAIT_MAX", "TRACES_STOP_WAIT_MAX")
+    return sum(map(seconds, once)) + 2 * seconds("FLUSH_STOP_WAIT_MAX")
 
 
 def consistent(rendered):

@@ -33,6 +33,8 @@ FROM ${RUNTIME_IMAGE}
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
 COPY --from=build --chown=65532:65532 /out/state /var/lib/ingestd
 COPY --from=build /out/ingestd /usr/local/bin/ingestd
+# Both licences ask that their text comes with every copy.
+COPY LICENSE-APACHE LICENSE-MIT /usr/share/doc/ingestd/
 
 # Numbers, as Kubernetes' runAsNonRoot can judge no names. Nothing but the volume is ever written.
 USER 65532:65532
@@ -46,8 +48,8 @@ ENV LISTEN_ADDR=0.0.0.0:8000 \
     JOURNAL_DIR=/var/lib/ingestd/journal
 EXPOSE 8000
 
-# A drain takes 24 s at most (src/limits.rs, "Shutdown"); Docker kills after 10 s unless told: `docker run --stop-timeout 30`,
-# `docker stop --time 30`, `stop_grace_period: 30s` in compose.
+# A stop takes 28 s at most (src/limits.rs, "Shutdown"). Docker kills after 10 s by default: use `docker run --stop-timeout 30`,
+# `docker stop --time 30`, or `stop_grace_period: 30s` in Compose.
 STOPSIGNAL SIGTERM
 
 # By /readyz. A large journal is read before the server listens, so nothing counts in the first minute.

@@ -14,7 +14,7 @@ use ingestd::journal::{DiskStorage, FrameToWrite, Journal, JournalOptions};
 use ingestd::types::Sequence;
 
 const BYTES_MAX: u64 = 512 << 20;
-/// A batch of 1000 events of about 400 bytes, as the design page measures.
+/// A batch of 1000 events of about 400 bytes, as in docs/performance.md#how-it-is-measured.
 const BLOCK_BYTES: usize = 412_000;
 
 fn header(payload: &[u8]) -> FrameHeader {

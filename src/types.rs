@@ -6,11 +6,11 @@
 use std::fmt;
 use std::sync::Arc;
 
-/// The highest priority; `0` is the lowest. From the contract: "0–10, default 0, 10 first".
+/// The highest priority; `0` is the lowest and the default (`docs/api.md#send-a-batch`).
 pub const PRIORITY_MAX: u8 = 10;
 /// How many priorities there are, and so how many lanes a core has.
 pub const PRIORITY_COUNT: usize = PRIORITY_MAX as usize + 1;
-/// Batches of this priority or above may use the reserved flusher (design page, "Flushers").
+/// Batches of this priority or above may use the reserved flusher (`docs/architecture.md#threads`).
 pub const PRIORITY_RESERVED_MIN: Priority = Priority(8);
 
 /// A batch's priority, `0..=10`, ten first.
@@ -51,7 +51,7 @@ impl fmt::Display for Priority {
     }
 }
 
-/// Longest `batch_id`, in bytes (contract).
+/// Longest `batch_id`, in bytes (`docs/api.md#ids-and-retries`).
 pub const BATCH_ID_BYTES_MAX: usize = 128;
 /// Longest owner (an API key's id), in bytes; `""` means that the server runs without keys.
 pub const OWNER_BYTES_MAX: usize = 64;
@@ -125,7 +125,7 @@ pub enum AckLevel {
 }
 
 impl AckLevel {
-    /// The level named `text`, exactly as in the contract.
+    /// The level named `text`, exactly as in `docs/api.md#ack-levels`.
     pub fn parse(text: &str) -> Option<Self> {
         match text {
             "memory" => Some(Self::Memory),
@@ -135,7 +135,7 @@ impl AckLevel {
         }
     }
 
-    /// The contract's name of the level.
+    /// The name of the level in requests and settings (`docs/api.md#ack-levels`).
     pub const fn name(self) -> &'static str {
         match self {
             Self::Memory => "memory",

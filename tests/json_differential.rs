@@ -1,4 +1,4 @@
-//! The fast scanner against the oracle, serde_json and simd-json: they agree wherever the contract lets them.
+//! The fast scanner against the oracle, serde_json and simd-json: they agree wherever docs/api.md lets them.
 
 #[path = "support/awkward.rs"]
 mod awkward;
@@ -20,7 +20,7 @@ fn body_with(payload: &[u8]) -> Vec<u8> {
     [before, payload, br#","timestamp":"2026-01-01T00:00:00Z"}],"priority":5}"#].concat()
 }
 
-/// A body with everything in it that the grammar and the contract know.
+/// A body with everything in it that the grammar and docs/api.md#send-a-batch know.
 fn rich_body() -> Vec<u8> {
     "{\"batch_id\": \"b-1\", \"x\": [null, true, false], \"events\": [{\"event_id\":\"e\\u0031\",\"service_name\":\"s\",\
      \"event_type\":\"t\",\"payload\":{\"a\":[1,-2.5e+3,\"\\ud83d\\ude00é\",{}],\"b\":{\"c\":[]}},\

@@ -1,4 +1,4 @@
-//! What a request body may be: every rule of the contract about events and their envelope.
+//! What a request body may be: every rule of docs/api.md#send-a-batch about events and their envelope.
 
 use ingestd::json::reject::{Member, Reason};
 use ingestd::json::scan::walk::FlawKind;

@@ -1,4 +1,4 @@
-//! Promise: imports go down only, as `src/lib.rs` draws it.
+//! Promise: imports go down only, as `src/lib.rs` and docs/architecture.md#layers draw it.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! Promise: the metrics of the contract are there under their names and types, in every form, and they tell what
+//! Promise: the metrics of docs/monitoring.md are there under their names and types, in every form, and they tell what
 //! happened.
 
 mod support;
@@ -12,7 +12,7 @@ use support::postgres::TestDatabase;
 use support::server::{Ingestd, get, get_with};
 use support::wait_until;
 
-/// Every family of the contract: name, type, the labels of its samples besides `le`.
+/// Every family of docs/monitoring.md#metrics: name, type, the labels of its samples besides `le`.
 const FAMILIES: [(&str, &str, &[&str]); 42] = [
     ("ingestd_events_accepted_total", "counter", &[]),
     ("ingestd_events_rejected_total", "counter", &["code"]),

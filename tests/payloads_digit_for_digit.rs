@@ -60,7 +60,7 @@ fn generated() -> Vec<Vec<u8>> {
     (0..GENERATED).map(|_| one()).collect()
 }
 
-/// True when `text`, which is JSON, keeps to the contract's limits. Written to be obvious, not fast.
+/// True when `text`, which is JSON, keeps to the limits of docs/api.md#send-a-batch. Written to be obvious, not fast.
 fn is_within_limits(text: &str) -> bool {
     let (mut depth, mut depth_max, mut in_string, mut escaped) = (0, 0, false, false);
     let mut outside = String::new();

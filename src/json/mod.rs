@@ -16,8 +16,8 @@
 //! - What is accepted as `payload` or `metadata` is accepted by `'…'::jsonb` of PostgreSQL 15–18 in a UTF8
 //!   database, and within the limits the other way round; the text itself is forwarded verbatim.
 //! - Nothing recurses: nesting costs one bit a level. After warm-up nothing is allocated per event.
-//! - [`scan::oracle`] implements the same contract a second time, slowly and obviously; both must agree
-//!   on every input.
+//! - [`scan::oracle`] implements the same rules (`docs/api.md#send-a-batch`) a second time, slowly and obviously; both
+//!   must agree on every input.
 //!
 //! Beside the path is [`peek`]: a hint for a server under overload.
 //!

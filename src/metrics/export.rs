@@ -28,7 +28,7 @@ pub enum Format {
     Prometheus,
     /// OpenMetrics 1.0 text.
     OpenMetrics,
-    /// The contract's JSON form, [`report::Report`].
+    /// The JSON form, [`report::Report`]: `docs/monitoring.md#json`.
     Json,
 }
 
@@ -376,7 +376,7 @@ mod tests {
     use super::*;
     use crate::metrics::{HttpStatus, Route};
 
-    /// Every name of the contract's section "Metric names", and its type.
+    /// Names and types that users rely on: `docs/monitoring.md#metrics`.
     const CONTRACT: [(&str, &str); 26] = [
         ("ingestd_events_accepted_total", "counter"),
         ("ingestd_events_rejected_total", "counter"),

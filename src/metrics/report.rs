@@ -1,4 +1,4 @@
-//! The JSON form of the metrics, as in the contract: for the dashboard, scripts and people with `curl`.
+//! The JSON form of the metrics (`docs/monitoring.md#json`): for the dashboard, scripts and people with `curl`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

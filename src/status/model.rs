@@ -56,7 +56,7 @@ impl Phase {
         }
     }
 
-    /// The contract's word.
+    /// The word that clients see (`docs/api.md#batch-status`).
     pub const fn name(self) -> &'static str {
         match self {
             Self::Admitting | Self::Queued | Self::Refused => "queued",

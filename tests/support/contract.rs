@@ -1,4 +1,4 @@
-//! What the tests of the HTTP contract share: small batches, and what every refusal must look like.
+//! What the tests of the HTTP API (docs/api.md) share: small batches, and what every refusal must look like.
 
 use std::time::Duration;
 
@@ -82,7 +82,7 @@ pub fn rows_of(database: &TestDatabase, batch_id: &str) -> i64 {
     row.expect("events can be read").get(0)
 }
 
-/// A refusal as the contract has it: RFC 9457, a stable code, nothing internal. Gives the document.
+/// A refusal as in docs/api.md#errors: RFC 9457, a stable code, nothing internal. Gives the document.
 pub fn assert_problem(reply: &Reply, status: u16, code: &str) -> Value {
     let text = reply.text();
     assert_eq!(reply.status, status, "{text}");

@@ -1,8 +1,8 @@
 //! One body before all scanners, for tests and for the fuzz target.
 //!
-//! Known differences, from the design page: serde_json (ignoring values) takes lone surrogates, `\u0000`, any depth
-//! and any number as we do for well-formedness; simd-json refuses lone surrogates, numbers beyond 64 bits or a
-//! double, and deep nesting, so only its acceptance says something.
+//! Known differences (docs/design/0002-own-json-scanner.md#context): serde_json (ignoring values) takes lone
+//! surrogates, `\u0000`, any depth and any number as we do for well-formedness; simd-json refuses lone surrogates,
+//! numbers beyond 64 bits or a double, and deep nesting, so only its acceptance says something.
 
 use ingestd::json::peek::{PeekedPriority, peek_body, peek_head};
 use ingestd::json::scan::oracle;

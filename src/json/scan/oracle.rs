@@ -1,7 +1,7 @@
-//! The same contract a second time, slow and obvious: what the fast scanner is compared with in tests and fuzzing.
+//! The same rules a second time, slow and obvious: what the fast scanner is compared with in tests and fuzzing.
 //!
-//! Two passes: the body becomes a flat list of tokens, a byte at a time, or a syntax fault; then the tokens are
-//! looked at with the contract in hand. It shares with the fast path the result types and the timestamp parser
+//! Two passes: the body becomes a flat list of tokens, a byte at a time, or a syntax fault; then the tokens are held to
+//! the rules of `docs/api.md#send-a-batch`. It shares with the fast path the result types and the timestamp parser
 //! (held to `jiff` in its own tests), and no code that looks at JSON. Allocates freely. Not part of the product.
 
 use std::ops::Range;

@@ -247,7 +247,7 @@ fn sighup_reads_keys_again_and_drops_no_request() {
         assert_eq!(status(&server, &old, "x").status, 401, "revoked");
         std::fs::write(keys.path(), "[[key]]\nid = 'broken'\n").expect("written");
         server.signal(Signal::HUP);
-        server.wait_for_log("the keys that were in force stay in force", RELOAD_WAIT_MAX);
+        server.wait_for_log("the previous keys stay in force", RELOAD_WAIT_MAX);
         assert_eq!(status(&server, &new, "x").status, 404);
         done.store(true, Ordering::Relaxed);
         assert!(load.join().expect("the load does not fail") > 0);

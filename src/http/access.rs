@@ -71,7 +71,7 @@ fn permit(caller: &Caller, scope: Scope) -> Result<(), Denied> {
 /// The answer to a request that is not let in; those who try keys wait for it.
 async fn turn_away(worker: &Worker, peer: &Peer, denied: Denied) -> Problem {
     if denied == Denied::WrongTooOften {
-        tracing::debug!(address = %peer.address, "too many requests with a wrong API key");
+        tracing::debug!(address = %peer.address, "too many requests with a wrong API key; delaying the answer");
         tokio::time::sleep(FAILED_ATTEMPT_DELAY).await;
     }
     counted(worker, denied)

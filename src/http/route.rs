@@ -81,7 +81,7 @@ async fn or_500(handling: impl Future<Output = Response<Full<Bytes>>>, origin: &
         tracing::error!(
             request_id = %origin.request_id,
             trace_id = origin.trace_id().map(display),
-            "a request's handler panicked; the client got 500"
+            "request handler panicked; answered 500"
         );
         let detail = "the server failed on this request; it is safe to send a batch again under the same batch_id";
         Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", detail).and_close().into_response()

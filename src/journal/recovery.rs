@@ -148,20 +148,23 @@ impl Recovery {
     fn log(&self) {
         for damage in &self.damage {
             if damage.is_harmful() {
-                tracing::error!(%damage, "journal damaged: all readable blocks are recovered, the segment is kept");
+                tracing::error!(%damage, "journal damaged: all readable blocks were recovered, the segment is kept");
             } else {
-                tracing::info!(%damage, "journal damaged where everything was committed already");
+                tracing::info!(%damage, "journal damaged, but only where everything was already committed");
             }
         }
         if let Some(TornTail { segment, offset, frames_torn, frames_salvaged, torn_bytes }) = self.torn_tail {
-            let message = "journal ends in a torn write, as after a crash: no acknowledged block was in it";
+            let message = "journal ends in a torn write, as after a crash: it contained no acknowledged block";
             tracing::warn!(segment, offset, torn_bytes, frames_torn, frames_salvaged, "{message}");
         }
         for file in &self.quarantined {
-            tracing::warn!(file, "damaged journal segment is still here; remove it when it has been looked at");
+            tracing::warn!(
+                file,
+                "damaged journal segment is still in the journal directory; inspect it, then remove it"
+            );
         }
         for node in &self.foreign_nodes {
-            tracing::warn!(node, "journal has segments of another node; this node commits them");
+            tracing::warn!(node, "journal contains segments of another node; this node commits them");
         }
         let Self { segments, frames_recovered, bytes_recovered, next_sequence, .. } = self;
         let next_sequence = next_sequence.0;

@@ -438,7 +438,7 @@ impl Journal {
     }
 
     /// Latches `error`, unless an earlier one is; returns the latched one. Whatever it was, it becomes
-    /// [`WriteError::Failed`].
+    /// [`WriteError::Failed`]. The journal thread logs it.
     fn fail(&mut self, error: WriteError) -> WriteError {
         if let Some(first) = &self.failed {
             return first.clone();
@@ -447,7 +447,6 @@ impl Journal {
             WriteError::Failed(_) => error,
             other => failure("filling", &segment_name(self.active.id), std::io::Error::other(other)),
         };
-        tracing::error!(%error, "journal failed: nothing is acknowledged from now on; restart to recover");
         self.segments.space.set_failed();
         self.failed = Some(error.clone());
         error

@@ -166,7 +166,7 @@ impl Connector {
 
 /// Notices ("relation exists, skipping") are not events of interest to an operator.
 fn quiet_notice(notice: postgres::error::DbError) {
-    tracing::debug!(message = %notice.message(), severity = notice.severity(), "PostgreSQL says");
+    tracing::debug!(message = %notice.message(), severity = notice.severity(), "notice from PostgreSQL");
 }
 
 /// A session with a PostgreSQL that is new enough, over a pooler that lets transactions through.

@@ -157,7 +157,8 @@ pub fn ensure_ahead(client: &mut Client, now: UnixMicros, ahead: u32) -> Result<
         match ensure(client, &[month]) {
             Ok(names) => made.extend(names),
             Err(error) if error.is_of_one_month() => {
-                tracing::error!(%month, %error, "cannot make a partition ahead; events of that month would wait");
+                tracing::error!(%month, %error,
+                    "cannot create a partition ahead of time; events of that month would have to wait");
             }
             Err(error) => return Err(error),
         }

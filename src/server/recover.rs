@@ -90,13 +90,14 @@ pub fn open(
             batches = recovered_batches,
             events = recovered_events,
             took_ms = started.elapsed().as_millis() as u64,
-            "recovered from the journal what may not be committed yet; the ledger drops what is"
+            "recovered batches from the journal that may not be committed yet; the ledger skips those that are"
         );
     }
     if recovery.is_degraded() {
         let damage: Vec<String> = recovery.damage.iter().map(ToString::to_string).collect();
-        let damage = if damage.is_empty() { "damaged segments are set aside".to_owned() } else { damage.join("; ") };
-        health.note_damage(format!("{damage}; run `ingestd journal inspect`"));
+        let damage =
+            if damage.is_empty() { "damaged segments have been set aside".to_owned() } else { damage.join("; ") };
+        health.note_damage(format!("{damage}; run 'ingestd journal inspect'"));
     }
     Ok(Recovered { journal, recovery, events: recovered_events })
 }

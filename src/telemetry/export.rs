@@ -57,7 +57,7 @@ impl Exporter {
         }
         *told_at = Some(Instant::now());
         let reason = self.unanswered.lock().take().unwrap_or_else(|| error.to_string());
-        tracing::warn!(endpoint = self.endpoint, reason, lost, "the collector of traces took no spans; they are lost");
+        tracing::warn!(endpoint = self.endpoint, reason, lost, "trace collector rejected the spans; they were dropped");
     }
 }
 

@@ -18,8 +18,8 @@ START_SECONDS = 60.0
 STOP_SECONDS = 30.0
 COMMAND_SECONDS = 30.0
 
-RELOADED = "were read again"
-"""What it says after SIGHUP."""
+RELOADED = "reloaded API keys"
+"""What it logs after SIGHUP."""
 
 INHERITED = ("PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH", "LLVM_PROFILE_FILE", "INGESTD_PG_BIN")
 """What a server under test inherits; the settings of whoever runs the tests are not among it."""

@@ -80,7 +80,7 @@ fn distribute(client: &mut Client) -> Result<bool, LayoutError> {
     if layout_of(&mut transaction)? == Sharding::Citus {
         return Ok(false);
     }
-    tracing::info!("spreading the tables over the Citus cluster; rows that are there are copied to its workers");
+    tracing::info!("distributing the tables over the Citus cluster; existing rows are copied to its workers");
     transaction.batch_execute(DISTRIBUTE).map_err(failed)?;
     transaction.commit().map_err(failed)?;
     Ok(true)

@@ -89,7 +89,7 @@ pub(super) fn runnable_by(account: &Account, server: Server) -> Result<Server, E
     if !copy.exists() {
         installation.copy_to(&copy).map_err(|source| EmbeddedError::io("copy PostgreSQL to", &copy, source))?;
         tracing::info!(from = %installation.top.display(), to = %copy.display(), uid = account.uid(),
-            "copied PostgreSQL to where the user that runs it may enter");
+            "copied PostgreSQL's programs to a directory that the PostgreSQL user can access");
     }
     Ok(Server { bin_dir: copy.join(installation.bin), version: server.version })
 }

@@ -76,7 +76,8 @@ pub(super) fn contents(place: &Place) -> Result<Contents, EmbeddedError> {
 pub(super) fn create(place: &Place, server: &Server) -> Result<(), EmbeddedError> {
     let partial = place.beside_data(".partial");
     previous::see_out(&partial)?;
-    tracing::info!(data_dir = %place.data_dir.display(), version = %server.version, "initializing PostgreSQL's data");
+    tracing::info!(data_dir = %place.data_dir.display(), version = %server.version,
+        "initializing the data directory of the embedded PostgreSQL");
     // Where the system lacks C.UTF-8, C sorts alike and UTF-8 is stored all the same.
     let log_before = log_bytes(place);
     let mut status = initdb(place, server, &partial, "C.UTF-8")?;

@@ -116,7 +116,7 @@ impl Drop for SocketDir {
         if self.temporary
             && let Err(error) = fs::remove_dir_all(&self.path)
         {
-            tracing::debug!(path = %self.path.display(), %error, "the socket folder of PostgreSQL stays behind");
+            tracing::debug!(path = %self.path.display(), %error, "could not remove PostgreSQL's socket directory");
         }
     }
 }
@@ -216,7 +216,7 @@ fn relocate(named: &Path, account: &Account) -> Result<PathBuf, EmbeddedError> {
     let data_dir = home.join("postgres");
     symlink(&data_dir, named).map_err(|source| EmbeddedError::io("link", named, source))?;
     tracing::info!(link = %named.display(), data_dir = %data_dir.display(), uid = account.uid(),
-        "PostgreSQL's user may not enter this folder: its data lie elsewhere, behind a link");
+        "the PostgreSQL user cannot access this directory; data is stored elsewhere (symlinked)");
     Ok(data_dir)
 }
 

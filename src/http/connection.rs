@@ -96,7 +96,7 @@ async fn serve_tls(stream: ClientStream, acceptor: TlsAcceptor, mut requests: Re
 
 /// Tells a client that does not know of TLS.
 async fn refuse_plain(mut stream: ClientStream, progress: &Progress) {
-    let detail = "this address serves HTTPS only; use https:// in its URL";
+    let detail = "this address serves HTTPS only; use an https:// URL";
     let problem = Problem::new(StatusCode::BAD_REQUEST, "https_required", detail).and_close();
     progress.is_refused();
     // It may be gone, which is fine.

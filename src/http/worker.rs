@@ -170,7 +170,7 @@ impl Door {
         if is_tls {
             return;
         }
-        let detail = format!("too many connections are open ({setting}); use fewer, or come again later");
+        let detail = format!("too many connections are open ({setting}); use fewer, or retry later");
         let problem = Problem::unavailable("too_many_connections", detail, RETRY_AFTER_BUSY_SECONDS);
         let _ = stream.try_write(&problem.and_close().into_bytes());
     }

@@ -170,7 +170,7 @@ def key(browser, url, folder, token, *hidden):
         assert violations.violations_count == 0, violations.generate_report()
         field.fill("ingestd_wrong")
         page.get_by_role("button", name="Show the figures").click()
-        expect(page.locator("#key-reason")).to_contain_text("is not one of this server's")
+        expect(page.locator("#key-reason")).to_contain_text("is unknown to this server")
         field.fill(token)
         field.press("Enter")
         reader.state("healthy")

@@ -297,7 +297,7 @@ fn the_file_holds_no_key_and_its_commands_say_what_they_do() {
     assert!(list.stdout.contains("5 events/s (burst 9)") && !list.stdout.contains(secret), "{}", list.stdout);
     for (arguments, expected) in [
         (&["keys", "revoke", "nobody"][..], "there is no key 'nobody'"),
-        (&["keys", "new", "--name", "x", "--scope", "root"], "there is no scope 'root'; there are ingest,read"),
+        (&["keys", "new", "--name", "x", "--scope", "root"], "unknown scope 'root'; the scopes are ingest,read"),
         (&["keys", "new", "--name", "", "--scope", "read"], "--name must be"),
         (&["keys", "new", "--name", "x", "--scope", "read", "--certificate-sha256", "12"], "64 hexadecimal digits"),
         (&["keys", "new", "--name", "x", "--scope", "read", "--events-burst", "5"], "--events-per-second"),

@@ -141,7 +141,7 @@ fn a_server_with_few_rights_ingests_counts_buries_replays_and_makes_partitions()
     let replayed = site.command(&["dead-letter", "replay"]);
     assert_eq!(
         (replayed.code, &*replayed.stdout),
-        (Some(0), "replayed 1; 0 were there already\n"),
+        (Some(0), "replayed 1; 0 were already present\n"),
         "{}",
         replayed.stderr
     );

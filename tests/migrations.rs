@@ -116,7 +116,7 @@ fn a_migration_that_another_node_does_not_finish_is_not_waited_for_without_end()
     let node = Ingestd::builder().database(&database).start();
     let waited = began.elapsed();
     assert!(waited >= MIGRATE_LOCK_WAIT_MAX && waited < 2 * MIGRATE_LOCK_WAIT_MAX, "{waited:?}");
-    node.wait_for_log("for a lock that another session holds, while applying migrations", waited);
+    node.wait_for_log("for a lock held by another session while applying migrations", waited);
     // It serves from its journal, and lands when the schema is there.
     accept(&node, "", &batch("meanwhile", 3));
     other.rollback().expect("ended");

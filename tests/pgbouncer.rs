@@ -107,7 +107,7 @@ fn every_way_of_landing_works_in_transaction_mode_and_leaves_nothing_behind() {
         client.batch_execute("ALTER TABLE events DROP CONSTRAINT no_debts").expect("it is there");
         assert!(run(&["dead-letter", "replay"], &url).stdout.contains("replayed 6"));
         let checked = run(&["check-config", "--connect"], &url).stdout;
-        assert!(checked.contains("a pooler is before it") && checked.contains("up to date"), "{checked}");
+        assert!(checked.contains("transaction pooling detected") && checked.contains("up to date"), "{checked}");
         drop(server);
         assert_backends_are_clean(&bouncer, &database);
     }

@@ -285,7 +285,7 @@ fn a_row_that_a_trigger_leaves_out_is_a_dead_letter_and_no_duplicate() {
     let rows = client.query("SELECT DISTINCT sqlstate, message FROM dead_letter_events", &[]).expect("dead letters");
     assert_eq!(rows.len(), 1);
     assert_eq!(rows[0].get::<_, &str>(0), "02000");
-    assert!(rows[0].get::<_, &str>(1).contains("a trigger on events left the row out"));
+    assert!(rows[0].get::<_, &str>(1).contains("a trigger on events discarded the row"));
 
     let replay = || Ingestd::run_to_exit(&["dead-letter", "replay"], &[("DATABASE_URL", &database.url)]);
     let left_out_again = replay();

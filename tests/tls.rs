@@ -330,12 +330,12 @@ fn files_that_do_not_fit_stop_the_start_with_a_line_that_says_what_to_do() {
     let other_key = other.path("server-key.pem").display().to_string();
     let cases = [
         (file("missing.pem"), file("server-key.pem"), "cannot be read"),
-        (file("empty.pem"), file("server-key.pem"), "holds no certificate in PEM form"),
-        (file("server-key.pem"), file("server-key.pem"), "holds no certificate in PEM form"),
+        (file("empty.pem"), file("server-key.pem"), "contains no PEM certificate"),
+        (file("server-key.pem"), file("server-key.pem"), "contains no PEM certificate"),
         (file("broken.pem"), file("server-key.pem"), "cannot be used"),
         (file("server.pem"), file("missing.pem"), "cannot be read"),
-        (file("server.pem"), file("empty.pem"), "holds no private key"),
-        (file("server.pem"), file("server.pem"), "holds no private key"),
+        (file("server.pem"), file("empty.pem"), "contains no unencrypted PEM private key"),
+        (file("server.pem"), file("server.pem"), "contains no unencrypted PEM private key"),
         (file("server.pem"), other_key, "is not the key of the first certificate"),
     ];
     for (certificate, key, expected) in &cases {

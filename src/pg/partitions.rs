@@ -75,7 +75,7 @@ impl Partition {
 #[derive(Debug, thiserror::Error)]
 pub enum PartitionError {
     /// A table has the partition's name but is no partition: someone detached it, or it is another table.
-    #[error("table {name} exists but is not a partition of events: attach it, rename it or drop it")]
+    #[error("table {name} exists but is not a partition of events: attach, rename or drop it")]
     NameTaken {
         /// The table.
         name: String,
@@ -83,7 +83,7 @@ pub enum PartitionError {
     /// The partition is being detached by a cleanup, now or interrupted.
     #[error(
         "partition {name} is being detached; if that was interrupted, complete it with 'ingestd partitions cleanup', \
-         or with ALTER TABLE events DETACH PARTITION {name} FINALIZE if it was begun by hand"
+         or with ALTER TABLE events DETACH PARTITION {name} FINALIZE if it was started manually"
     )]
     Detaching {
         /// The partition.
@@ -91,12 +91,12 @@ pub enum PartitionError {
     },
     /// Transactions use `events` for so long that waiting for them would hold up COPYs.
     #[error(
-        "events is in use by transactions that take long, and a role that does not own it, or a Citus cluster, cannot wait for \
-         them without holding up COPYs; see pg_stat_activity, then try again"
+        "table events is in use by long transactions; a role that does not own it, or a Citus cluster, cannot wait for \
+         them without blocking COPYs; see pg_stat_activity, then retry"
     )]
     InUse,
     /// Another session holds a lock for long.
-    #[error("waited {} s for a lock that another session holds; see pg_stat_activity, then try again",
+    #[error("waited {} s for a lock held by another session; see pg_stat_activity, then retry",
         PARTITION_LOCK_WAIT_MAX.as_secs())]
     LockTimeout,
     /// Everything else.

@@ -59,7 +59,8 @@ impl Database {
         let owner = config.migrate_database.as_deref().map(Connector::of_owner).transpose().map_err(refuse)?;
         let (embedded, connector) = match &config.database {
             config::Database::Embedded if owner.is_some() => {
-                let message = "MIGRATE_DATABASE_URL is set and DATABASE_URL is not: set it, or start with --embedded";
+                let message = "MIGRATE_DATABASE_URL is set but DATABASE_URL is not: set DATABASE_URL, or start with \
+                    --embedded";
                 return Err(ServeError::Configuration(message.to_owned()));
             }
             config::Database::Embedded => {

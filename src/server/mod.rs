@@ -103,7 +103,7 @@ pub fn run(config: &Config, reread: Reread<'_>, on_recovery: &mut OnRead<'_>) ->
         reload::reload(&server.app, reread);
         service_manager::ready(&format!("serving {serving}"));
     }
-    service_manager::stopping("committing what is queued");
+    service_manager::stopping("committing queued batches");
     server.stop()
 }
 
@@ -154,7 +154,7 @@ impl Server {
             shared: shared.as_ref().map(|shared| shared.reader.clone()),
         };
         let lookup =
-            Lookup::start(sources).map_err(|error| ServeError::failed("cannot start the look-up threads", error))?;
+            Lookup::start(sources).map_err(|error| ServeError::failed("cannot start the lookup threads", error))?;
         let feed = shared.as_ref().map(|shared| shared.feed.clone());
         let blocks = Arc::new(BlockPool::default());
         let parker = Parker::new();

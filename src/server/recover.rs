@@ -39,8 +39,8 @@ pub struct Recovered {
 /// The journal's folder, made where it is missing.
 pub fn folder(dir: &Path) -> Result<DiskStorage, ServeError> {
     DiskStorage::create(dir).map_err(|error| {
-        let advice = "make the folder writable for this user, or set JOURNAL_DIR to another";
-        ServeError::Failed(format!("cannot use the journal folder {}: {error}; {advice}", dir.display()))
+        let advice = "make the directory writable for this user, or set JOURNAL_DIR to another";
+        ServeError::Failed(format!("cannot use the journal directory {}: {error}; {advice}", dir.display()))
     })
 }
 

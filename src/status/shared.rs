@@ -217,10 +217,10 @@ impl Shared {
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The URL.
-    #[error("REDIS_URL is not usable: {0}")]
+    #[error("REDIS_URL is not valid: {0}")]
     Url(#[from] redis::RedisError),
     /// The thread.
-    #[error("cannot start the thread that writes status to Redis: {0}")]
+    #[error("cannot start the thread that writes batch status to Redis: {0}")]
     Thread(#[from] std::io::Error),
 }
 

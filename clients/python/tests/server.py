@@ -56,7 +56,7 @@ class Server:
             time.sleep(0.02)
         self.url = found[1]
         self.settings["LISTEN_ADDR"] = found[2]
-        inside = re.search(r"to look inside: (.+?) version=", log.read_text())
+        inside = re.search(r"inspect it with: (.+?) version=", log.read_text())
         assert inside is not None, log.read_text()
         self._psql = shlex.split(inside[1])
         return self

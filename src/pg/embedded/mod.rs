@@ -124,7 +124,7 @@ impl Embedded {
         running.prepare_database(options.loopback.as_ref()).map_err(EmbeddedError::Prepare)?;
         running.keeper.allow_restarts();
         tracing::info!(version = %running.version(), pid = running.pid(), log = %running.place.log_path.display(),
-            psql = running.psql_command(), "embedded PostgreSQL is running");
+            "embedded PostgreSQL is running; inspect it with: {}", running.psql_command());
         Ok(running)
     }
 
@@ -219,7 +219,7 @@ impl Embedded {
             if let Some(ending) = self.keeper.ended() {
                 let quote = match &ending {
                     Ending::Exited(_) => log_quote(&log, log_before),
-                    Ending::NotStarted(_) => "it could not be run".into(),
+                    Ending::NotStarted(_) => "the program could not be run".into(),
                 };
                 return Err(EmbeddedError::StartFailed { ending: ending.to_string(), quote, log });
             }

@@ -473,7 +473,9 @@ mod tests {
         let config = parse(&[(Key::RateLimitRequestsPerSecond, "7")]).expect("valid");
         assert_eq!((config.rate_limits.events, config.rate_limits.requests), (None, limit(7, 7)));
         assert!(problem(Key::RateLimitBurst, "5").contains("requires RATE_LIMIT_EVENTS_PER_SECOND to be set"));
-        assert!(problem(Key::RateLimitRequestsBurst, "5").contains("requires RATE_LIMIT_REQUESTS_PER_SECOND to be set"));
+        assert!(
+            problem(Key::RateLimitRequestsBurst, "5").contains("requires RATE_LIMIT_REQUESTS_PER_SECOND to be set")
+        );
     }
 
     #[test]

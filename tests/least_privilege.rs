@@ -293,7 +293,7 @@ fn an_owners_url_that_is_wrong_is_named_and_its_password_is_not_shown() {
     let finished = Ingestd::run_to_exit(&["serve"], &settings);
     assert_eq!(finished.code, Some(2), "{}", finished.stderr);
     let last = finished.stderr.lines().last().unwrap_or_default();
-    assert!(last.contains("correct user and password in MIGRATE_DATABASE_URL"), "{last}");
+    assert!(last.contains("correct the user and password in MIGRATE_DATABASE_URL"), "{last}");
     let alone = Ingestd::run_to_exit(&["serve"], &[("MIGRATE_DATABASE_URL", &*wrong)]);
     assert_eq!(alone.code, Some(2), "{}", alone.stderr);
     assert!(alone.stderr.contains("DATABASE_URL is not"), "{}", alone.stderr);

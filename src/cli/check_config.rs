@@ -74,7 +74,7 @@ fn check_cluster(config: &Config, out: &mut impl Write) -> Result<(), Failure> {
     let mut client = database::connect(config)?;
     let lacks = cluster::lacks(&mut client, Some(config.pool_connections_max)).map_err(database_fault)?;
     if !lacks.is_empty() {
-        return Err(Failure::usage(format!("the Citus cluster of DATABASE_URL lacks something: {}", lacks.join("; "))));
+        return Err(Failure::usage(format!("the Citus cluster of DATABASE_URL is not ready: {}", lacks.join("; "))));
     }
     let cluster = cluster::look(&mut client).map_err(database_fault)?;
     writeln!(out, "the Citus cluster is ready: {} workers", cluster.workers.len())?;

@@ -52,7 +52,7 @@ pub(super) fn command() -> Command {
             "Remove a key from the file. A running server rejects it after SIGHUP. Its batches stay; their status is \
              then visible only to keys with the scope 'admin', which select the key with ?owner=ID.",
         )
-        .arg(Arg::new("id").value_name("ID").required(true).help("the key's id, as 'keys list' prints it"));
+        .arg(Arg::new("id").value_name("ID").required(true).help("the key's id, as shown by 'ingestd keys list'"));
     let revoke =
         with_examples(revoke, &[("revoke this key", "ingestd keys revoke --api-keys-file keys.toml 0123456789ab")]);
     Command::new("keys")

@@ -52,7 +52,7 @@ fn print(raw: &Raw, out: &mut impl Write) -> std::io::Result<()> {
 fn value(given: &Given, is_unused: bool) -> String {
     let shown = given.shown().map(|text| text.escape_debug().to_string());
     match (shown, given.setting.fallback) {
-        (Some(text), _) if is_unused => format!("{text} (not used: --embedded)"),
+        (Some(text), _) if is_unused => format!("{text} (ignored: --embedded)"),
         (Some(text), _) => text,
         (None, Fallback::Value(text) | Fallback::Unset(text)) => format!("unset ({text})"),
     }

@@ -188,7 +188,7 @@ impl Reader<'_> {
         let off = self.word(Key::Auth) == "off";
         match self.path(Key::ApiKeysFile) {
             Some(_) if off => {
-                self.refuse(Key::Auth, "contradicts API_KEYS_FILE; unset one of them");
+                self.refuse(Key::Auth, "conflicts with API_KEYS_FILE; unset one of them");
                 Auth::Off
             }
             Some(file) => Auth::Keys(file),
@@ -466,7 +466,7 @@ mod tests {
         let config = parse(&[(Key::ListenAddr, "0.0.0.0:8000"), (Key::ApiKeysFile, "keys.toml")]).expect("valid");
         assert_eq!(config.auth, Auth::Keys(PathBuf::from("keys.toml")));
         let problems = parse(&[(Key::Auth, "off"), (Key::ApiKeysFile, "keys.toml")]).expect_err("contradiction");
-        assert!(problems.to_string().contains("AUTH=off: contradicts API_KEYS_FILE"), "{problems}");
+        assert!(problems.to_string().contains("AUTH=off: conflicts with API_KEYS_FILE"), "{problems}");
         let config = parse(&[(Key::RateLimitEventsPerSecond, "5"), (Key::RateLimitBurst, "9")]).expect("valid");
         let limit = |rate, burst| Some(RateLimit::new(NonZeroU32::new(rate)?, NonZeroU32::new(burst)));
         assert_eq!((config.rate_limits.events, config.rate_limits.requests), (limit(5, 9), None));

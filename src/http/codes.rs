@@ -54,7 +54,7 @@ pub const CODES: &[Code] = &[
     code("method_not_allowed", 405, EVERY, "the resource does not support this method; Allow lists those it supports"),
     code("not_acceptable", 406, METRICS, "Accept allows none of the metrics formats"),
     code("body_timeout", 408, INGEST, "the body is arriving too slowly; the connection is closed"),
-    code("batch_id_conflict", 409, INGEST, "the batch_id was used before with a different body"),
+    code("batch_id_conflict", 409, INGEST, "the batch_id was already used with a different body"),
     code("batch_ambiguous", 409, STATUS, "several keys have a batch with this id; choose one with ?owner="),
     code("body_too_large", 413, INGEST, "the body is larger than MAX_BODY_MB, as sent or decompressed"),
     code("too_many_events", 413, INGEST, "the batch has more than MAX_EVENTS_PER_BATCH events"),

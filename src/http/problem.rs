@@ -96,7 +96,7 @@ impl Problem {
 
     /// 405 with the methods that the resource has.
     pub fn method_not_allowed(allow: &'static str) -> Self {
-        let detail = format!("this resource answers {allow}");
+        let detail = format!("this resource supports {allow}");
         Self::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", detail)
             .with_header(ALLOW, HeaderValue::from_static(allow))
     }

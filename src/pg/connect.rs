@@ -214,7 +214,7 @@ pub fn classify_start_error(error: &postgres::Error) -> StartFault {
     let Some(state) = error.code() else { return classify_driver_error(error) };
     let said = one_line(error);
     let advice = match *state {
-        SqlState::INVALID_PASSWORD => "correct user and password in DATABASE_URL",
+        SqlState::INVALID_PASSWORD => "correct the user and password in DATABASE_URL",
         SqlState::INVALID_AUTHORIZATION_SPECIFICATION => {
             "correct DATABASE_URL, or allow this user and address in the server's pg_hba.conf"
         }
@@ -240,7 +240,7 @@ fn classify_driver_error(error: &postgres::Error) -> StartFault {
         return StartFault::Configuration(format!("{said}; correct sslmode or sslrootcert in DATABASE_URL"));
     }
     if said.starts_with("authentication error") || said.starts_with("invalid configuration") {
-        return StartFault::Configuration(format!("{said}; correct user and password in DATABASE_URL"));
+        return StartFault::Configuration(format!("{said}; correct the user and password in DATABASE_URL"));
     }
     if said.starts_with("error connecting to server") || said.starts_with("timeout waiting for server") {
         return StartFault::Transient(format!("{said}; is it running, and is DATABASE_URL correct?"));

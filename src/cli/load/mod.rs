@@ -88,7 +88,7 @@ pub(super) fn command() -> Command {
             option("priority", "0..10|mixed", "priority of the batches")
                 .default_value("mixed")
                 .value_parser(parse_priority),
-            option("ack", "LEVEL", "ack level; unset: the server's default").value_parser(acks),
+            option("ack", "LEVEL", "ack level; default: that of the server").value_parser(acks),
             option(
                 "event-bytes",
                 "N|N..N",

@@ -296,7 +296,7 @@ mod tests {
         let raw = Raw::gather(Sources { file: Some(file.path()), ..Sources::default() });
         let text = raw.problems.join("\n");
         assert!(text.contains("unknown setting 'bach_size'; did you mean 'batch_size'?"), "{text}");
-        assert!(text.contains("workers is a boolean: must be a whole number from 1 to 1024"), "{text}");
+        assert!(text.contains("workers is a boolean: it must be a whole number from 1 to 1024"), "{text}");
         assert!(text.contains("ack is a table: it must be one of memory, journal, commit"), "{text}");
         assert!(text.contains(&file.path().display().to_string()), "{text}");
     }

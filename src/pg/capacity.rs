@@ -77,7 +77,7 @@ mod tests {
         assert_eq!((capacity.available(), capacity.shortage(20), capacity.nodes(20)), (21, None, 1));
         let told = capacity.shortage(21).expect("too many");
         assert!(
-            told.contains("22 connections") && told.contains("room for 21 (max_connections = 24, less 3"),
+            told.contains("22 connections") && told.contains("room for 21 (max_connections = 24, minus 3"),
             "{told}"
         );
         let granted = Capacity { granted: Some(10), ..capacity };

@@ -62,7 +62,7 @@ CMD ["serve"]
 ARG VERSION=0.1.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="ingestd" \
-      org.opencontainers.image.description="Takes batches of JSON events over HTTP and lands them, durably and exactly once, in PostgreSQL" \
+      org.opencontainers.image.description="Accepts batches of JSON events over HTTP and stores them, durably and exactly once, in PostgreSQL" \
       org.opencontainers.image.licenses="Apache-2.0 OR MIT" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \

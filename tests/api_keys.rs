@@ -247,7 +247,7 @@ fn sighup_reads_keys_again_and_drops_no_request() {
         assert_eq!(status(&server, &old, "x").status, 401, "revoked");
         std::fs::write(keys.path(), "[[key]]\nid = 'broken'\n").expect("written");
         server.signal(Signal::HUP);
-        server.wait_for_log("the keys that were in force stay in force", RELOAD_WAIT_MAX);
+        server.wait_for_log("the previous keys stay in force", RELOAD_WAIT_MAX);
         assert_eq!(status(&server, &new, "x").status, 404);
         done.store(true, Ordering::Relaxed);
         assert!(load.join().expect("the load does not fail") > 0);
@@ -297,7 +297,7 @@ fn the_file_holds_no_key_and_its_commands_say_what_they_do() {
     assert!(list.stdout.contains("5 events/s (burst 9)") && !list.stdout.contains(secret), "{}", list.stdout);
     for (arguments, expected) in [
         (&["keys", "revoke", "nobody"][..], "there is no key 'nobody'"),
-        (&["keys", "new", "--name", "x", "--scope", "root"], "there is no scope 'root'; there are ingest,read"),
+        (&["keys", "new", "--name", "x", "--scope", "root"], "unknown scope 'root'; the scopes are ingest,read"),
         (&["keys", "new", "--name", "", "--scope", "read"], "--name must be"),
         (&["keys", "new", "--name", "x", "--scope", "read", "--certificate-sha256", "12"], "64 hexadecimal digits"),
         (&["keys", "new", "--name", "x", "--scope", "read", "--events-burst", "5"], "--events-per-second"),

@@ -276,7 +276,7 @@ fn check_config_says_how_the_cluster_is() {
     let fine = Ingestd::run_to_exit(&["check-config"], &settings);
     assert_eq!(fine.code, Some(0), "{}", fine.stderr);
     assert!(
-        fine.stdout.contains("the Citus cluster is fine") && fine.stdout.contains("not spread over it yet"),
+        fine.stdout.contains("the Citus cluster is ready") && fine.stdout.contains("not distributed yet"),
         "{}",
         fine.stdout
     );

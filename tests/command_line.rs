@@ -53,7 +53,7 @@ fn help_has_settings_by_group_and_the_short_one_is_shorter() {
         assert!(long.contains(&format!("\n{heading}\n")), "{heading} is missing: {long}");
     }
     assert!(long.contains("--max-header-kb") && !short.contains("--max-header-kb"), "{short}");
-    assert!(short.contains("--listen-addr") && short.contains("More with --help."), "{short}");
+    assert!(short.contains("--listen-addr") && short.contains("See --help for more."), "{short}");
     let example = "ingestd serve --listen-addr 127.0.0.1:8001 --ack commit --log-format json";
     assert!(long.contains(example), "{long}");
 }

@@ -190,7 +190,7 @@ fn a_second_server_on_one_journal_is_refused_in_one_line() {
     assert_eq!(second.code, Some(1), "{}", second.stderr);
     let said: Vec<&str> = second.stderr.lines().filter(|line| line.starts_with("ingestd: ")).collect();
     assert_eq!(said.len(), 1, "{}", second.stderr);
-    assert!(said[0].contains(&journal) && said[0].contains("in use (held by process"), "{}", said[0]);
+    assert!(said[0].contains(&journal) && said[0].contains("in use (held by PID"), "{}", said[0]);
     let reply = post(&server.url("/v1/ingest/batch?ack=commit"), &[], body("first", None, 0, 10).as_bytes());
     assert_eq!(reply.json()["inserted"], 10, "the first server goes on");
 }

@@ -203,7 +203,7 @@ fn a_root_certificate_that_cannot_be_read_is_named() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let empty = folder.path().join("empty.pem");
     std::fs::write(&empty, "").expect("written");
-    for (path, reason) in [(folder.path().join("none.pem"), "cannot be read"), (empty, "holds no certificate")] {
+    for (path, reason) in [(folder.path().join("none.pem"), "cannot be read"), (empty, "contains no PEM certificate")] {
         let url = format!("postgresql://u:geheim@h/d?sslmode=verify-full&sslrootcert={}", path.display());
         let message = configuration_fault(&url);
         assert!(message.contains(reason) && message.contains("DATABASE_URL="), "{message}");

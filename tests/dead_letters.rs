@@ -174,10 +174,10 @@ fn the_commands_list_export_and_replay() {
     assert_eq!(out(&ingestd(&database, &["dead-letter", "list"])).lines().count(), 2);
     assert_eq!(out(&ingestd(&database, &["dead-letter", "export"])).lines().count(), 2);
     let replayed = ingestd(&database, &["dead-letter", "replay"]);
-    assert_eq!(out(&replayed), "replayed 1; 0 were there already\n");
+    assert_eq!(out(&replayed), "replayed 1; 0 were already present\n");
     assert_eq!(replayed.status.code(), Some(1));
     let said = String::from_utf8_lossy(&replayed.stderr).into_owned();
-    assert!(said.starts_with(&format!("ingestd: dead letter {bad} was refused again: ")), "{said}");
+    assert!(said.starts_with(&format!("ingestd: dead letter {bad} was rejected again: ")), "{said}");
     let again = ingestd(&database, &["dead-letter", "replay", "--id", &good.to_string()]);
     assert_eq!(again.status.code(), Some(1));
 }

@@ -263,7 +263,7 @@ fn the_loopback_port_asks_for_the_password() {
 #[test]
 fn a_checkout_that_only_root_may_enter_works_all_the_same() {
     if !rustix::process::geteuid().is_root() {
-        support::announce("skipped: only root meets folders that PostgreSQL's user may not enter");
+        support::announce("skipped: only root meets directories that the PostgreSQL user cannot access");
         return;
     }
     let folder = support::folder();

@@ -405,11 +405,11 @@ fn without_open_files_left_new_connections_are_closed_and_the_others_are_served(
     assert_eq!(first.answer().status, 200);
     let began = Instant::now();
     let mut crowd: Vec<Raw> = (0..200).map(|_| Raw::connect(&server)).collect();
-    server.wait_for_log("raise the limit of open files", Duration::from_secs(20));
+    server.wait_for_log("raise the open-file limit", Duration::from_secs(20));
     assert!(crowd.iter_mut().rev().take(20).all(Raw::is_closed), "those that came too late are not left waiting");
     first.send(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n");
     assert_eq!(first.answer().status, 200);
-    let told = server.log().matches("raise the limit of open files").count() as u64;
+    let told = server.log().matches("raise the open-file limit").count() as u64;
     let may = 2 * (began.elapsed().as_secs() + 1);
     assert!(told <= may, "once a second and worker, not once a connection: {told}, not {may}");
     // PostgreSQL goes and comes meanwhile: whoever tries to connect finds no file left either, also not those of the

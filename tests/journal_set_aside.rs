@@ -123,7 +123,7 @@ fn a_segment_that_is_not_there_and_a_journal_in_use_are_told() {
     let journal = server.folder().join("journal");
     let done = set_aside(&journal, 1);
     assert_eq!(done.code, Some(1));
-    assert!(done.stderr.contains("in use (held by process"), "{}", done.stderr);
+    assert!(done.stderr.contains("in use (held by PID"), "{}", done.stderr);
     drop(server);
     let folder = support::folder();
     let done = set_aside(folder.path(), 1);

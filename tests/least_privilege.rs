@@ -141,7 +141,7 @@ fn a_server_with_few_rights_ingests_counts_buries_replays_and_makes_partitions()
     let replayed = site.command(&["dead-letter", "replay"]);
     assert_eq!(
         (replayed.code, &*replayed.stdout),
-        (Some(0), "replayed 1; 0 were there already\n"),
+        (Some(0), "replayed 1; 0 were already present\n"),
         "{}",
         replayed.stderr
     );
@@ -170,7 +170,7 @@ fn old_partitions_and_old_ledger_rows_go_without_ownership_when_nobody_holds_the
     reading.query("SELECT FROM events", &[]).expect("read");
     let builder = site.server().env("PARTITION_RETENTION_MONTHS", 3).env("LEDGER_RETENTION_DAYS", 30);
     let mut server = builder.start();
-    server.wait_for_log("old partitions stay for now", WAIT_MAX);
+    server.wait_for_log("could not drop old partitions yet", WAIT_MAX);
     accept(&server, "", &batch("meanwhile", 5));
     assert_eq!(wait_until_completed(&server, "meanwhile")["inserted"], 5);
     assert_eq!(get(&server.url("/v1/health")).json()["status"], "healthy");
@@ -293,7 +293,7 @@ fn an_owners_url_that_is_wrong_is_named_and_its_password_is_not_shown() {
     let finished = Ingestd::run_to_exit(&["serve"], &settings);
     assert_eq!(finished.code, Some(2), "{}", finished.stderr);
     let last = finished.stderr.lines().last().unwrap_or_default();
-    assert!(last.contains("correct user and password in MIGRATE_DATABASE_URL"), "{last}");
+    assert!(last.contains("correct the user and password in MIGRATE_DATABASE_URL"), "{last}");
     let alone = Ingestd::run_to_exit(&["serve"], &[("MIGRATE_DATABASE_URL", &*wrong)]);
     assert_eq!(alone.code, Some(2), "{}", alone.stderr);
     assert!(alone.stderr.contains("DATABASE_URL is not"), "{}", alone.stderr);

@@ -37,7 +37,7 @@ fn old_batches_are_forgotten_and_young_ones_are_not() {
     assert_eq!(send().status, 200);
     wait_until("old rows go", WAIT_MAX, || count(&mut client, "ingest_batches WHERE batch_id LIKE 'old-31-%'") == 0);
     assert_eq!(count(&mut client, "ingest_batches"), 101);
-    assert!(server.log().matches("forgot batches").count() >= 3, "in steps: {}", server.log());
+    assert!(server.log().matches("expired old ledger entries").count() >= 3, "in steps: {}", server.log());
     assert_eq!(send().json()["duplicate"], true);
 }
 

@@ -77,11 +77,11 @@ fn ten_servers_that_start_at_once_on_an_empty_database_are_soon_ready_and_made_e
     let mut client = connect(&database);
     let migrated: usize = nodes.iter().map(applied_by).sum();
     assert_eq!((migrated, recorded(&mut client)), (MIGRATIONS.len(), MIGRATIONS.len() as i64));
-    let made = nodes.iter().filter(|node| node.log().contains("partitions made")).count();
+    let made = nodes.iter().filter(|node| node.log().contains("partitions created")).count();
     let partitions = "SELECT count(*) FROM pg_inherits WHERE inhparent = 'events'::regclass";
     assert_eq!((made, client.query_one(partitions, &[]).expect("counted").get(0)), (1, 5i64));
     for (number, node) in nodes.iter().enumerate() {
-        assert!(!node.log().contains("does not take batches"), "{}", node.log());
+        assert!(!node.log().contains("is not accepting batches"), "{}", node.log());
         let reply = send(node, "ack=commit", batch(&format!("from-{number}"), 3).to_string().as_bytes());
         assert_eq!(reply.status, 200, "{}", reply.text());
     }
@@ -116,7 +116,7 @@ fn a_migration_that_another_node_does_not_finish_is_not_waited_for_without_end()
     let node = Ingestd::builder().database(&database).start();
     let waited = began.elapsed();
     assert!(waited >= MIGRATE_LOCK_WAIT_MAX && waited < 2 * MIGRATE_LOCK_WAIT_MAX, "{waited:?}");
-    node.wait_for_log("for a lock that another session holds, while applying migrations", waited);
+    node.wait_for_log("for a lock held by another session while applying migrations", waited);
     // It serves from its journal, and lands when the schema is there.
     accept(&node, "", &batch("meanwhile", 3));
     other.rollback().expect("ended");

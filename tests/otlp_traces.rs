@@ -231,7 +231,7 @@ fn a_collector_that_is_away_or_hangs_or_refuses_costs_nothing() {
             assert_eq!(reply.status, 202, "{}", reply.text());
             assert!(begun.elapsed() < BATCHES_TAKE_MAX, "{endpoint}: held up at batch {number}");
         }
-        let warning = "the collector of traces took no spans";
+        let warning = "trace collector rejected the spans";
         server.wait_for_log(warning, WAIT_MAX);
         let begun = Instant::now();
         assert!(server.terminate().success(), "{}", server.log());
@@ -270,7 +270,7 @@ fn https_needs_an_authority_that_is_trusted_and_headers_come_from_the_standards_
 
     let doubting = start("other.pem");
     assert_eq!(send(&doubting, "commit", &batch("doubted", 1), &[("traceparent", &sampled(OTHER_TRACE))]).status, 200);
-    doubting.wait_for_log("the collector of traces took no spans", WAIT_MAX);
+    doubting.wait_for_log("trace collector rejected the spans", WAIT_MAX);
     assert!(doubting.log().contains("invalid peer certificate"), "{}", doubting.log());
     assert!(collector.spans(Some(OTHER_TRACE)).is_empty());
 }

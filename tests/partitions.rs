@@ -299,7 +299,7 @@ fn the_commands_create_list_and_clean_up() {
     let created = ingestd(&database, &["partitions", "create", "--month", "2020-02", "--month", "2999-12"]);
     assert_eq!(said(&created), "made events_2020_02\nmade events_2999_12\n");
     let again = ingestd(&database, &["partitions", "create", "--month", "2020-02"]);
-    assert_eq!(said(&again), "there already: events_2020_02\n");
+    assert_eq!(said(&again), "already present: events_2020_02\n");
     let listed = said(&ingestd(&database, &["partitions", "list"]));
     assert!(listed.contains("events_2020_02  2020-02-01T00:00:00Z  2020-03-01T00:00:00Z"), "{listed}");
     let dry = said(&ingestd(&database, &["partitions", "cleanup", "--older-than", "3months", "--dry-run"]));

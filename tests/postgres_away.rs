@@ -357,7 +357,7 @@ fn a_demoted_primary_is_waited_for() {
         assert!(!is_working(&server), "{}", server.log());
         std::thread::sleep(Duration::from_millis(50));
     }
-    let recoveries = server.log().matches("PostgreSQL works again").count();
+    let recoveries = server.log().matches("PostgreSQL is accepting batches again").count();
     client.batch_execute("SET default_transaction_read_only = off").expect("a setting");
     client.batch_execute(&format!("ALTER DATABASE {name} RESET default_transaction_read_only")).expect("a setting");
     wait_until_committed(&server, WAIT_MAX);

@@ -19,7 +19,7 @@ const WAIT_MAX: Duration = Duration::from_secs(90);
 const SLOW: Duration = Duration::from_secs(14);
 /// What the watch says.
 const CLOSING: &str = "closing a dead connection";
-const TERMINATING: &str = "terminating a session";
+const TERMINATING: &str = "terminating a PostgreSQL session";
 
 fn behind(proxy: &Proxy, database: &TestDatabase) -> Ingestd {
     Ingestd::builder().database(database).env("DATABASE_URL", database.url_through(proxy.port())).start()

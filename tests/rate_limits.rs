@@ -109,7 +109,7 @@ fn each_key_has_its_own_rate() {
     refusal(&send(&own, 4));
     // Reading the keys again gives nobody a new burst.
     server.signal(Signal::HUP);
-    server.wait_for_log("API keys and rate limits were read again", Duration::from_secs(10));
+    server.wait_for_log("reloaded API keys and rate limits", Duration::from_secs(10));
     refusal(&send(&own, 5));
 }
 
@@ -131,5 +131,5 @@ fn sighup_reads_rate_limits_again() {
     });
     std::fs::write(&file, "rate_limit_events_per_second = 'x'\n").expect("written");
     server.signal(Signal::HUP);
-    server.wait_for_log("what was in force stays in force", Duration::from_secs(10));
+    server.wait_for_log("the previous settings stay in force", Duration::from_secs(10));
 }

@@ -88,7 +88,7 @@ fn a_running_node_goes_on_when_a_newer_one_migrates_and_an_older_one_does_not_st
     ];
     let refused = Ingestd::run_to_exit(&["serve"], &settings);
     assert_eq!(refused.code, Some(2), "{refused:?}");
-    let said = format!("schema has version {newer}, this ingestd knows versions up to {SCHEMA_VERSION}");
+    let said = format!("schema has version {newer}, but this ingestd supports versions up to {SCHEMA_VERSION}");
     assert!(refused.stderr.contains(&said) && refused.stderr.contains("install the newer ingestd"), "{refused:?}");
 }
 

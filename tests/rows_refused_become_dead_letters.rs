@@ -256,14 +256,14 @@ fn a_constraint_that_refuses_everything_is_told_and_does_not_hold_up_other_batch
     let bad: Vec<usize> = (0..2000).collect();
     let reply = post_json(&server.url("/v1/ingest/batch"), &batch("all-bad", 2000, &bad));
     assert_eq!(reply.status, 202, "{}", reply.text());
-    server.wait_for_log("going row by row", WAIT_MAX);
+    server.wait_for_log("falling back to throttled row-by-row inserts", WAIT_MAX);
     assert_eq!(counts(&commit(&server, &batch("good", 10, &[]))), [10, 0, 0]);
     assert_ne!(get(&server.url("/v1/batch/all-bad/status")).json()["status"], "failed", "it takes longer");
     wait_until_committed(&server, WAIT_MAX);
     let status = get(&server.url("/v1/batch/all-bad/status")).json();
     assert_eq!((&status["status"], counts(&status)), (&"failed".into(), [0, 0, 2000]));
     assert_eq!(count(&mut client, "dead_letter_events"), 2000);
-    assert_eq!(server.log().matches("going row by row").count(), 1, "{}", server.log());
+    assert_eq!(server.log().matches("falling back to throttled row-by-row inserts").count(), 1, "{}", server.log());
 }
 
 #[test]
@@ -285,7 +285,7 @@ fn a_row_that_a_trigger_leaves_out_is_a_dead_letter_and_no_duplicate() {
     let rows = client.query("SELECT DISTINCT sqlstate, message FROM dead_letter_events", &[]).expect("dead letters");
     assert_eq!(rows.len(), 1);
     assert_eq!(rows[0].get::<_, &str>(0), "02000");
-    assert!(rows[0].get::<_, &str>(1).contains("a trigger on events left the row out"));
+    assert!(rows[0].get::<_, &str>(1).contains("a trigger on events discarded the row"));
 
     let replay = || Ingestd::run_to_exit(&["dead-letter", "replay"], &[("DATABASE_URL", &database.url)]);
     let left_out_again = replay();

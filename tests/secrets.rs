@@ -201,7 +201,7 @@ fn a_file_with_a_url_is_read_without_its_line_break_and_shown_by_its_path() {
     let variables = [("DATABASE_URL_FILE", "/nowhere")];
     let finished = Ingestd::run_to_exit(&["check-config", "--embedded"], &variables);
     assert_eq!(finished.code, Some(0), "{}", finished.stderr);
-    assert!(finished.stdout.contains("DATABASE_URL_FILE, given by environment, is not used"), "{}", finished.stdout);
+    assert!(finished.stdout.contains("DATABASE_URL_FILE, given by environment, is ignored"), "{}", finished.stdout);
 }
 
 #[test]
@@ -221,7 +221,7 @@ fn a_file_that_holds_no_url_is_refused_in_one_line_that_does_not_show_it() {
         (folder.path().to_str().expect("UTF-8").to_owned(), "cannot be read"),
         ("/nowhere/at-all".to_owned(), "cannot be read"),
         ("/dev/zero".to_owned(), "is longer than"),
-        (no_url.clone(), "must begin with postgres://"),
+        (no_url.clone(), "must start with postgres://"),
     ] {
         for command in ["serve", "check-config", "migrate"] {
             let finished = Ingestd::run_to_exit(&[command], &[("DATABASE_URL_FILE", &path)]);
@@ -237,7 +237,7 @@ fn a_file_that_holds_no_url_is_refused_in_one_line_that_does_not_show_it() {
         (finished.code, &*finished.stderr),
         (
             Some(2),
-            "ingestd: REDIS_URL (environment) and REDIS_URL_FILE (environment) are both given: unset one of them\n"
+            "ingestd: REDIS_URL (environment) and REDIS_URL_FILE (environment) are both set: unset one of them\n"
         )
     );
 }

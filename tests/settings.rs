@@ -86,12 +86,12 @@ fn a_collectors_address_holds_no_secret_and_check_config_says_what_goes_there() 
             let output = ingestd(&[command], &[("OTLP_ENDPOINT", url)]);
             let said = stdout(&output) + &stderr(&output);
             assert_eq!(output.status.code(), Some(2), "{said}");
-            assert!(said.contains("OTLP_ENDPOINT=https://***@h:4318: must hold neither user"), "{said}");
+            assert!(said.contains("OTLP_ENDPOINT=https://***@h:4318: must not contain a user"), "{said}");
             assert!(!said.contains("geheim"), "{said}");
         }
     }
     let output = ingestd(&["check-config"], &[("OTLP_ENDPOINT", "http://127.0.0.1:4318/")]);
-    assert!(stdout(&output).contains("sampled requests go to http://127.0.0.1:4318\n"), "{}", stdout(&output));
+    assert!(stdout(&output).contains("sampled requests are sent to http://127.0.0.1:4318\n"), "{}", stdout(&output));
 }
 
 #[test]
@@ -117,15 +117,15 @@ fn all_problems_are_said_at_once() {
     let said = refusal(&["check-config", "--ack", "disk"], &[("BATCH_SIZE", "x"), ("DB_POOL_MIN_SIZE", "21")]);
     assert_eq!(said.lines().count(), 3, "{said}");
     assert!(said.contains("ACK=disk (flag --ack): must be one of memory, journal, commit"), "{said}");
-    assert!(said.contains("DB_POOL_MIN_SIZE=21: must not be above DB_POOL_MAX_SIZE, which is 20"), "{said}");
+    assert!(said.contains("DB_POOL_MIN_SIZE=21: must not be greater than DB_POOL_MAX_SIZE, which is 20"), "{said}");
 }
 
 #[test]
 fn a_database_url_without_host_or_content_is_not_silently_embedded() {
     let said = refusal(&["serve"], &[("DATABASE_URL", "")]);
-    assert!(said.contains("DATABASE_URL=: is empty; unset it for the default (embedded)"), "{said}");
+    assert!(said.contains("DATABASE_URL=: is empty; unset it to use the default (embedded)"), "{said}");
     let said = refusal(&["serve"], &[("DATABASE_URL", "postgresql:///events")]);
-    assert!(said.contains("names no host; write it as postgresql://user:password@host:5432/database"), "{said}");
+    assert!(said.contains("has no host; write it as postgresql://user:password@host:5432/database"), "{said}");
 }
 
 #[test]
@@ -141,10 +141,10 @@ fn the_embedded_flag_wins_over_the_environment_and_check_config_says_so() {
     let url = [("DATABASE_URL", "postgresql://u:geheim@db.example/d")];
     let output = ingestd(&["check-config", "--embedded"], &url);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    assert!(stdout(&output).contains("DATABASE_URL, given by environment, is not used"), "{}", stdout(&output));
+    assert!(stdout(&output).contains("DATABASE_URL, given by environment, is ignored"), "{}", stdout(&output));
     assert!(stdout(&output).contains("private PostgreSQL with its data in data/postgres"), "{}", stdout(&output));
     let output = ingestd(&["check-config"], &url);
-    assert!(stdout(&output).contains("does not prove that db.example:5432 is your server"), "{}", stdout(&output));
+    assert!(stdout(&output).contains("does not verify that db.example:5432 is your server"), "{}", stdout(&output));
     refusal(&["check-config", "--embedded", "--database-url", "postgresql://h/d"], &[]);
 }
 

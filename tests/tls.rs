@@ -282,14 +282,14 @@ fn sighup_serves_the_new_certificate_to_new_connections_and_old_ones_go_on() {
     let renewed = Certificates::signed(NAME);
     copy(&renewed, &certificates, "server.pem");
     server.signal(Signal::HUP);
-    server.wait_for_log("the certificates in force stay in force", WAIT_MAX);
+    server.wait_for_log("could not reload TLS certificates", WAIT_MAX);
     assert!(server.log().contains("is not the key of the first certificate"), "{}", server.log());
     let again = Https::connect(&server, &certificates, Offer::default()).expect("the old certificate");
     assert_eq!(again.certificate(), first);
 
     copy(&renewed, &certificates, "server-key.pem");
     server.signal(Signal::HUP);
-    server.wait_for_log("new connections get the certificate", WAIT_MAX);
+    server.wait_for_log("reloaded TLS certificates", WAIT_MAX);
     let mut new = Https::connect(&server, &renewed, Offer::default()).expect("the new certificate");
     assert_eq!(new.certificate(), server_certificate(&renewed));
     assert!(new.is_alive() && old.is_alive());
@@ -330,12 +330,12 @@ fn files_that_do_not_fit_stop_the_start_with_a_line_that_says_what_to_do() {
     let other_key = other.path("server-key.pem").display().to_string();
     let cases = [
         (file("missing.pem"), file("server-key.pem"), "cannot be read"),
-        (file("empty.pem"), file("server-key.pem"), "holds no certificate in PEM form"),
-        (file("server-key.pem"), file("server-key.pem"), "holds no certificate in PEM form"),
+        (file("empty.pem"), file("server-key.pem"), "contains no PEM certificate"),
+        (file("server-key.pem"), file("server-key.pem"), "contains no PEM certificate"),
         (file("broken.pem"), file("server-key.pem"), "cannot be used"),
         (file("server.pem"), file("missing.pem"), "cannot be read"),
-        (file("server.pem"), file("empty.pem"), "holds no private key"),
-        (file("server.pem"), file("server.pem"), "holds no private key"),
+        (file("server.pem"), file("empty.pem"), "contains no unencrypted PEM private key"),
+        (file("server.pem"), file("server.pem"), "contains no unencrypted PEM private key"),
         (file("server.pem"), other_key, "is not the key of the first certificate"),
     ];
     for (certificate, key, expected) in &cases {

@@ -174,7 +174,7 @@ check_service() {
     check_metrics
     "$SERVER" load --url "http://127.0.0.1:$HTTP_PORT" --rate 5000 --batch 100 --duration 3s >"$WORK/load.log" 2>&1 ||
         service_fails "load: $(tail -n 3 "$WORK/load.log")"
-    grep -q ' 0 lost, 0 too many' "$WORK/load.log" || fail "load: $(tail -n 1 "$WORK/load.log")"
+    grep -q ' 0 lost, 0 extra' "$WORK/load.log" || fail "load: $(tail -n 1 "$WORK/load.log")"
     inside timeout 30 systemctl reload ingestd.service || service_fails 'reload'
     check_watchdog
     inside timeout 60 systemctl stop ingestd.service || service_fails 'stop'

@@ -103,7 +103,7 @@ impl KeysFile {
     fn text(&self) -> Result<String, KeysError> {
         fs::read_to_string(&self.path).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => {
-                self.error("is not there; make a key with 'ingestd keys new --name NAME --scope ingest,read'")
+                self.error("does not exist; create a key with 'ingestd keys new --name NAME --scope ingest,read'")
             }
             _ => self.error(format!("cannot be read: {error}")),
         })
@@ -136,7 +136,7 @@ impl KeysFile {
         let mut certificates = HashSet::new();
         for record in &records {
             if !seen.insert(&record.id) {
-                return Err(self.error(format!("the id '{}' is there twice", record.id)));
+                return Err(self.error(format!("the id '{}' occurs more than once", record.id)));
             }
             if let Some(certificate) = &record.certificate_sha256
                 && !certificates.insert(certificate.to_lowercase())
@@ -159,8 +159,8 @@ impl KeysFile {
         let mut text = match fs::read_to_string(&self.path) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                "# API keys of ingestd, made by 'ingestd keys new'. Only hashes are stored. SIGHUP makes a server read \
-                 it again.\n"
+                "# API keys for ingestd, created by 'ingestd keys new'. Only hashes are stored. A running server \
+                 reloads it on SIGHUP.\n"
                     .to_owned()
             }
             Err(error) => return Err(self.error(format!("cannot be read: {error}"))),
@@ -186,7 +186,10 @@ impl KeysFile {
         self.parse(&text)?;
         let mut document: DocumentMut = text.parse().map_err(|error| self.error(error))?;
         let Some(keys) = document.get_mut("key").and_then(Item::as_array_of_tables_mut) else {
-            return Err(self.error("write keys as [[key]] tables; 'keys revoke' cannot take one out of a list"));
+            return Err(self.error(
+                "write keys as [[key]] tables; 'ingestd keys revoke' cannot remove a key from an \
+                inline list",
+            ));
         };
         let before = keys.len();
         retain_others(keys, id);
@@ -207,7 +210,7 @@ impl KeysFile {
             flock(&folder, FlockOperation::LockExclusive)?;
             Ok(folder)
         });
-        locked.map_err(|error| self.error(format!("its folder cannot be used: {error}")))
+        locked.map_err(|error| self.error(format!("its directory cannot be used: {error}")))
     }
 
     fn replace(&self, text: &str) -> Result<(), KeysError> {
@@ -246,7 +249,7 @@ fn api_key(record: &Record) -> Result<ApiKey, String> {
         Fingerprint::parse(text).ok_or_else(|| format!("{name} must be 64 hexadecimal digits"))
     };
     if record.services.iter().any(String::is_empty) {
-        return Err("services holds an empty pattern; leave services out to allow all".to_owned());
+        return Err("services contains an empty pattern; omit services to allow all".to_owned());
     }
     Ok(ApiKey {
         id: Arc::from(&*record.id),
@@ -270,15 +273,15 @@ pub fn scopes(names: &[String]) -> Result<Scopes, String> {
     let mut scopes = Scopes::default();
     for name in names {
         let scope = Scope::named(name)
-            .ok_or_else(|| format!("there is no scope '{}'; there are {}", name.escape_debug(), Scopes::ALL))?;
+            .ok_or_else(|| format!("unknown scope '{}'; the scopes are {}", name.escape_debug(), Scopes::ALL))?;
         scopes = scopes.with(scope);
     }
-    if scopes.is_empty() { Err(format!("it has no scope; there are {}", Scopes::ALL)) } else { Ok(scopes) }
+    if scopes.is_empty() { Err(format!("no scope is given; the scopes are {}", Scopes::ALL)) } else { Ok(scopes) }
 }
 
 fn limit(what: &str, per_second: Option<NonZeroU32>, burst: Option<NonZeroU32>) -> Result<Option<RateLimit>, String> {
     match (per_second, burst) {
-        (None, Some(_)) => Err(format!("{what}_burst needs {what}_per_second beside it")),
+        (None, Some(_)) => Err(format!("{what}_burst requires {what}_per_second")),
         (per_second, burst) => Ok(per_second.map(|per_second| RateLimit::new(per_second, burst))),
     }
 }
@@ -339,12 +342,12 @@ mod tests {
         };
         case(&|record| record.id = "a b".to_owned(), "key 'a b': id must be");
         case(&|record| record.sha256 = "geheim".to_owned(), "key 'one': sha256 must be 64 hexadecimal digits");
-        case(&|record| record.scopes = vec!["root".to_owned()], "there is no scope 'root'; there are ingest,read");
-        case(&|record| record.scopes.clear(), "it has no scope");
+        case(&|record| record.scopes = vec!["root".to_owned()], "unknown scope 'root'; the scopes are ingest,read");
+        case(&|record| record.scopes.clear(), "no scope is given");
         case(&|record| record.services = vec![String::new()], "empty pattern");
-        case(&|record| record.events_burst = NonZeroU32::new(5), "events_burst needs events_per_second");
+        case(&|record| record.events_burst = NonZeroU32::new(5), "events_burst requires events_per_second");
         let twice = toml::to_string(&Document { keys: vec![record("one"), record("one")] }).expect("TOML");
-        cases.push((twice, "the id 'one' is there twice"));
+        cases.push((twice, "the id 'one' occurs more than once"));
         cases.push(("[[key]]\ncolour = 1".to_owned(), "unknown field `colour`"));
         for (text, expected) in cases {
             fs::write(folder.path().join("keys.toml"), &text).expect("written");

@@ -23,23 +23,28 @@ pub(super) fn command() -> Command {
         Command::new("check-config")
             .about("Validate the settings without starting anything")
             .long_about(
-                "Validate the settings, and the files of TLS that they name, without starting anything. Prints what they \
-                 mean that you may not expect. Connects to nothing without --connect, unless SHARDING=citus: then also prints \
-                 what the cluster of DATABASE_URL lacks. Exit code 2 when a setting is wrong, or the cluster lacks something.",
+                "Validate the settings and the TLS files they name, without starting anything. Prints consequences of \
+                 the settings that may be unexpected. Makes no connections without --connect, unless SHARDING=citus: \
+                 then it also prints what the cluster of DATABASE_URL lacks. Exit code 2 if a setting is wrong or the \
+                 cluster lacks something.",
             )
             .arg(Arg::new("connect").long("connect").action(ArgAction::SetTrue).help(
-                "ask the database as well: its version and schema, whether a pooler is before it, room for DB_POOL_MAX_SIZE",
+                "also check the database: version, schema, whether a pooler is in front of it, room for \
+                 DB_POOL_MAX_SIZE",
             )),
     );
     with_examples(
         command,
         &[
-            ("a file, before a server gets it", "ingestd check-config --config /etc/ingestd/ingestd.toml"),
+            ("check a file before deploying it", "ingestd check-config --config /etc/ingestd/ingestd.toml"),
             (
-                "the database too, before a node is added",
+                "also check the database, before adding a node",
                 "DATABASE_URL=postgresql://ingestd:secret@db/events ingestd check-config --connect",
             ),
-            ("the environment", "DATABASE_URL=postgresql://ingestd:secret@db/events ACK=commit ingestd check-config"),
+            (
+                "check the environment",
+                "DATABASE_URL=postgresql://ingestd:secret@db/events ACK=commit ingestd check-config",
+            ),
         ],
     )
 }
@@ -54,7 +59,7 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
     let warnings = loaded.map(|loaded| loaded.warnings).unwrap_or_default();
     let found = if matches.get_flag("connect") { ask_database(&config)? } else { Vec::new() };
     let mut out = stdout().lock();
-    writeln!(out, "configuration is fine")?;
+    writeln!(out, "configuration is valid")?;
     for line in config.consequences(&raw).into_iter().chain(warnings).chain(found) {
         writeln!(out, "- {line}")?;
     }
@@ -69,17 +74,17 @@ fn check_cluster(config: &Config, out: &mut impl Write) -> Result<(), Failure> {
     let mut client = database::connect(config)?;
     let lacks = cluster::lacks(&mut client, Some(config.pool_connections_max)).map_err(database_fault)?;
     if !lacks.is_empty() {
-        return Err(Failure::usage(format!("the Citus cluster of DATABASE_URL lacks something: {}", lacks.join("; "))));
+        return Err(Failure::usage(format!("the Citus cluster of DATABASE_URL is not ready: {}", lacks.join("; "))));
     }
     let cluster = cluster::look(&mut client).map_err(database_fault)?;
-    writeln!(out, "the Citus cluster is fine: {} workers", cluster.workers.len())?;
+    writeln!(out, "the Citus cluster is ready: {} workers", cluster.workers.len())?;
     let advice = cluster::advice(&mut client).map_err(database_fault)?;
     for line in cluster.doubt().into_iter().chain(advice) {
         writeln!(out, "- {line}")?;
     }
     let layout = match layout::layout_of(&mut client).map_err(database_fault)? {
-        Sharding::None => "the tables are not spread over it yet: 'ingestd migrate' or the start of a server does that",
-        Sharding::Citus => "the tables are spread over it",
+        Sharding::None => "the tables are not distributed yet: run 'ingestd migrate' or start a server",
+        Sharding::Citus => "the tables are distributed",
     };
     Ok(writeln!(out, "- {layout}")?)
 }
@@ -94,13 +99,13 @@ fn ask_database(config: &Config) -> Result<Vec<String>, Failure> {
     let (mut client, backing) = connector.connect_within(CONNECT_WAIT_MAX)?;
     let schema = match migrate::version(&mut client)? {
         SCHEMA_VERSION => format!("up to date (version {SCHEMA_VERSION})"),
-        found => format!("version {found}; serve or migrate brings it to {SCHEMA_VERSION}"),
+        found => format!("version {found}; 'ingestd serve' or 'ingestd migrate' upgrades it to {SCHEMA_VERSION}"),
     };
-    let mut lines = vec![format!("PostgreSQL at {} answers; schema: {schema}", connector.address())];
+    let mut lines = vec![format!("PostgreSQL at {} is reachable; schema: {schema}", connector.address())];
     if backing == Backing::Lent {
         lines.push(
-            "a pooler is before it, such as PgBouncer: each transaction prepares its own statements; how many connections \
-             PostgreSQL gets is the pooler's to limit"
+            "transaction pooling detected (e.g. PgBouncer): statements are prepared per transaction; the pooler limits \
+             the number of PostgreSQL connections"
                 .to_owned(),
         );
         return Ok(lines);
@@ -109,7 +114,11 @@ fn ask_database(config: &Config) -> Result<Vec<String>, Failure> {
     let pool_max = config.pool_connections_max;
     lines.push(capacity.shortage(pool_max).unwrap_or_else(|| {
         let nodes = capacity.nodes(pool_max);
-        format!("PostgreSQL has room for {} connections of this role: {nodes} nodes like this", capacity.available())
+        format!(
+            "PostgreSQL has room for {} connections of this role: enough for {nodes} nodes with these \
+            settings",
+            capacity.available()
+        )
     }));
     Ok(lines)
 }

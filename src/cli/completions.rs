@@ -11,21 +11,24 @@ use super::help::with_examples;
 pub(super) fn command() -> Command {
     let shell = Arg::new("shell").value_name("SHELL").required(true).value_parser(value_parser!(Shell));
     let command = Command::new("completions")
-        .about("Print a script that completes commands and flags in a shell")
-        .arg(shell.help("the shell that reads the script"));
+        .about("Print a shell completion script")
+        .arg(shell.help("the shell to generate the script for"));
     with_examples(
         command,
         &[
-            ("for this bash", "source <(ingestd completions bash)"),
+            ("for the current bash session", "source <(ingestd completions bash)"),
             (
-                "for every bash of this user",
+                "for all bash sessions of this user",
                 "ingestd completions bash > ~/.local/share/bash-completion/completions/ingestd",
             ),
             (
-                "for every zsh, in a folder of $fpath",
+                "for all zsh sessions, in a directory of $fpath",
                 "ingestd completions zsh > /usr/local/share/zsh/site-functions/_ingestd",
             ),
-            ("for every fish of this user", "ingestd completions fish > ~/.config/fish/completions/ingestd.fish"),
+            (
+                "for all fish sessions of this user",
+                "ingestd completions fish > ~/.config/fish/completions/ingestd.fish",
+            ),
         ],
     )
 }

@@ -41,7 +41,7 @@ pub fn passwords(arguments: &[OsString]) {
         .env(GIVEN_AS_FLAG, names.join(","))
         .exec();
     let flags: Vec<_> = secret.keys().map(|key| format!("--{}", key.setting().flag())).collect();
-    eprintln!("ingestd: every user of this machine can see the password in {}: {error}", flags.join(", "));
+    eprintln!("ingestd: the password in {} is visible to every user of this machine: {error}", flags.join(", "));
 }
 
 /// Flags of ours that [`passwords`] moved to the environment.

@@ -21,8 +21,8 @@ pub(super) fn connector(config: &Config) -> Result<Connector, Failure> {
             let dir = config.embedded_dir();
             let Some(driver_config) = embedded::running(&dir) else {
                 return Err(Failure::usage(format!(
-                    "DATABASE_URL is unset, and no server runs that has its database in {}: set DATABASE_URL, or \
-                     start 'ingestd serve'",
+                    "DATABASE_URL is unset, and no running server has its database in {}: set DATABASE_URL, or start \
+                     'ingestd serve'",
                     dir.display()
                 )));
             };
@@ -53,7 +53,7 @@ fn migrated(mut client: Client) -> Result<Client, Failure> {
     let found = migrate::version(&mut client)?;
     if found < SCHEMA_VERSION {
         return Err(Failure::runtime(format!(
-            "the database's schema has version {found}, version {SCHEMA_VERSION} is needed: run 'ingestd migrate'"
+            "the database schema has version {found}, but version {SCHEMA_VERSION} is required: run 'ingestd migrate'"
         )));
     }
     Ok(client)

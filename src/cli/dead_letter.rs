@@ -12,58 +12,62 @@ use super::{database, settings};
 use crate::pg::dead_letter;
 
 pub(super) fn command() -> Command {
-    let all = Arg::new("all").long("all").action(ArgAction::SetTrue).help("also those that were replayed");
+    let all = Arg::new("all").long("all").action(ArgAction::SetTrue).help("include those already replayed");
     let limit = Arg::new("limit")
         .long("limit")
         .value_name("N")
         .value_parser(value_parser!(i64).range(1..=1_000_000))
         .default_value("100")
-        .help("how many to list");
+        .help("maximum number to list");
     let id = Arg::new("id")
         .long("id")
         .value_name("N")
         .value_parser(value_parser!(i64).range(1..))
-        .help("only the dead letter with this number");
+        .help("only the dead letter with this id");
     let list = Command::new("list")
         .about("List dead letters with PostgreSQL's reasons")
         .long_about(
-            "List dead letters with PostgreSQL's reasons, a line each: number, when, batch, event, SQLSTATE, reason. What \
-             clients wrote is shown without control characters.",
+            "List dead letters with PostgreSQL's reasons, one per line: id, time, batch, event, SQLSTATE, reason. \
+             Control characters in client data are escaped.",
         )
         .args([all.clone(), limit]);
     let list = with_examples(
         list,
         &[
-            ("the first hundred that wait", "ingestd dead-letter list"),
-            ("those that were replayed, too", "ingestd dead-letter list --all --limit 1000"),
+            ("the first hundred that are not yet replayed", "ingestd dead-letter list"),
+            ("including those already replayed", "ingestd dead-letter list --all --limit 1000"),
         ],
     );
     let export = Command::new("export")
         .about("Write dead letters to stdout as NDJSON, events verbatim")
         .long_about(
-            "Write dead letters to stdout as NDJSON: an object a line, with the event as its member 'event', verbatim.",
+            "Write dead letters to stdout as NDJSON: one object per line, with the verbatim event as the member \
+             'event'.",
         )
         .arg(all);
     let export = with_examples(
         export,
         &[
-            ("keep them in a file", "ingestd dead-letter export > refused.ndjson"),
+            ("save them to a file", "ingestd dead-letter export > refused.ndjson"),
             ("count them by reason", "ingestd dead-letter export | grep -o '\"sqlstate\":\"[^\"]*\"' | sort | uniq -c"),
         ],
     );
     let replay = Command::new("replay")
-        .about("Try dead letters again, once what PostgreSQL refused is put right")
+        .about("Replay dead letters after fixing what PostgreSQL rejected")
         .long_about(
-            "Try dead letters again, once what PostgreSQL refused is put right. Each goes in exactly once, however \
-             many replays run. What is refused again stays, with the new reason, and the exit code is 1.",
+            "Replay dead letters after fixing what PostgreSQL rejected. Each is inserted exactly once, however many \
+             replays run. If any is rejected again, it stays with the new reason, and the exit code is 1.",
         )
         .arg(id);
     let replay = with_examples(
         replay,
-        &[("all that wait", "ingestd dead-letter replay"), ("only one", "ingestd dead-letter replay --id 17")],
+        &[
+            ("all that are not yet replayed", "ingestd dead-letter replay"),
+            ("only one", "ingestd dead-letter replay --id 17"),
+        ],
     );
     Command::new("dead-letter")
-        .about("List, export and replay events that PostgreSQL refused")
+        .about("List, export and replay events that PostgreSQL rejected")
         .subcommand_required(true)
         .arg_required_else_help(true)
         .subcommands([list, export, replay].map(|command| settings::with_settings(command, settings::DATABASE)))
@@ -99,7 +103,7 @@ fn list(matches: &ArgMatches) -> Result<(), Failure> {
     }
     out.flush()?;
     if more {
-        eprintln!("ingestd: only the first {limit} are listed; see --limit");
+        eprintln!("ingestd: only the first {limit} dead letters are listed; raise --limit to see more");
     }
     Ok(())
 }
@@ -125,9 +129,9 @@ fn replay(matches: &ArgMatches) -> Result<(), Failure> {
     let report = dead_letter::replay(&mut client, id, &mut |tried| progress.show(tried, count))?;
     drop(progress);
     let mut out = stdout().lock();
-    writeln!(out, "replayed {}; {} were there already", report.inserted, report.duplicates)?;
+    writeln!(out, "replayed {}; {} were already present", report.inserted, report.duplicates)?;
     let mut lines: Vec<_> =
-        report.refused.iter().map(|(id, why)| format!("dead letter {id} was refused again: {why}")).collect();
+        report.refused.iter().map(|(id, why)| format!("dead letter {id} was rejected again: {why}")).collect();
     let Some(last) = lines.pop() else { return Ok(()) };
     for line in lines {
         eprintln!("ingestd: {}", printable(&line));

@@ -27,9 +27,9 @@ const ANSWER_BYTES_MAX: usize = 256;
 pub(super) fn command() -> Command {
     let command = settings::with_settings(
         Command::new("healthcheck").about("Exit 0 when the local server is ready, 1 when it is not").long_about(
-            "Ask /readyz of the server at the first address of LISTEN_ADDR, for at most two seconds. Exit code 0 \
-                 when it may take traffic, 1 when not or when it cannot be reached. With TLS_CERT_FILE it asks by \
-                 HTTPS: over loopback without verifying the certificate, else it must be the one in the file.",
+            "Query /readyz of the server at the first address of LISTEN_ADDR, for at most two seconds. Exit code 0 if \
+             the server is ready for traffic, 1 if it is not or cannot be reached. With TLS_CERT_FILE it uses HTTPS: \
+             over loopback the certificate is not verified, otherwise it must be the one in the file.",
         ),
         &[Key::ListenAddr, Key::Auth, Key::TlsCertFile, Key::TlsKeyFile, Key::TlsClientCaFile],
     );
@@ -41,7 +41,7 @@ pub(super) fn command() -> Command {
                 "ingestd healthcheck",
             ),
             (
-                "wait for a server that starts",
+                "wait until a starting server is ready",
                 "until ingestd healthcheck --listen-addr 127.0.0.1:8001; do sleep 1; done",
             ),
         ],
@@ -52,17 +52,17 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
     let config = settings::config(matches)?;
     let Some(address) = config.listen.first().map(reachable) else { unreachable!("LISTEN_ADDR has an address") };
     if address.port() == 0 {
-        return Err(Failure::usage("LISTEN_ADDR has port 0, any free port: name the server's port"));
+        return Err(Failure::usage("LISTEN_ADDR has port 0 (any free port): give the server's actual port"));
     }
     let tls = config.tls.as_ref().map(|files| client(address, files)).transpose().map_err(Failure::usage)?;
     let status = ask(address, tls).map_err(|error| match error.kind() {
         ErrorKind::WouldBlock | ErrorKind::TimedOut => {
-            Failure::runtime(format!("no answer from {address} within {} s", WAIT_MAX.as_secs()))
+            Failure::runtime(format!("no response from {address} within {} s", WAIT_MAX.as_secs()))
         }
-        _ => Failure::runtime(format!("no answer from {address}: {error}; is the server running?")),
+        _ => Failure::runtime(format!("no response from {address}: {error}; is the server running?")),
     })?;
     if status != 200 {
-        return Err(Failure::runtime(format!("{address} is not ready: /readyz answers {status}")));
+        return Err(Failure::runtime(format!("{address} is not ready: /readyz returned {status}")));
     }
     Ok(writeln!(stdout(), "ready")?)
 }
@@ -113,7 +113,7 @@ fn exchange(mut stream: impl Read + Write, address: SocketAddr) -> std::io::Resu
             count => answer.extend_from_slice(&chunk[..count]),
         }
     }
-    status(&answer).ok_or_else(|| std::io::Error::other("the answer is not HTTP"))
+    status(&answer).ok_or_else(|| std::io::Error::other("the response is not HTTP"))
 }
 
 /// A connection whose reads and writes all together end by a deadline.

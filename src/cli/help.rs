@@ -15,7 +15,7 @@ pub(super) fn with_examples(command: Command, examples: &[Example]) -> Command {
         let lines: Vec<String> = examples.iter().map(one).collect();
         format!("{EXAMPLES}\n{}", lines.join("\n"))
     };
-    let first = format!("{}\n\nMore with --help.", shown(&examples[..1]));
+    let first = format!("{}\n\nSee --help for more.", shown(&examples[..1]));
     command.after_help(first).after_long_help(shown(examples))
 }
 

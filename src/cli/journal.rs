@@ -38,18 +38,19 @@ pub(super) fn command() -> Command {
         .value_name("PATH")
         .value_parser(value_parser!(PathBuf))
         .value_hint(ValueHint::DirPath)
-        .help("folder of the journal, instead of JOURNAL_DIR");
+        .help("journal directory, instead of JOURNAL_DIR");
     let inspect = Command::new("inspect")
         .about("Print segments, frames, what is not yet committed, and damage")
         .long_about(
-            "Print segments, frames, what is not yet committed, and damage. Reads only: it may run beside a server.",
+            "Print segments, frames, what is not yet committed, and damage. Read-only: it is safe while a server is \
+             running.",
         )
         .arg(dir.clone());
     let inspect = with_examples(
         inspect,
         &[
-            ("the journal of a server that was started in this folder", "ingestd journal inspect"),
-            ("any other", "ingestd journal inspect --dir /var/lib/ingestd/journal"),
+            ("the journal of a server that was started in this directory", "ingestd journal inspect"),
+            ("any other journal", "ingestd journal inspect --dir /var/lib/ingestd/journal"),
         ],
     );
     let segment = Arg::new("segment")
@@ -57,21 +58,21 @@ pub(super) fn command() -> Command {
         .value_name("N")
         .required(true)
         .value_parser(value_parser!(u64).range(1..))
-        .help("number of the segment, as inspect, the log or an error names it");
+        .help("segment number, as shown by inspect, the log or an error");
     let set_aside = Command::new("set-aside")
-        .about("Save what can be read of a segment, then move it out of the way")
+        .about("Save the readable part of a segment, then move the segment out of the way")
         .long_about(
-            "Save what can be read of a segment and is not known to be committed, then move it to the folder 'set-aside' \
-             in the journal's. For a journal that does not open because of that segment, and for damaged segments that \
-             were kept. No server may run on the journal.",
+            "Save the readable batches of a segment that are not known to be committed, then move the segment to the \
+             directory 'set-aside' inside the journal directory. Use it when a journal does not open because of a \
+             segment, and for damaged segments that were kept. No server may be using the journal.",
         )
         .args([dir.clone(), segment]);
     let set_aside = with_examples(
         set_aside,
         &[
-            ("the saved batches lie in data/journal/set-aside", "ingestd journal set-aside --segment 7"),
+            ("saves the batches to data/journal/set-aside", "ingestd journal set-aside --segment 7"),
             (
-                "send them again, each lands once",
+                "send them again; each is stored once",
                 "while IFS= read -r batch; do printf %s \"$batch\" | \\\n\
                  curl -H 'Content-Type: application/json' --data-binary @- URL/v1/ingest/batch; done < FILE",
             ),
@@ -79,7 +80,7 @@ pub(super) fn command() -> Command {
     );
     let [inspect, set_aside] = [inspect, set_aside].map(|command| settings::with_settings(command, &[Key::JournalDir]));
     Command::new("journal")
-        .about("Look into the write-ahead journal, land what a dead node left in it, and set damaged parts aside")
+        .about("Inspect the write-ahead journal, commit what a dead node left in it, and set damaged segments aside")
         .subcommand_required(true)
         .arg_required_else_help(true)
         .subcommands([inspect, drain_command(dir), set_aside])
@@ -91,15 +92,16 @@ fn drain_command(dir: Arg) -> Command {
         .value_name("TIME")
         .default_value("2m")
         .value_parser(load::parse_duration)
-        .help("end when nothing has landed for so long, because PostgreSQL is away, say");
+        .help("give up when nothing could be committed for this long, for example because PostgreSQL is unavailable");
     let drain = Command::new("drain")
-        .about("Land the batches of a node that will not come back, from any machine")
+        .about("Commit the batches of a node that will not come back, from any machine")
         .long_about(
-            "Land the batches that are in the journal of a node that will not come back: mounted or copied, from any machine. \
-             Each lands once, however often and wherever this runs, because the ledger tells what is committed. No server \
-             may run on the journal. Prints what was landed, what was committed before, and what is damaged.\n\n\
-             Exit code 0 when nothing is left and nothing is damaged; else 1, or 2 where a setting is wrong. SIGTERM and \
-             SIGINT end it after the COPY in hand; then, and after a kill, run it again.",
+            "Commit the batches left in the journal of a node that will not come back. The journal may be mounted or \
+             copied, on any machine. Each batch is stored once, however often and wherever this runs, because the \
+             ledger records what is committed. No server may be using the journal. Prints what was committed, what was \
+             already committed, and what is damaged.\n\nExit code 0 if nothing is left and nothing is damaged; \
+             otherwise 1, or 2 if a setting is wrong. SIGTERM and SIGINT end it after the current COPY; after that, or \
+             after a kill, run it again.",
         )
         .args([dir, give_up_after]);
     let drain = settings::with_settings(drain, DRAIN);
@@ -107,11 +109,11 @@ fn drain_command(dir: Arg) -> Command {
         drain,
         &[
             (
-                "the folder of another machine's server, mounted or copied here",
+                "the journal of another machine's server, mounted or copied here",
                 "DATABASE_URL=postgresql://ingestd:secret@db/events ingestd journal drain --dir /mnt/node-3/journal",
             ),
             (
-                "with the status of its batches for the other nodes, and patience for a long failover",
+                "also publish the status of its batches to the other nodes, and wait through a long failover",
                 "DATABASE_URL=postgresql://ingestd:secret@db/events REDIS_URL=redis://cache \\\n\
                  ingestd journal drain --dir /mnt/node-3/journal --give-up-after 15m",
             ),
@@ -157,7 +159,7 @@ fn report(drained: &Drained, out: &mut impl Write) -> Result<(), Failure> {
         writeln!(out, "journal of {}", printable(&drained.nodes.join(", ")))?;
     }
     if found.batches == 0 {
-        writeln!(out, "found nothing that is not committed; the database is as it was")?;
+        writeln!(out, "found nothing uncommitted; the database is unchanged")?;
     } else {
         writeln!(out, "found {} batches, {} events that may not be committed", found.batches, found.events)?;
         writeln!(
@@ -165,7 +167,7 @@ fn report(drained: &Drained, out: &mut impl Write) -> Result<(), Failure> {
             "committed {} batches: {rows} rows, {duplicates} duplicates, {dead_letters} dead letters",
             landed.batches
         )?;
-        writeln!(out, "committed before, and left alone: {} batches, {} events", before.batches, before.events)?;
+        writeln!(out, "already committed and skipped: {} batches, {} events", before.batches, before.events)?;
     }
     writeln!(out, "left in the journal: {} batches", drained.left)?;
     for damage in &drained.damage {
@@ -179,12 +181,14 @@ fn verdict(drained: &Drained, dir: &Path) -> Result<(), Failure> {
     let left = drained.left;
     let again = format!("{left} batches stay in the journal: run this again");
     let why = match &drained.end {
-        End::GaveUp(reason) => format!("gave up, nothing has landed for too long ({reason}); {again}"),
+        End::GaveUp(reason) => format!("gave up: nothing could be committed for too long ({reason}); {again}"),
         End::Interrupted if left > 0 => format!("interrupted; {again}"),
-        End::Refused(reason) => format!("{left} batches cannot land ({reason}): put that right, then run this again"),
+        End::Refused(reason) => {
+            format!("{left} batches cannot be committed ({reason}): fix the cause, then run this again")
+        }
         End::Done | End::Interrupted if left > 0 || !drained.damage.is_empty() => format!(
-            "the journal is damaged, acknowledged batches may be lost; all others have landed. See 'ingestd journal inspect \
-             --dir {}'; 'ingestd journal set-aside' puts a segment out of the way",
+            "the journal is damaged: acknowledged batches may be lost; all others are committed. See 'ingestd journal \
+             inspect --dir {}'; 'ingestd journal set-aside' moves a segment out of the way",
             dir.display()
         ),
         End::Done | End::Interrupted => return Ok(()),
@@ -197,10 +201,10 @@ fn set_aside(dir: &Path, segment: u64, out: &mut impl Write) -> Result<(), Failu
     if let Some(saved) = &done.saved {
         writeln!(out, "saved {} batches, {} events: {}", done.batches, done.events, saved.display())?;
     } else {
-        writeln!(out, "nothing to save: no readable batch in it is uncommitted")?;
+        writeln!(out, "nothing to save: the segment has no readable uncommitted batch")?;
     }
     if done.unreadable > 0 {
-        writeln!(out, "could not read: {} places", done.unreadable)?;
+        writeln!(out, "unreadable: {} places", done.unreadable)?;
     }
     Ok(writeln!(out, "moved to {}", done.segment.display())?)
 }

@@ -20,42 +20,43 @@ const NAME_CHARS_MAX: usize = 100;
 
 pub(super) fn command() -> Command {
     let new = Command::new("new")
-        .about("Make a key, and print it once")
+        .about("Create a key and print it once")
         .long_about(
-            "Make a key, add it to API_KEYS_FILE and print it. It cannot be shown again: only its hash is stored. A \
-             server that runs learns of it by SIGHUP.",
+            "Create a key, add it to API_KEYS_FILE and print it. It cannot be shown again: only its hash is stored. \
+             Send SIGHUP to a running server to load it.",
         )
         .args(new_arguments());
     let new = with_examples(
         new,
         &[
             (
-                "one that sends, and sees its own batches",
+                "a key that sends batches and reads their status",
                 "ingestd keys new --api-keys-file keys.toml --name checkout --scope ingest,read",
             ),
             (
-                "one for some services, with limits of its own",
+                "a key for some services, with its own rate limits",
                 "ingestd keys new --api-keys-file keys.toml --name shop --scope ingest --service 'shop-*' \\\n\
                  --events-per-second 5000 --events-burst 20000",
             ),
             (
-                "one for Prometheus, kept in a file",
+                "a key for Prometheus, saved to a file",
                 "ingestd keys new --api-keys-file keys.toml --name prometheus --scope metrics > prometheus.key",
             ),
         ],
     );
     let list = Command::new("list").about("List the keys: id, scopes, limits, name");
-    let list = with_examples(list, &[("those in a file", "ingestd keys list --api-keys-file keys.toml")]);
+    let list = with_examples(list, &[("the keys in a file", "ingestd keys list --api-keys-file keys.toml")]);
     let revoke = Command::new("revoke")
-        .about("Take a key out of the file")
+        .about("Remove a key from the file")
         .long_about(
-            "Take a key out of the file. A server that runs refuses it after SIGHUP. Its batches stay; their status is \
-             then visible to keys with the scope 'admin' only, which name the key with ?owner=ID.",
+            "Remove a key from the file. A running server rejects it after SIGHUP. Its batches stay; their status is \
+             then visible only to keys with the scope 'admin', which select the key with ?owner=ID.",
         )
-        .arg(Arg::new("id").value_name("ID").required(true).help("the key's id, as 'keys list' prints it"));
-    let revoke = with_examples(revoke, &[("this one", "ingestd keys revoke --api-keys-file keys.toml 0123456789ab")]);
+        .arg(Arg::new("id").value_name("ID").required(true).help("the key's id, as shown by 'ingestd keys list'"));
+    let revoke =
+        with_examples(revoke, &[("revoke this key", "ingestd keys revoke --api-keys-file keys.toml 0123456789ab")]);
     Command::new("keys")
-        .about("Make, list and revoke API keys")
+        .about("Create, list and revoke API keys")
         .subcommand_required(true)
         .arg_required_else_help(true)
         .subcommands([new, list, revoke].map(|command| settings::with_settings(command, &[Key::ApiKeysFile])))
@@ -66,7 +67,11 @@ fn new_arguments() -> [Arg; 8] {
         Arg::new(id).long(id).value_name("N").value_parser(value_parser!(NonZeroU32)).help(help)
     };
     [
-        Arg::new("name").long("name").value_name("NAME").required(true).help("what people call it, such as the service"),
+        Arg::new("name")
+            .long("name")
+            .value_name("NAME")
+            .required(true)
+            .help("descriptive name, such as the service that uses the key"),
         Arg::new("scope")
             .long("scope")
             .value_name("SCOPE")
@@ -74,23 +79,23 @@ fn new_arguments() -> [Arg; 8] {
             .value_delimiter(',')
             .action(ArgAction::Append)
             .help(
-                "what it may do: ingest (send batches), read (status of its own batches), metrics (metrics and health's \
-                 figures), admin (status of everybody's batches, and metrics)",
+                "what the key may do: ingest (send batches), read (status of its own batches), metrics (metrics and \
+                 details of health), admin (status of all batches, and metrics)",
             ),
         Arg::new("service")
             .long("service")
             .value_name("PATTERN")
             .value_delimiter(',')
             .action(ArgAction::Append)
-            .help("service names whose events it may send, such as 'checkout-*'; without it all"),
-        number("events-per-second", "its own limit instead of RATE_LIMIT_EVENTS_PER_SECOND"),
-        number("events-burst", "events that it may send at once").requires("events-per-second"),
-        number("requests-per-second", "its own limit instead of RATE_LIMIT_REQUESTS_PER_SECOND"),
-        number("requests-burst", "requests that it may send at once").requires("requests-per-second"),
-        Arg::new("certificate-sha256")
-            .long("certificate-sha256")
-            .value_name("HEX")
-            .help("SHA-256 of a client certificate that counts as this key, as 'openssl x509 -fingerprint -sha256' prints it"),
+            .help("service names whose events the key may send, such as 'checkout-*'; default: all"),
+        number("events-per-second", "limit for this key, instead of RATE_LIMIT_EVENTS_PER_SECOND"),
+        number("events-burst", "events that the key may send at once").requires("events-per-second"),
+        number("requests-per-second", "limit for this key, instead of RATE_LIMIT_REQUESTS_PER_SECOND"),
+        number("requests-burst", "requests that the key may send at once").requires("requests-per-second"),
+        Arg::new("certificate-sha256").long("certificate-sha256").value_name("HEX").help(
+            "SHA-256 fingerprint of a client certificate that is accepted as this key, as printed by 'openssl \
+                x509 -fingerprint -sha256'",
+        ),
     ]
 }
 
@@ -110,7 +115,7 @@ fn keys_file(matches: &ArgMatches) -> Result<KeysFile, Failure> {
     }
     match raw.get(Key::ApiKeysFile).text.as_deref().map(str::trim) {
         Some(path) if !path.is_empty() => Ok(KeysFile::at(path.as_ref())),
-        _ => Err(Failure::usage("no file of keys: give --api-keys-file FILE or set API_KEYS_FILE")),
+        _ => Err(Failure::usage("no key file: give --api-keys-file FILE or set API_KEYS_FILE")),
     }
 }
 
@@ -135,7 +140,8 @@ fn new(matches: &ArgMatches) -> Result<(), Failure> {
             Failure::usage("--certificate-sha256 must be 64 hexadecimal digits, with or without colons")
         })?),
     };
-    let token = Token::random().map_err(|error| Failure::runtime(format!("no random numbers: {error}")))?;
+    let token = Token::random()
+        .map_err(|error| Failure::runtime(format!("cannot get random numbers from the system: {error}")))?;
     file.add(&Record {
         id: token.id.clone(),
         name,
@@ -151,7 +157,11 @@ fn new(matches: &ArgMatches) -> Result<(), Failure> {
     })?;
     // What goes to stdout is the key alone, for scripts; the rest is for people.
     writeln!(stdout(), "{}", token.text)?;
-    writeln!(stderr(), "key {} was made; it cannot be shown again. SIGHUP makes a running server take it.", token.id)?;
+    writeln!(
+        stderr(),
+        "created key {}; it cannot be shown again. Send SIGHUP to a running server to load it.",
+        token.id
+    )?;
     Ok(())
 }
 
@@ -179,7 +189,7 @@ fn list(matches: &ArgMatches) -> Result<(), Failure> {
             line.push_str("  certificate");
         }
         let name = record.name.escape_debug();
-        writeln!(out, "{line}  made {}  {name}", record.created_at.as_deref().unwrap_or("by hand"))?;
+        writeln!(out, "{line}  created {}  {name}", record.created_at.as_deref().unwrap_or("by hand"))?;
     }
     Ok(())
 }
@@ -187,8 +197,8 @@ fn list(matches: &ArgMatches) -> Result<(), Failure> {
 fn revoke(matches: &ArgMatches) -> Result<(), Failure> {
     let id = matches.get_one::<String>("id").cloned().unwrap_or_default();
     if keys_file(matches)?.remove(&id)? {
-        writeln!(stdout(), "key {id} was revoked; SIGHUP makes a running server refuse it")?;
+        writeln!(stdout(), "revoked key {id}; send SIGHUP to a running server to apply this")?;
         return Ok(());
     }
-    Err(Failure::usage(format!("there is no key '{}'; 'ingestd keys list' names them", id.escape_debug())))
+    Err(Failure::usage(format!("there is no key '{}'; list the keys with 'ingestd keys list'", id.escape_debug())))
 }

@@ -13,7 +13,7 @@ pub(super) fn config(expected: Option<CertificateDer<'static>>) -> Result<Arc<Cl
     let verifier = Verifier { expected, provider: Arc::clone(&provider) };
     let config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
-        .map_err(|error| format!("TLS cannot be set up: {error}"))?
+        .map_err(|error| format!("cannot set up TLS: {error}"))?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier))
         .with_no_client_auth();

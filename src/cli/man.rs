@@ -19,12 +19,12 @@ pub(super) fn command() -> Command {
         .value_name("PATH")
         .value_parser(value_parser!(PathBuf))
         .value_hint(ValueHint::DirPath)
-        .help("write a page for each command into this folder, which is made if it is missing");
+        .help("write a page for each command to this directory, which is created if missing");
     let command = Command::new("man")
-        .about("Print the man page, or write a page for each command into a folder")
+        .about("Print the man page, or write a page for each command to a directory")
         .long_about(
             "Print the man page ingestd(1) to stdout, or write ingestd.1 and a page for each command, such as \
-             ingestd-serve.1, into a folder.",
+             ingestd-serve.1, to a directory.",
         )
         .arg(dir);
     with_examples(

@@ -13,19 +13,20 @@ use crate::pg::migrate::migrate;
 
 pub(super) fn command() -> Command {
     let command = settings::with_settings(
-        Command::new("migrate").about("Apply the migrations that the database lacks").long_about(
-            "Apply the migrations that the database lacks, and print which. With SHARDING=citus, \
-                 spread the tables over the cluster then. Safe to run again, and on many nodes at once. The server does the same when it starts. Needs a role that owns the tables: that of \
-                 MIGRATE_DATABASE_URL, or else of DATABASE_URL.",
+        Command::new("migrate").about("Apply missing database migrations").long_about(
+            "Apply missing database migrations and print which. With SHARDING=citus, then distribute the tables over \
+             the cluster. Safe to run again, and on many nodes at once. The server does the same when it starts. \
+             Requires a role that owns the tables: that of MIGRATE_DATABASE_URL if set, otherwise that of \
+             DATABASE_URL.",
         ),
         settings::OWNER,
     );
     with_examples(
         command,
         &[
-            ("the database of DATABASE_URL, or of the server that was started in this folder", "ingestd migrate"),
+            ("the database of DATABASE_URL, or of the server that was started in this directory", "ingestd migrate"),
             (
-                "another one, by the role that owns the tables",
+                "another database, as the role that owns the tables",
                 "MIGRATE_DATABASE_URL=postgresql://owner:secret@db/events ingestd migrate",
             ),
         ],
@@ -41,7 +42,7 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
     drop(waiting);
     writeln!(stdout(), "{}", report?)?;
     if arranged.transpose()? == Some(true) {
-        writeln!(stdout(), "the tables are spread over the Citus cluster")?;
+        writeln!(stdout(), "tables distributed over the Citus cluster")?;
     }
     Ok(())
 }

@@ -53,14 +53,14 @@ fn command() -> Command {
     let command = Command::new("ingestd")
         .color(terminal::colours_of_help())
         .version(env!("CARGO_PKG_VERSION"))
-        .about("Takes batches of JSON events over HTTP and lands them, durably and exactly once, in PostgreSQL")
+        .about("Accepts batches of JSON events over HTTP and stores them, durably and exactly once, in PostgreSQL")
         .long_about(
-            "Takes batches of JSON events over HTTP and lands them, durably and exactly once, in monthly-partitioned \
-             PostgreSQL tables by binary COPY.\n\n\
-             Settings come from flags, then the environment, then --config FILE (TOML, names in lower case), then \
-             defaults; 'ingestd serve --help' lists them, 'ingestd print-config' shows what holds.\n\n\
-             Results go to stdout, errors and the log to stderr. Exit codes: 0 fine, 2 usage or configuration, 1 anything \
-             else. Colours and progress bars are for terminals only; NO_COLOR=1 leaves the colours out.",
+            "Accepts batches of JSON events over HTTP and stores them, durably and exactly once, in \
+             monthly-partitioned PostgreSQL tables by binary COPY.\n\nSettings are read from flags, then the \
+             environment, then --config FILE (TOML, names in lower case), then defaults; 'ingestd serve --help' lists \
+             them, 'ingestd print-config' shows the values in effect.\n\nResults go to stdout, errors and the log to \
+             stderr. Exit codes: 0 success, 2 usage or configuration error, 1 any other error. Colours and progress \
+             bars are used on terminals only; NO_COLOR=1 disables colours.",
         )
         .subcommand_required(true)
         .arg_required_else_help(true)
@@ -84,7 +84,7 @@ fn command() -> Command {
         &[
             ("a server on 127.0.0.1:8000 with a private PostgreSQL under ./data", "ingestd serve"),
             ("ten seconds of load against it, and a check that nothing is lost", "ingestd load"),
-            ("its settings, and where they came from", "ingestd print-config"),
+            ("its settings and where they came from", "ingestd print-config"),
         ],
     )
 }

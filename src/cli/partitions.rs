@@ -21,49 +21,52 @@ pub(super) fn command() -> Command {
         .required(true)
         .action(ArgAction::Append)
         .value_parser(parse_month)
-        .help("month to make a partition for, UTC; may be given several times");
+        .help("month (UTC) to create a partition for; may be given several times");
     let older_than = Arg::new("older-than")
         .long("older-than")
         .value_name("Nmonths")
         .required(true)
         .value_parser(parse_age)
         .help("drop partitions that end before the month this many months ago, such as 3months");
-    let dry_run = Arg::new("dry-run").long("dry-run").action(ArgAction::SetTrue).help("print, drop nothing");
+    let dry_run = Arg::new("dry-run")
+        .long("dry-run")
+        .action(ArgAction::SetTrue)
+        .help("print what would be dropped, drop nothing");
     let create = Command::new("create")
-        .about("Make the partition of a month, if it is missing")
-        .long_about("Make the partition of a month, if it is missing. Needs the role that owns the tables.")
+        .about("Create the partition of a month, if missing")
+        .long_about("Create the partition of a month, if missing. Requires the role that owns the tables.")
         .arg(month);
     let create = with_examples(
         create,
         &[
-            ("a month", "ingestd partitions create --month 2026-12"),
+            ("one month", "ingestd partitions create --month 2026-12"),
             ("two", "ingestd partitions create --month 2027-01 --month 2027-02"),
         ],
     );
     let list = Command::new("list").about("List partitions with bounds, rows (estimated) and size");
-    let list = with_examples(list, &[("all of them", "ingestd partitions list")]);
+    let list = with_examples(list, &[("all partitions", "ingestd partitions list")]);
     let cleanup = Command::new("cleanup")
         .about("Drop whole partitions of old months, with their rows")
         .long_about(
-            "Drop whole partitions of old months, with their rows. Waits for transactions that are under way, and \
-             blocks no new ones. Completes a cleanup that was interrupted.",
+            "Drop whole partitions of old months, with their rows. Waits for running transactions and does not block \
+             new ones. Completes an interrupted cleanup.",
         )
         .args([older_than, dry_run]);
     let cleanup = with_examples(
         cleanup,
         &[
             (
-                "in December 2026: name the partitions of August 2026 and before",
+                "in December 2026: list the partitions of August 2026 and before",
                 "ingestd partitions cleanup --older-than 3months --dry-run",
             ),
             ("drop them", "ingestd partitions cleanup --older-than 3months"),
         ],
     );
     Command::new("partitions")
-        .about("Make, list and drop monthly partitions")
+        .about("Create, list and drop monthly partitions")
         .long_about(
-            "Make, list and drop monthly partitions of events. The server makes them ahead of need and on demand; \
-             these commands are for databases where it may not, and for dropping old months by hand.",
+            "Create, list and drop monthly partitions of events. The server creates them ahead of time and on demand; \
+             use these commands where it lacks the rights to do so, and to drop old months by hand.",
         )
         .subcommand_required(true)
         .arg_required_else_help(true)
@@ -85,7 +88,7 @@ fn create(matches: &ArgMatches) -> Result<(), Failure> {
     let made = partitions::ensure(&mut client, &months)?;
     let mut out = stdout().lock();
     for month in months {
-        let did = if made.contains(&month.partition_name()) { "made" } else { "there already:" };
+        let did = if made.contains(&month.partition_name()) { "created" } else { "already present:" };
         writeln!(out, "{did} {}", month.partition_name())?;
     }
     Ok(())
@@ -96,7 +99,7 @@ fn list(matches: &ArgMatches) -> Result<(), Failure> {
     let found = partitions::list(&mut client)?;
     let mut out = stdout().lock();
     let width = found.iter().map(|partition| partition.name.len()).max().unwrap_or(0).max("PARTITION".len());
-    writeln!(out, "{:width$}  {:20}  {:20}  {:>14}  {:>10}", "PARTITION", "FROM", "TO", "ROWS (ABOUT)", "SIZE")?;
+    writeln!(out, "{:width$}  {:20}  {:20}  {:>14}  {:>10}", "PARTITION", "FROM", "TO", "ROWS (EST.)", "SIZE")?;
     for partition in found {
         let Partition { name, start, end, rows_estimate, bytes, detaching, .. } = &partition;
         let (from, to, size) = (instant(*start), instant(*end), size(*bytes));

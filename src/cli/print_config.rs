@@ -13,19 +13,18 @@ use crate::config::settings::Fallback;
 
 pub(super) fn command() -> Command {
     let command = settings::with_all_settings(
-        Command::new("print-config")
-            .about("Print every setting, its value and where it came from")
-            .long_about(
-                "Print every setting, its value and where it came from. Passwords are shown as ***. Of files that \
-                 settings name only those with URLs are read. Settings that are wrong are printed too; then the exit code is 2.",
-            )
+        Command::new("print-config").about("Print every setting, its value and where it came from").long_about(
+            "Print every setting, its value and where it came from. Passwords are shown as ***. Of the files that \
+                 settings name, only those that contain URLs are read. Invalid settings are printed too; the exit code \
+                 is then 2.",
+        ),
     );
     with_examples(
         command,
         &[
-            ("what a server that is started like this would use", "ingestd print-config"),
-            ("what a file makes of it", "ingestd print-config --config /etc/ingestd/ingestd.toml"),
-            ("only what differs from the defaults", "ingestd print-config | grep -v ' default$'"),
+            ("what a server started this way would use", "ingestd print-config"),
+            ("what applies with a settings file", "ingestd print-config --config /etc/ingestd/ingestd.toml"),
+            ("only settings that differ from the defaults", "ingestd print-config | grep -v ' default$'"),
         ],
     )
 }
@@ -53,7 +52,7 @@ fn print(raw: &Raw, out: &mut impl Write) -> std::io::Result<()> {
 fn value(given: &Given, is_unused: bool) -> String {
     let shown = given.shown().map(|text| text.escape_debug().to_string());
     match (shown, given.setting.fallback) {
-        (Some(text), _) if is_unused => format!("{text} (not used: --embedded)"),
+        (Some(text), _) if is_unused => format!("{text} (ignored: --embedded)"),
         (Some(text), _) => text,
         (None, Fallback::Value(text) | Fallback::Unset(text)) => format!("unset ({text})"),
     }

@@ -45,7 +45,7 @@ pub(super) fn with_all_settings(command: Command) -> Command {
         .long("embedded")
         .action(ArgAction::SetTrue)
         .conflicts_with_all([Key::DatabaseUrl.name(), Key::DatabaseUrlFile.name()])
-        .help("use the private PostgreSQL even if DATABASE_URL is set in environment or file");
+        .help("use the private PostgreSQL even if DATABASE_URL is set in the environment or a file");
     with_settings(command.arg(embedded), &[]).args(flags)
 }
 

@@ -17,43 +17,46 @@ const SECONDS_PER_DAY: u64 = 86_400;
 pub(super) fn of(config: &Config, raw: &Raw) -> Vec<String> {
     let mut lines = Vec::new();
     for unused in raw.iter().filter(|given| raw.is_unused(given.setting.key) && given.text.is_some()) {
-        lines.push(format!("--embedded: {}, given by {}, is not used", unused.setting.name, unused.origin));
+        lines.push(format!("--embedded: {}, given by {}, is ignored", unused.setting.name, unused.origin));
     }
     match &config.database {
         Database::Embedded => {
-            lines.push(format!("rows go to a private PostgreSQL with its data in {}", config.embedded_dir().display()));
+            lines.push(format!(
+                "rows are stored in a private PostgreSQL with its data in {}",
+                config.embedded_dir().display()
+            ));
         }
         Database::Url(url) => lines.extend(unauthenticated_server(url)),
     }
     if let Some(url) = &config.migrate_database {
-        lines.push(format!("migrations go to {} as another role: MIGRATE_DATABASE_URL", url.address()));
+        lines.push(format!("MIGRATE_DATABASE_URL: migrations connect to {} as another role", url.address()));
         lines.extend(unauthenticated_server(url));
     }
     if config.redis.is_none() {
-        lines.push("batch status is kept in this process: other nodes answer only for committed batches".into());
+        lines.push("batch status is kept in this process: other nodes know only committed batches".into());
     }
     if let Some(endpoint) = &config.otlp_endpoint {
-        lines.push(format!("OTLP_ENDPOINT: times, ids and counts of sampled requests go to {endpoint}"));
+        lines.push(format!("OTLP_ENDPOINT: times, ids and counts of sampled requests are sent to {endpoint}"));
     }
     if config.ack == AckLevel::Memory {
-        lines.push("ACK=memory: a crash loses batches that were answered but not yet committed".into());
+        lines.push("ACK=memory: a crash loses batches that were acknowledged but not yet committed".into());
     }
     if config.auth == Auth::Off {
         let open: Vec<_> = config.listen.iter().filter(|address| !address.ip().is_loopback()).collect();
         if !open.is_empty() {
             let open: Vec<_> = open.into_iter().map(SocketAddr::to_string).collect();
-            lines.push(format!("AUTH=off: everyone who can reach {} may ingest and read", open.join(", ")));
+            lines.push(format!("AUTH=off: everyone who can reach {} can ingest and read", open.join(", ")));
         }
     }
     if config.tls.as_ref().is_some_and(|files| files.client_ca.is_some()) {
-        lines.push("TLS_CLIENT_CA_FILE: a client without a certificate is served all the same".into());
+        lines.push("TLS_CLIENT_CA_FILE: clients without a certificate are still served".into());
     }
     if config.pool_connections_max == 1 {
         lines.push("DB_POOL_MAX_SIZE=1: no connection is reserved for priorities 8 to 10".into());
     }
     if config.journal_bytes_max < config.body_bytes_max as u64 {
         lines.push(format!(
-            "JOURNAL_MAX_MB={} is below MAX_BODY_MB={}: a batch that does not fit into the journal is answered 503",
+            "JOURNAL_MAX_MB={} is below MAX_BODY_MB={}: a batch that does not fit in the journal is rejected",
             config.journal_bytes_max / MIB as u64,
             config.body_bytes_max / MIB
         ));
@@ -63,7 +66,7 @@ pub(super) fn of(config: &Config, raw: &Raw) -> Vec<String> {
         let kept_days = u64::from(months) * DAYS_PER_MONTH_MAX;
         if config.event_age_max > Duration::from_secs(kept_days * SECONDS_PER_DAY) {
             lines.push(format!(
-                "EVENT_MAX_AGE_DAYS={} accepts events that are older than that: they are stored and soon dropped",
+                "EVENT_MAX_AGE_DAYS={} accepts events older than that: they are stored and soon dropped",
                 config.event_age_max.as_secs() / SECONDS_PER_DAY
             ));
         }
@@ -88,7 +91,7 @@ fn unauthenticated_server(url: &DatabaseUrl) -> Option<String> {
     let stays_here = !hosts.is_empty() && hosts.iter().all(local);
     (!authenticated && !stays_here).then(|| {
         format!(
-            "sslmode={} does not prove that {} is your server; verify-full does",
+            "sslmode={} does not verify that {} is your server; use verify-full",
             url.ssl_mode().name(),
             url.address()
         )

@@ -80,13 +80,13 @@ impl DatabaseUrl {
     pub fn parse(url: &str) -> Result<Self, String> {
         let rest = url.strip_prefix("postgres://").or_else(|| url.strip_prefix("postgresql://"));
         let Some(rest) = rest else {
-            return Err("must begin with postgres:// or postgresql://, \
-                        such as postgresql://user:password@host:5432/database"
+            return Err("must start with postgres:// or postgresql://, such as \
+                postgresql://user:password@host:5432/database"
                 .into());
         };
         let (location, query) = rest.split_once('?').unwrap_or((rest, ""));
         if location.matches('@').count() > 1 {
-            return Err("has more than one '@' before the host: write an '@' in the password as %40".into());
+            return Err("contains more than one '@' before the host: write '@' in the password as %40".into());
         }
         let mut parsed = Self {
             config: postgres::Config::new(),
@@ -117,7 +117,7 @@ impl DatabaseUrl {
                     })?;
                 }
                 "sslrootcert" if value == "system" => self.ssl_root_cert = Some(SslRootCert::System),
-                "sslrootcert" if value.is_empty() => return Err("sslrootcert= names no file".into()),
+                "sslrootcert" if value.is_empty() => return Err("sslrootcert= does not name a file".into()),
                 "sslrootcert" => self.ssl_root_cert = Some(SslRootCert::File(PathBuf::from(&*value))),
                 "sslcert" | "sslkey" | "sslpassword" | "sslcrl" | "sslcrldir" | "service" | "passfile"
                 | "gssencmode" | "requirepeer" => {
@@ -136,15 +136,15 @@ impl DatabaseUrl {
         if self.config.get_hosts().iter().any(|host| matches!(host, Host::Tcp(name) if name.is_empty()))
             || (self.config.get_hosts().is_empty() && self.config.get_hostaddrs().is_empty())
         {
-            return Err("names no host; write it as postgresql://user:password@host:5432/database \
-                        (for a unix socket: postgresql://user@%2Frun%2Fpostgresql/database)"
+            return Err("has no host; write it as postgresql://user:password@host:5432/database (for a Unix socket: \
+                postgresql://user@%2Frun%2Fpostgresql/database)"
                 .into());
         }
         let verifies = matches!(self.ssl_mode, SslMode::VerifyFull);
         if self.ssl_root_cert == Some(SslRootCert::System) && !verifies {
             return Err(format!(
-                "sslrootcert=system needs sslmode=verify-full (it is {}): anyone can get a certificate of a public \
-                 authority for some name",
+                "sslrootcert=system requires sslmode=verify-full (it is {}): anyone can get a certificate from a \
+                 public authority for some name",
                 self.ssl_mode.name()
             ));
         }
@@ -213,7 +213,7 @@ impl fmt::Debug for DatabaseUrl {
 fn driver_message(error: &postgres::Error) -> String {
     let reason = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
     let reason = reason.replace('`', "'");
-    format!("is not a URL that names a database: {reason}; write it as postgresql://user:password@host:5432/database")
+    format!("is not a valid database URL: {reason}; write it as postgresql://user:password@host:5432/database")
 }
 
 #[cfg(test)]
@@ -254,7 +254,7 @@ mod tests {
         for url in
             ["postgresql:///db", "postgres://", "postgres://u:p@/db", "postgres://:5432/db", "postgres://u@:5432/db"]
         {
-            assert!(error(url).starts_with("names no host; write it as postgresql://user:password@host"), "{url}");
+            assert!(error(url).starts_with("has no host; write it as postgresql://user:password@host"), "{url}");
         }
     }
 
@@ -269,13 +269,13 @@ mod tests {
     #[test]
     fn what_is_wrong_is_said_without_the_password() {
         for (url, expected) in [
-            ("mysql://u:geheim@h/d", "must begin with postgres://"),
-            ("host=h password=geheim", "must begin with postgres://"),
+            ("mysql://u:geheim@h/d", "must start with postgres://"),
+            ("host=h password=geheim", "must start with postgres://"),
             ("postgres://u:geheim@x@h/d", "more than one '@'"),
             ("postgres://u:geheim@h:none/d", "invalid value for option 'port'"),
             ("postgres://u:geheim@h/d?colour=red", "unknown option 'colour'"),
             ("postgres://u:geheim@h/d?sslcert=x", "does not support"),
-            ("postgres://u:geheim@h/d?sslmode=require&sslrootcert=system", "needs sslmode=verify-full"),
+            ("postgres://u:geheim@h/d?sslmode=require&sslrootcert=system", "requires sslmode=verify-full"),
         ] {
             let message = error(url);
             assert!(message.contains(expected), "{url}: {message}");

@@ -100,7 +100,7 @@ impl Reader<'_> {
             Fallback::Value(text) | Fallback::Unset(text) => text,
         };
         let allowed = given.setting.kind.allowed();
-        self.refuse(key, &format!("is empty; unset it for the default ({default}), or give {allowed}"));
+        self.refuse(key, &format!("is empty; unset it to use the default ({default}), or set it to {allowed}"));
         None
     }
 
@@ -129,7 +129,7 @@ impl Reader<'_> {
         if self.word(Key::SynchronousCommit) == "off" {
             self.refuse(
                 Key::SynchronousCommit,
-                "cannot be had with SHARDING=citus: that a worker has flushed cannot be told; set it to 'on'",
+                "is not supported with SHARDING=citus (worker flushes cannot be confirmed); set it to 'on'",
             );
         }
         Sharding::Citus
@@ -188,7 +188,7 @@ impl Reader<'_> {
         let off = self.word(Key::Auth) == "off";
         match self.path(Key::ApiKeysFile) {
             Some(_) if off => {
-                self.refuse(Key::Auth, "contradicts API_KEYS_FILE; unset one of them");
+                self.refuse(Key::Auth, "conflicts with API_KEYS_FILE; unset one of them");
                 Auth::Off
             }
             Some(file) => Auth::Keys(file),
@@ -203,7 +203,7 @@ impl Reader<'_> {
         };
         let (rate, at_once) = (whole(self, per_second), whole(self, burst));
         if rate.is_none() && at_once.is_some() && !self.failed.contains(&per_second) {
-            self.refuse(burst, &format!("needs {} beside it", per_second.name()));
+            self.refuse(burst, &format!("requires {} to be set", per_second.name()));
         }
         Some(RateLimit::new(rate?, at_once))
     }
@@ -235,8 +235,8 @@ impl Reader<'_> {
         let host = rest.map(|rest| rest.rsplit_once('@').map_or(rest, |(_credentials, host)| host));
         match host {
             Some(host) if !host.is_empty() && !host.starts_with(['/', ':', '?']) => return Some(RedisUrl(text)),
-            Some(_) => self.refuse(Key::RedisUrl, "names no host; write it as redis://:password@host:6379/0"),
-            None => self.refuse(Key::RedisUrl, "must begin with redis:// or rediss://, such as redis://host:6379/0"),
+            Some(_) => self.refuse(Key::RedisUrl, "has no host; write it as redis://:password@host:6379/0"),
+            None => self.refuse(Key::RedisUrl, "must start with redis:// or rediss://, such as redis://host:6379/0"),
         }
         None
     }
@@ -247,11 +247,13 @@ impl Reader<'_> {
         let uri = text.parse::<Uri>().ok().filter(|uri| matches!(uri.scheme_str(), Some("http" | "https")));
         let why = match &uri {
             _ if text.contains('@') => {
-                "must hold neither user nor password; OTEL_EXPORTER_OTLP_HEADERS takes what the collector asks for"
+                "must not contain a user or password; set OTEL_EXPORTER_OTLP_HEADERS to what the collector requires"
             }
-            None => "must be a URL that begins with http:// or https://, such as http://127.0.0.1:4318",
-            Some(uri) if uri.host().is_none_or(str::is_empty) => "names no host; write it as http://host:4318",
-            Some(uri) if uri.query().is_some() || text.contains('#') => "must end with the host or a path",
+            None => "must be a URL that starts with http:// or https://, such as http://127.0.0.1:4318",
+            Some(uri) if uri.host().is_none_or(str::is_empty) => "has no host; write it as http://host:4318",
+            Some(uri) if uri.query().is_some() || text.contains('#') => {
+                "must end with the host or a path, without query or fragment"
+            }
             Some(_) => return Some(text.trim_end_matches('/').to_owned()),
         };
         self.refuse(Key::OtlpEndpoint, why);
@@ -263,7 +265,7 @@ impl Reader<'_> {
         for text in self.text(Key::ListenAddr).unwrap_or_default().split(',').map(str::trim) {
             match resolve(text) {
                 Ok(address) if address.port() != 0 && addresses.contains(&address) => {
-                    self.refuse(Key::ListenAddr, &format!("'{text}' is there twice"));
+                    self.refuse(Key::ListenAddr, &format!("'{text}' is given more than once"));
                 }
                 Ok(address) => addresses.push(address),
                 Err(why) if !self.failed.contains(&Key::ListenAddr) => {
@@ -281,14 +283,14 @@ impl Reader<'_> {
         let client_ca = self.path(Key::TlsClientCaFile);
         let is_given = |reader: &Self, key: Key| reader.raw.get(key).text.is_some();
         if certificate.is_some() && !is_given(self, Key::TlsKeyFile) {
-            self.refuse(Key::TlsCertFile, "needs TLS_KEY_FILE too, the private key of the certificate");
+            self.refuse(Key::TlsCertFile, "requires TLS_KEY_FILE, the private key of the certificate");
         }
         if key.is_some() && !is_given(self, Key::TlsCertFile) {
-            self.refuse(Key::TlsKeyFile, "needs TLS_CERT_FILE too, the certificate of the private key");
+            self.refuse(Key::TlsKeyFile, "requires TLS_CERT_FILE, the certificate of the private key");
         } else if client_ca.is_some() && !is_given(self, Key::TlsCertFile) {
             self.refuse(
                 Key::TlsClientCaFile,
-                "needs TLS_CERT_FILE and TLS_KEY_FILE: without TLS there are no certificates",
+                "requires TLS_CERT_FILE and TLS_KEY_FILE: client certificates are only available over TLS",
             );
         }
         Some(TlsFiles { certificate: certificate?, key: key?, client_ca })
@@ -312,21 +314,21 @@ impl Reader<'_> {
         let fine = |failed: &[Key], keys: [Key; 2]| !keys.iter().any(|key| failed.contains(key));
         let (min, max) = (config.pool_connections_min, config.pool_connections_max);
         if fine(&self.failed, [Key::DbPoolMinSize, Key::DbPoolMaxSize]) && min > max {
-            self.refuse(Key::DbPoolMinSize, &format!("must not be above DB_POOL_MAX_SIZE, which is {max}"));
+            self.refuse(Key::DbPoolMinSize, &format!("must not be greater than DB_POOL_MAX_SIZE, which is {max}"));
         }
         if fine(&self.failed, [Key::MaxBatchMemoryMb, Key::MaxBodyMb]) && config.copy_bytes_max < config.body_bytes_max
         {
             let body = config.body_bytes_max / MIB;
             self.refuse(
                 Key::MaxBatchMemoryMb,
-                &format!("must not be below MAX_BODY_MB, which is {body}: one request must fit into one COPY"),
+                &format!("must not be less than MAX_BODY_MB, which is {body}: one request must fit in one COPY"),
             );
         }
         if config.sharding == Sharding::Citus
             && matches!(config.database, Database::Embedded)
             && fine(&self.failed, [Key::Sharding, Key::DatabaseUrl])
         {
-            self.refuse(Key::Sharding, "needs the coordinator of a Citus cluster: set DATABASE_URL");
+            self.refuse(Key::Sharding, "requires the coordinator of a Citus cluster: set DATABASE_URL");
         }
         let open = config.listen.iter().find(|address| !address.ip().is_loopback());
         if let (Some(address), true) = (open, fine(&self.failed, [Key::Auth, Key::ListenAddr]))
@@ -336,8 +338,8 @@ impl Reader<'_> {
             self.refuse(
                 Key::ListenAddr,
                 &format!(
-                    "{address} can be reached from other machines: set API_KEYS_FILE to ask for keys, or AUTH=off to \
-                     let everyone in"
+                    "{address} is reachable from other machines: set API_KEYS_FILE to require API keys, or AUTH=off to \
+                     allow everyone"
                 ),
             );
         }
@@ -428,7 +430,7 @@ mod tests {
         }
         let message = problem(Key::DatabaseUrl, "");
         assert!(
-            message.starts_with("DATABASE_URL=: is empty; unset it for the default (embedded), or give a URL"),
+            message.starts_with("DATABASE_URL=: is empty; unset it to use the default (embedded), or set it to a URL"),
             "{message}"
         );
     }
@@ -444,9 +446,9 @@ mod tests {
     #[test]
     fn settings_that_contradict_each_other_are_refused() {
         let message = problem(Key::DbPoolMinSize, "30");
-        assert_eq!(message, "DB_POOL_MIN_SIZE=30: must not be above DB_POOL_MAX_SIZE, which is 20");
+        assert_eq!(message, "DB_POOL_MIN_SIZE=30: must not be greater than DB_POOL_MAX_SIZE, which is 20");
         let message = problem(Key::MaxBatchMemoryMb, "15");
-        assert!(message.contains("must not be below MAX_BODY_MB, which is 16"), "{message}");
+        assert!(message.contains("must not be less than MAX_BODY_MB, which is 16"), "{message}");
     }
 
     #[test]
@@ -464,14 +466,16 @@ mod tests {
         let config = parse(&[(Key::ListenAddr, "0.0.0.0:8000"), (Key::ApiKeysFile, "keys.toml")]).expect("valid");
         assert_eq!(config.auth, Auth::Keys(PathBuf::from("keys.toml")));
         let problems = parse(&[(Key::Auth, "off"), (Key::ApiKeysFile, "keys.toml")]).expect_err("contradiction");
-        assert!(problems.to_string().contains("AUTH=off: contradicts API_KEYS_FILE"), "{problems}");
+        assert!(problems.to_string().contains("AUTH=off: conflicts with API_KEYS_FILE"), "{problems}");
         let config = parse(&[(Key::RateLimitEventsPerSecond, "5"), (Key::RateLimitBurst, "9")]).expect("valid");
         let limit = |rate, burst| Some(RateLimit::new(NonZeroU32::new(rate)?, NonZeroU32::new(burst)));
         assert_eq!((config.rate_limits.events, config.rate_limits.requests), (limit(5, 9), None));
         let config = parse(&[(Key::RateLimitRequestsPerSecond, "7")]).expect("valid");
         assert_eq!((config.rate_limits.events, config.rate_limits.requests), (None, limit(7, 7)));
-        assert!(problem(Key::RateLimitBurst, "5").contains("needs RATE_LIMIT_EVENTS_PER_SECOND beside it"));
-        assert!(problem(Key::RateLimitRequestsBurst, "5").contains("needs RATE_LIMIT_REQUESTS_PER_SECOND beside it"));
+        assert!(problem(Key::RateLimitBurst, "5").contains("requires RATE_LIMIT_EVENTS_PER_SECOND to be set"));
+        assert!(
+            problem(Key::RateLimitRequestsBurst, "5").contains("requires RATE_LIMIT_REQUESTS_PER_SECOND to be set")
+        );
     }
 
     #[test]
@@ -482,7 +486,7 @@ mod tests {
         for bad in ["8000", ":8000", "127.0.0.1", "127.0.0.1:99999", "127.0.0.1:1,", "::1:x"] {
             assert!(problem(Key::ListenAddr, bad).contains("must be host:port"), "{bad}");
         }
-        assert!(problem(Key::ListenAddr, "127.0.0.1:1,127.0.0.1:1").contains("is there twice"));
+        assert!(problem(Key::ListenAddr, "127.0.0.1:1,127.0.0.1:1").contains("is given more than once"));
     }
 
     #[test]
@@ -491,9 +495,9 @@ mod tests {
     #[test]
     fn a_certificate_needs_its_key_and_the_other_way_round() {
         let (certificate, key, client_ca) = (Key::TlsCertFile, Key::TlsKeyFile, Key::TlsClientCaFile);
-        assert!(problem(certificate, "c.pem").starts_with("TLS_CERT_FILE=c.pem: needs TLS_KEY_FILE too"));
-        assert!(problem(key, "k.pem").starts_with("TLS_KEY_FILE=k.pem: needs TLS_CERT_FILE too"));
-        assert!(problem(client_ca, "ca.pem").starts_with("TLS_CLIENT_CA_FILE=ca.pem: needs TLS_CERT_FILE and"));
+        assert!(problem(certificate, "c.pem").starts_with("TLS_CERT_FILE=c.pem: requires TLS_KEY_FILE"));
+        assert!(problem(key, "k.pem").starts_with("TLS_KEY_FILE=k.pem: requires TLS_CERT_FILE"));
+        assert!(problem(client_ca, "ca.pem").starts_with("TLS_CLIENT_CA_FILE=ca.pem: requires TLS_CERT_FILE and"));
         assert_eq!(parse(&[]).expect("valid").tls, None);
         let given = [(certificate, "c.pem"), (key, "k.pem"), (client_ca, "ca.pem")];
         let files = parse(&given).expect("valid").tls.expect("TLS");
@@ -508,32 +512,32 @@ mod tests {
         assert_eq!(endpoint("http://127.0.0.1:4318/").as_deref(), Some("http://127.0.0.1:4318"));
         assert_eq!(endpoint("https://[::1]/otlp/x").as_deref(), Some("https://[::1]/otlp/x"));
         for (bad, why) in [
-            ("127.0.0.1:4318", "must be a URL that begins with http://"),
-            ("grpc://h:4317", "must be a URL that begins with http://"),
-            ("http:///v1", "must be a URL that begins with http://"),
-            ("http://:4318", "names no host"),
-            ("http://h/?a=b", "must end with the host or a path"),
+            ("127.0.0.1:4318", "must be a URL that starts with http://"),
+            ("grpc://h:4317", "must be a URL that starts with http://"),
+            ("http:///v1", "must be a URL that starts with http://"),
+            ("http://:4318", "has no host"),
+            ("http://h/?a=b", "must end with the host or a path, without query or fragment"),
         ] {
             let said = problem(Key::OtlpEndpoint, bad);
             assert!(said.contains(why), "{said}");
         }
         for secret in ["https://geheim@h", "https://u:geheim@h", "https://u:ge/geheim@h", "u:geheim@h"] {
             let said = problem(Key::OtlpEndpoint, secret);
-            assert!(said.contains("must hold neither user nor password") && !said.contains("geheim"), "{said}");
+            assert!(said.contains("must not contain a user or password") && !said.contains("geheim"), "{said}");
         }
     }
 
     #[test]
     fn urls_are_checked_and_their_passwords_never_shown() {
-        assert!(problem(Key::DatabaseUrl, "postgresql:///db").contains("names no host"));
+        assert!(problem(Key::DatabaseUrl, "postgresql:///db").contains("has no host"));
         assert!(
             problem(Key::DatabaseUrl, "postgres://u:geheim@:5432/db")
-                .contains("postgres://u:***@:5432/db: names no host")
+                .contains("postgres://u:***@:5432/db: has no host")
         );
-        assert!(problem(Key::RedisUrl, "redis://").contains("names no host"));
+        assert!(problem(Key::RedisUrl, "redis://").contains("has no host"));
         for (key, text) in [(Key::RedisUrl, "http://:geheim@h"), (Key::DatabaseUrl, "mysql://u:geheim@h/d")] {
             let message = problem(key, text);
-            assert!(message.contains("must begin with") && !message.contains("geheim"), "{message}");
+            assert!(message.contains("must start with") && !message.contains("geheim"), "{message}");
         }
         let config = parse(&[(Key::RedisUrl, "redis://:geheim@h:6379/0")]).expect("valid");
         assert!(!format!("{config:?}").contains("geheim"));

@@ -142,7 +142,7 @@ impl Raw {
         if given.text.is_some() {
             let (name, origin, file_name, file_origin) = (key.name(), &given.origin, file.name(), &named.origin);
             self.problems
-                .push(format!("{name} ({origin}) and {file_name} ({file_origin}) are both given: unset one of them"));
+                .push(format!("{name} ({origin}) and {file_name} ({file_origin}) are both set: unset one of them"));
             return;
         }
         let path = PathBuf::from(path);
@@ -174,13 +174,13 @@ fn read_secret_file(path: &Path) -> Result<String, String> {
     let read = file.take(SECRET_FILE_BYTES_MAX + 1).read_to_string(&mut text);
     read.map_err(|error| format!("cannot be read: {error}"))?;
     if text.len() as u64 > SECRET_FILE_BYTES_MAX {
-        return Err(format!("is longer than {SECRET_FILE_BYTES_MAX} bytes: it must hold one URL and nothing else"));
+        return Err(format!("is longer than {SECRET_FILE_BYTES_MAX} bytes: it must contain one URL and nothing else"));
     }
     let line = text.trim();
     match line.lines().count() {
-        0 => Err("is empty: it must hold a URL".into()),
+        0 => Err("is empty: it must contain a URL".into()),
         1 => Ok(line.into()),
-        _ => Err("has several lines: it must hold one URL and nothing else".into()),
+        _ => Err("has several lines: it must contain one URL and nothing else".into()),
     }
 }
 
@@ -211,7 +211,7 @@ fn read_file(path: &Path, problems: &mut Vec<String>) -> BTreeMap<Key, String> {
         Err(error) => {
             let line = error.span().map_or(1, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
             let reason = error.message().lines().collect::<Vec<_>>().join(", ");
-            problems.push(format!("{shown}:{line}: is not TOML: {reason}"));
+            problems.push(format!("{shown}:{line}: not valid TOML: {reason}"));
             return BTreeMap::new();
         }
     };
@@ -226,7 +226,7 @@ fn read_file(path: &Path, problems: &mut Vec<String>) -> BTreeMap<Key, String> {
             toml::Value::Integer(number) => found.insert(setting.key, number.to_string()),
             other => {
                 problems.push(format!(
-                    "{shown}: {name} is a {}: must be {}, written as a string or a whole number",
+                    "{shown}: {name} is a {}: it must be {}, written as a string or a whole number",
                     other.type_str(),
                     setting.kind.allowed()
                 ));
@@ -296,8 +296,8 @@ mod tests {
         let raw = Raw::gather(Sources { file: Some(file.path()), ..Sources::default() });
         let text = raw.problems.join("\n");
         assert!(text.contains("unknown setting 'bach_size'; did you mean 'batch_size'?"), "{text}");
-        assert!(text.contains("workers is a boolean: must be a whole number from 1 to 1024"), "{text}");
-        assert!(text.contains("ack is a table: must be one of memory, journal, commit"), "{text}");
+        assert!(text.contains("workers is a boolean: it must be a whole number from 1 to 1024"), "{text}");
+        assert!(text.contains("ack is a table: it must be one of memory, journal, commit"), "{text}");
         assert!(text.contains(&file.path().display().to_string()), "{text}");
     }
 
@@ -305,7 +305,7 @@ mod tests {
     fn a_file_that_is_not_toml_names_its_line() {
         let file = file("batch_size = 3\n\nack = =\n");
         let raw = Raw::gather(Sources { file: Some(file.path()), ..Sources::default() });
-        assert!(raw.problems[0].contains(":3: is not TOML"), "{:?}", raw.problems);
+        assert!(raw.problems[0].contains(":3: not valid TOML"), "{:?}", raw.problems);
     }
 
     #[test]

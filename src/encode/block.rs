@@ -54,7 +54,10 @@ pub enum BlockError {
     #[error("malformed block header: {0}")]
     Malformed(&'static str),
     /// Written by a newer ingestd.
-    #[error("block format version {0} is newer than this ingestd reads (version {VERSION}); start the newer ingestd")]
+    #[error(
+        "block format version {0} is newer than this ingestd supports (version {VERSION}); start the newer \
+        ingestd"
+    )]
     Newer(u8),
 }
 

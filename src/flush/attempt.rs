@@ -100,7 +100,7 @@ impl Attempt {
                 (Verdict::Retry | Verdict::Schema, _) => return Err(Failure::Postgres(fault)),
             };
             self.metrics.db_errors.add(SqlstateClass::of(Some(&fault.sqlstate)), 1);
-            tracing::debug!(%fault, ?way, "landing the same batches another way");
+            tracing::debug!(%fault, ?way, "retrying the same batches with another insert method");
         }
     }
 

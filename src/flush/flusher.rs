@@ -336,7 +336,7 @@ impl Flusher {
         if !decided.doubtful.is_empty() {
             tracing::warn!(
                 batches = decided.doubtful.len(),
-                "PostgreSQL may have lost commits that it had not flushed; their batches are sent again"
+                "PostgreSQL may have lost commits that were not flushed; resending their batches"
             );
             self.put_back(decided.doubtful);
         }
@@ -380,7 +380,7 @@ impl Flusher {
             let item = in_hand.into_item(&self.tools.blocks);
             let batch = &item.value.batch;
             tracing::error!(batch = %batch.key, request_id = batch.request_id(), trace_id = batch.trace_id(), reason = fault.message,
-                "PostgreSQL takes other batches, but not this one; it stays in the journal and is tried again later");
+                "PostgreSQL accepts other batches but not this one; it stays in the journal and will be retried");
             batch.set_phase(Phase::Queued);
             self.queue.postpone(item, &fault.message);
         }
@@ -413,7 +413,7 @@ impl Flusher {
 
     fn read_back(&mut self, item: &Item<Queued>) -> Result<Block, ReadBack> {
         let Some(location) = &item.value.location else {
-            return Err(ReadBack::Damaged("it is neither in memory nor in the journal".to_owned()));
+            return Err(ReadBack::Damaged("it is in neither memory nor the journal".to_owned()));
         };
         let mut bytes = self.tools.blocks.take(location.payload_bytes as usize);
         let crc32c = self.reader.read(location, &mut bytes).map_err(|error| match error {
@@ -428,7 +428,7 @@ impl Flusher {
     fn set_aside(&self, item: &Item<Queued>, reason: &str) {
         let batch = &item.value.batch;
         tracing::error!(batch = %batch.key, request_id = batch.request_id(), trace_id = batch.trace_id(), location = ?item.value.location, reason,
-            "cannot read an accepted batch back from the journal; its segment is kept, run `ingestd journal inspect`");
+            "cannot read an accepted batch back from the journal; its segment is kept; run 'ingestd journal inspect'");
         self.tools.journal_health.note_damage(format!("batch {} could not be read back: {reason}", batch.key));
         self.queue.leave(&self.tools.metrics, item);
     }
@@ -455,7 +455,8 @@ impl Flusher {
                 Landed::Before(counts) => batch.finish(counts, completed_at),
                 Landed::Conflict => {
                     tracing::warn!(batch = %batch.key, request_id = batch.request_id(), trace_id = batch.trace_id(), events = batch.events,
-                        "batch_id was used with a different body on another node; its events are in dead_letter_events");
+                        "batch_id was used with a different body on another node; the events are in \
+                         dead_letter_events");
                     batch.finish_without_id(completed_at);
                     let reason = Reason::of(&Fault::id_conflict(), batch.events.into());
                     self.tools.recent.refused(reason, completed_at);
@@ -498,7 +499,7 @@ impl Flusher {
         self.refused_told_at = Some(now);
         tracing::warn!(batch = %batch.key, request_id = batch.request_id(), trace_id = batch.trace_id(),
             dead_lettered = batch.counts().dead_lettered, events = batch.events,
-            "PostgreSQL refused events; see 'ingestd dead-letter list' for these and any others");
+            "PostgreSQL rejected events; list them with 'ingestd dead-letter list'");
     }
 
     /// Puts everything back where it came from.

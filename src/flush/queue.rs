@@ -217,7 +217,7 @@ impl FlushQueue {
         }
         let held = self.merge.lock().held();
         let why = self.held_because.lock();
-        Some((count + held.batches, format!("{} shards take no batches: {why}", held.shards)))
+        Some((count + held.batches, format!("{} shards are rejecting batches: {why}", held.shards)))
     }
 
     /// True while a shard takes no batches although the coordinator of its cluster answers.
@@ -239,7 +239,7 @@ impl FlushQueue {
         drop(merge);
         *self.held_because.lock() = reason.to_owned();
         if is_new {
-            tracing::warn!(reason, "a shard takes no batches: they wait, those of other shards do not");
+            tracing::warn!(reason, "a shard is rejecting batches; its batches are queued, other shards are unaffected");
         }
     }
 
@@ -268,7 +268,7 @@ impl FlushQueue {
         self.held_shards.store(held.shards, Ordering::Relaxed);
         drop(merge);
         if was_held && held.shards == 0 {
-            tracing::info!("all shards take batches again");
+            tracing::info!("all shards are accepting batches again");
             self.admission.excuse_all();
         }
     }

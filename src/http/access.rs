@@ -71,7 +71,7 @@ fn permit(caller: &Caller, scope: Scope) -> Result<(), Denied> {
 /// The answer to a request that is not let in; those who try keys wait for it.
 async fn turn_away(worker: &Worker, peer: &Peer, denied: Denied) -> Problem {
     if denied == Denied::WrongTooOften {
-        tracing::debug!(address = %peer.address, "too many requests with a wrong API key");
+        tracing::debug!(address = %peer.address, "too many requests with a wrong API key; delaying the answer");
         tokio::time::sleep(FAILED_ATTEMPT_DELAY).await;
     }
     counted(worker, denied)
@@ -103,12 +103,12 @@ fn failure(denied: Denied) -> AuthFailure {
 pub fn problem(denied: Denied) -> Problem {
     match denied {
         Denied::Missing => {
-            let detail = "this needs an API key: send it as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'";
+            let detail = "an API key is required: send it as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'";
             unauthorized("key_missing", detail, "Bearer realm=\"ingestd\"")
         }
         // How it is answered tells nobody that they are slowed.
         Denied::Wrong | Denied::WrongTooOften => {
-            let detail = "the API key is not one of this server's; it may have been revoked";
+            let detail = "the API key is unknown to this server; it may have been revoked";
             unauthorized("key_invalid", detail, "Bearer realm=\"ingestd\", error=\"invalid_token\"")
         }
         Denied::Forbidden(scope) => {
@@ -117,15 +117,16 @@ pub fn problem(denied: Denied) -> Problem {
                 .with_header(WWW_AUTHENTICATE, HeaderValue::from_static(insufficient(scope)))
         }
         Denied::Rate(unit, Exceeded::Wait(wait)) => {
-            let detail = format!("too many {} in too short a time; nothing of this request was taken", unit.name());
+            let detail = format!(
+                "too many {} in too short a time (rate limit); nothing in this request was accepted; \
+                retry after the time in Retry-After",
+                unit.name()
+            );
             Problem::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited", detail).retry_after(whole_seconds(wait))
         }
         Denied::Rate(unit, Exceeded::Never(limit)) => {
-            let detail = format!(
-                "at most {} {} may come at once, by the rate limit; send smaller batches",
-                limit.burst,
-                unit.name()
-            );
+            let detail =
+                format!("the rate limit allows at most {} {} at once; send smaller batches", limit.burst, unit.name());
             Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "batch_over_rate_limit", detail)
         }
     }

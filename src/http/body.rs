@@ -214,7 +214,7 @@ impl<'a> Reader<'a> {
         while let Some(frame) = timeout_at(deadline, self.incoming.frame()).await.map_err(|_| too_slow())? {
             let frame = frame.map_err(|error| {
                 let detail = if error.is_incomplete_message() {
-                    "the request body ended early"
+                    "the request body ended before it was complete"
                 } else {
                     "the request body could not be read"
                 };
@@ -246,12 +246,12 @@ pub async fn discard(
 }
 
 fn too_slow() -> Problem {
-    let detail = "the request body comes too slowly; send it faster, or send smaller batches";
+    let detail = "the request body is arriving too slowly; send it faster, or send smaller batches";
     Problem::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", detail).and_close()
 }
 
 fn busy() -> Problem {
-    let detail = "too many request bytes are in flight; send again later";
+    let detail = "too many request bytes are in flight; retry later";
     Problem::unavailable("busy", detail, RETRY_AFTER_BUSY_SECONDS)
 }
 

@@ -65,7 +65,7 @@ async fn opening(stream: &mut ClientStream, drain: &mut Drain) -> Option<Opening
         None if stream.has_begun() => stream.opening().await,
         None => return None,
     };
-    opening.inspect_err(|error| tracing::debug!(%error, "connection ended")).ok()
+    opening.inspect_err(|error| tracing::debug!(%error, "connection closed")).ok()
 }
 
 /// Shakes hands, and serves what was agreed on. The stream's deadline for the first head bounds the handshake too.
@@ -96,7 +96,7 @@ async fn serve_tls(stream: ClientStream, acceptor: TlsAcceptor, mut requests: Re
 
 /// Tells a client that does not know of TLS.
 async fn refuse_plain(mut stream: ClientStream, progress: &Progress) {
-    let detail = "this address serves HTTPS only; use https:// in its URL";
+    let detail = "this address serves HTTPS only; use an https:// URL";
     let problem = Problem::new(StatusCode::BAD_REQUEST, "https_required", detail).and_close();
     progress.is_refused();
     // It may be gone, which is fine.
@@ -129,7 +129,7 @@ where
         }
     };
     if let Err(error) = ended {
-        tracing::debug!(%error, "connection ended");
+        tracing::debug!(%error, "connection closed");
     }
 }
 
@@ -169,7 +169,7 @@ where
         }
     };
     if let Err(error) = ended {
-        tracing::debug!(%error, "connection ended");
+        tracing::debug!(%error, "connection closed");
     }
 }
 

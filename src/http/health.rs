@@ -16,7 +16,7 @@ use crate::pg::citus::cluster::{Cluster, Worker as CitusWorker};
 /// Ingestion is not possible.
 pub(super) const UNHEALTHY: &str = "unhealthy";
 
-/// Health in a word, for callers who may not read metrics.
+/// Health in one word, for callers without the scope `metrics`.
 #[derive(Serialize, ToSchema)]
 pub(super) struct HealthWord {
     /// `unhealthy`: ingestion is not possible; `degraded`: it is, and something needs attention.
@@ -24,23 +24,23 @@ pub(super) struct HealthWord {
     status: &'static str,
 }
 
-/// Health with its figures.
+/// Health with details.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Health {
     /// `unhealthy`: ingestion is not possible; `degraded`: it is, and something needs attention.
     #[schema(pattern = "^(healthy|degraded|unhealthy)$")]
     pub(super) status: &'static str,
-    /// What was looked at.
+    /// The individual checks.
     pub(super) checks: Checks,
     /// `NODE_ID`.
     pub(super) node: String,
     /// The server's version.
     pub(super) version: &'static str,
-    /// Since the server started.
+    /// Seconds since the server started.
     pub(super) uptime_seconds: u64,
 }
 
-/// What health looks at.
+/// The individual checks.
 #[derive(Serialize, ToSchema)]
 #[schema(as = HealthChecks)]
 pub(super) struct Checks {
@@ -50,7 +50,7 @@ pub(super) struct Checks {
     pub(super) redis: RedisCheck,
     /// The journal.
     pub(super) journal: JournalCheck,
-    /// Rows in memory.
+    /// Rows held in memory.
     pub(super) memory: MemoryCheck,
     /// HTTP workers.
     pub(super) workers: WorkersCheck,
@@ -59,27 +59,27 @@ pub(super) struct Checks {
 /// PostgreSQL.
 #[derive(Serialize, ToSchema)]
 pub(super) struct DatabaseCheck {
-    /// `failing` when batches do not land, or some of them.
+    /// `failing` when some or all batches cannot be committed.
     #[schema(pattern = "^(ok|failing)$")]
     pub(super) status: &'static str,
-    /// For how long PostgreSQL has been answering, or has not.
+    /// Seconds since PostgreSQL became available or unavailable.
     pub(super) since_seconds: u64,
     /// Connections of the pool.
     pub(super) connections: ConnectionFigures,
-    /// `pooled` when a pooler such as PgBouncer lends the backends that answer them, else `direct`.
+    /// `pooled` behind a transaction pooler such as PgBouncer, else `direct`.
     #[schema(pattern = "^(direct|pooled)$")]
     pub(super) sessions: &'static str,
-    /// Batches that wait for their COPY.
+    /// Batches waiting for their COPY.
     pub(super) queued_batches: u64,
-    /// Of those, the ones that cannot land while others can.
+    /// How many of those cannot be committed while others can.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub(super) stuck_batches: Option<usize>,
-    /// The Citus cluster behind it, with `SHARDING=citus`.
+    /// The Citus cluster, with `SHARDING=citus`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub(super) cluster: Option<ClusterFigures>,
-    /// Why it is failing.
+    /// Why the status is `failing`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub(super) reason: Option<String>,
@@ -88,9 +88,9 @@ pub(super) struct DatabaseCheck {
 /// A Citus cluster, as its coordinator sees it.
 #[derive(Serialize, ToSchema)]
 pub(super) struct ClusterFigures {
-    /// Its workers.
+    /// The workers of the cluster.
     workers: Vec<ClusterWorker>,
-    /// Transactions that a worker has prepared and nobody has decided for long: they hold locks.
+    /// Transactions prepared on a worker and undecided for a long time: they hold locks.
     undecided_transactions: u64,
 }
 
@@ -107,23 +107,23 @@ pub(super) struct ClusterWorker {
 /// Connections of the pool.
 #[derive(Serialize, ToSchema)]
 pub(super) struct ConnectionFigures {
-    /// Waiting for work.
+    /// Idle connections.
     pub(super) idle: u32,
-    /// Lent out.
+    /// Connections in use.
     pub(super) busy: u32,
 }
 
 /// Redis.
 #[derive(Serialize, ToSchema)]
 pub(super) struct RedisCheck {
-    /// `off` where it is not set.
+    /// `off` when `REDIS_URL` is not set.
     #[schema(pattern = "^(ok|failing|off)$")]
     pub(super) status: &'static str,
-    /// Updates of status that were dropped because Redis was away.
+    /// Status updates dropped because Redis was unavailable.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub(super) dropped: Option<u64>,
-    /// Why it is failing.
+    /// Why the status is `failing`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub(super) reason: Option<String>,
@@ -132,32 +132,32 @@ pub(super) struct RedisCheck {
 /// The journal.
 #[derive(Serialize, ToSchema)]
 pub(super) struct JournalCheck {
-    /// `failing` when it cannot be written, is full, or has damage.
+    /// `failing` when the journal cannot be written, is full, or is damaged.
     #[schema(pattern = "^(ok|failing)$")]
     pub(super) status: &'static str,
-    /// Of its files.
+    /// Size of the journal files in bytes.
     pub(super) bytes: u64,
     /// `JOURNAL_MAX_MB`.
     pub(super) bytes_max: u64,
-    /// Its files.
+    /// Number of journal files.
     pub(super) segments: u64,
-    /// Batches that PostgreSQL does not have yet.
+    /// Batches not yet committed to PostgreSQL.
     pub(super) uncommitted_batches: u64,
-    /// Their bytes.
+    /// Size of those batches in bytes.
     pub(super) uncommitted_bytes: u64,
-    /// Why it is failing.
+    /// Why the status is `failing`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub(super) reason: Option<String>,
 }
 
-/// Rows in memory.
+/// Rows held in memory.
 #[derive(Serialize, ToSchema)]
 pub(super) struct MemoryCheck {
-    /// Always `ok`: above the limit rows stay in the journal only.
+    /// Always `ok`: above the limit, rows stay in the journal only.
     #[schema(pattern = "^ok$")]
     pub(super) status: &'static str,
-    /// Rows that wait for their COPY.
+    /// Bytes of rows waiting for their COPY.
     pub(super) queued_bytes: u64,
     /// `MEMORY_LIMIT_MB`.
     pub(super) bytes_max: u64,
@@ -166,14 +166,14 @@ pub(super) struct MemoryCheck {
 /// HTTP workers.
 #[derive(Serialize, ToSchema)]
 pub(super) struct WorkersCheck {
-    /// Always `ok`: a worker that ends takes the server with it.
+    /// Always `ok`: when a worker ends, the server exits.
     #[schema(pattern = "^ok$")]
     pub(super) status: &'static str,
-    /// How many there are.
+    /// Number of HTTP workers.
     pub(super) count: usize,
 }
 
-/// The health document; 503 only when ingestion is not possible. The figures are for callers who may read metrics.
+/// The health document; 503 only when ingestion is not possible. The details are for callers with the scope `metrics`.
 pub fn get(worker: &Worker, caller: Option<&Caller>) -> Reply {
     let document = Health::of(&worker.app);
     let code = if document.status == UNHEALTHY { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
@@ -231,7 +231,7 @@ fn database(app: &App) -> DatabaseCheck {
     } else if let Some((batches, reason)) = app.queue.stuck() {
         check.status = "failing";
         check.stuck_batches = Some(batches);
-        check.reason = Some(format!("{batches} batches cannot land while others can: {reason}"));
+        check.reason = Some(format!("{batches} batches cannot be committed while others can: {reason}"));
     } else if let Some(reason) = app.database.doubtful() {
         check.status = "failing";
         check.reason = Some(reason);
@@ -264,7 +264,7 @@ fn journal(app: &App) -> JournalCheck {
     let reason = if failed {
         Some(app.journal_health.message())
     } else if full {
-        Some("full: PostgreSQL must catch up, or JOURNAL_MAX_MB be raised".to_owned())
+        Some("the journal is full: let PostgreSQL catch up, or raise JOURNAL_MAX_MB".to_owned())
     } else {
         Some(damage).filter(|damage| !damage.is_empty())
     };

@@ -64,7 +64,8 @@ impl Coding {
 }
 
 fn unsupported(what: String) -> Problem {
-    let detail = format!("Content-Encoding {what} is not accepted; send gzip or zstd, once, or the body as it is");
+    let detail =
+        format!("Content-Encoding {what} is not supported; compress with gzip or zstd, or send the body uncompressed");
     Problem::unsupported_encoding(ACCEPTED, detail)
 }
 
@@ -186,18 +187,20 @@ fn damaged(coding: Coding) -> Problem {
     let name = coding.name();
     let window = match coding {
         Coding::Gzip => "",
-        Coding::Zstd => ", needs a window of more than 8 MiB",
+        Coding::Zstd => " needs a window of more than 8 MiB,",
     };
-    invalid(format!("the body is not {name}, is damaged{window} or goes on after its end; compress it again"))
+    invalid(format!(
+        "invalid {name} data: corrupt,{window} or trailing bytes after the end of the stream; compress the body again"
+    ))
 }
 
 fn truncated(coding: Coding) -> Problem {
-    invalid(format!("the body ends in the middle of its {} data; send all of it", coding.name()))
+    invalid(format!("truncated {} data: the body ends before the end of the stream; send all of it", coding.name()))
 }
 
 fn too_many_members(coding: Coding) -> Problem {
     let name = coding.name();
-    invalid(format!("the body is more than {INFLATE_MEMBERS_MAX} {name} streams in a row; compress it as one"))
+    invalid(format!("the body consists of more than {INFLATE_MEMBERS_MAX} {name} streams; compress it as one"))
 }
 
 fn invalid(detail: String) -> Problem {
@@ -205,7 +208,7 @@ fn invalid(detail: String) -> Problem {
 }
 
 fn no_memory() -> Problem {
-    let detail = "there is no memory to decompress the body; send again later";
+    let detail = "not enough memory to decompress the body; retry later";
     Problem::unavailable("busy", detail, RETRY_AFTER_BUSY_SECONDS)
 }
 

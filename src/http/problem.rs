@@ -13,16 +13,16 @@ use crate::http::codes::is_listed;
 
 use crate::http::headers::protect;
 
-/// One verdict on one event, or on the envelope (then `index` is null).
+/// The verdict on one event, or on the batch itself (then `index` is null).
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct ErrorItem {
     /// Position of the event in the batch, from 0.
     #[schema(required)]
     pub index: Option<u32>,
-    /// The event's id where it could be read.
+    /// The event's id, if it could be read.
     #[schema(required)]
     pub event_id: Option<String>,
-    /// RFC 6901 pointer into the body.
+    /// JSON Pointer (RFC 6901) into the body.
     pub pointer: String,
     /// Stable code.
     pub code: &'static str,
@@ -48,26 +48,26 @@ pub struct Problem {
 #[derive(Serialize, ToSchema)]
 #[schema(as = Problem)]
 pub(super) struct Document<'a> {
-    /// Names the kind of problem: its code as a URN.
+    /// The kind of problem: its code as a URN.
     #[schema(format = "uri", pattern = "^urn:ingestd:problem:[a-z0-9_]+$")]
     r#type: String,
-    /// The status in words.
+    /// The HTTP status in words.
     title: &'a str,
-    /// The status.
+    /// The HTTP status.
     status: u16,
     /// The stable name of the problem.
     code: &'a str,
-    /// What is wrong and what to do, for people.
+    /// What is wrong and what to do, for humans.
     detail: &'a str,
-    /// Where in the body, from 0.
+    /// Byte offset in the body, from 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     byte_offset: Option<usize>,
-    /// Verdicts, at most 100 of them.
+    /// Verdicts; at most 100 are listed.
     #[serde(skip_serializing_if = "<[ErrorItem]>::is_empty")]
     #[schema(required = false, max_items = 100)]
     errors: &'a [ErrorItem],
-    /// How many verdicts there are in all.
+    /// Total number of verdicts.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false, minimum = 1)]
     errors_total: Option<usize>,
@@ -96,7 +96,7 @@ impl Problem {
 
     /// 405 with the methods that the resource has.
     pub fn method_not_allowed(allow: &'static str) -> Self {
-        let detail = format!("this resource answers {allow}");
+        let detail = format!("this resource supports {allow}");
         Self::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", detail)
             .with_header(ALLOW, HeaderValue::from_static(allow))
     }

@@ -54,7 +54,7 @@ impl IngestQuery {
                 }
                 "batch_id" => {
                     if !batch_id_is_valid(&value) {
-                        return Err(bad(name, "must be 1 to 128 of A-Z a-z 0-9 . _ : -"));
+                        return Err(bad(name, "must be 1 to 128 characters of A-Z a-z 0-9 . _ : -"));
                     }
                     parsed.batch_id = Some(value.into_owned());
                 }

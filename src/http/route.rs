@@ -81,9 +81,9 @@ async fn or_500(handling: impl Future<Output = Response<Full<Bytes>>>, origin: &
         tracing::error!(
             request_id = %origin.request_id,
             trace_id = origin.trace_id().map(display),
-            "a request's handler panicked; the client got 500"
+            "request handler panicked; answered 500"
         );
-        let detail = "the server failed on this request; it is safe to send a batch again under the same batch_id";
+        let detail = "the server failed to process this request; it is safe to retry a batch with the same batch_id";
         Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", detail).and_close().into_response()
     })
 }
@@ -164,7 +164,7 @@ fn url_bytes(request: &Request<Incoming>) -> usize {
 
 fn url_too_long(limits: HeadLimits) -> Problem {
     let detail = format!(
-        "path and query are longer than {} bytes (MAX_URL_KB); no resource needs as much",
+        "path and query are longer than {} bytes (MAX_URL_KB); no resource needs that much",
         limits.url_bytes_max
     );
     Problem::new(StatusCode::URI_TOO_LONG, "url_too_long", detail).and_close()
@@ -177,8 +177,8 @@ fn too_many_headers(limits: HeadLimits) -> Problem {
 }
 
 fn unknown_resource() -> Problem {
-    let detail = "there is POST /v1/ingest/batch, GET /v1/batch/{batch_id}/status, /v1/health, /v1/metrics, /livez, /readyz, \
-                  /openapi.json and the dashboard at /";
+    let detail = "unknown path; available are POST /v1/ingest/batch, GET /v1/batch/{batch_id}/status, /v1/health, \
+        /v1/metrics, /livez, /readyz, /openapi.json and the dashboard at /";
     Problem::new(StatusCode::NOT_FOUND, "not_found", detail)
 }
 

@@ -31,7 +31,7 @@ pub async fn get(worker: &Worker, caller: &Caller, id: String, owner: Option<Str
     match &found[..] {
         [(_, document)] => Ok(json(StatusCode::OK, document)),
         [] if answers.iter().any(|answer| matches!(answer, Found::Unavailable)) => {
-            let detail = "this node does not know the batch, and PostgreSQL cannot be asked now";
+            let detail = "this node does not know the batch, and PostgreSQL cannot be queried right now; retry later";
             Err(Problem::unavailable("status_unavailable", detail, RETRY_AFTER_BUSY_SECONDS))
         }
         [] => Err(unknown()),
@@ -40,11 +40,11 @@ pub async fn get(worker: &Worker, caller: &Caller, id: String, owner: Option<Str
 }
 
 fn unknown() -> Problem {
-    Problem::new(StatusCode::NOT_FOUND, "batch_unknown", "no batch of this id is known")
+    Problem::new(StatusCode::NOT_FOUND, "batch_unknown", "no batch with this id is known")
 }
 
 fn ambiguous(owners: Vec<&str>) -> Problem {
-    let detail = format!("several keys have a batch of this id; name one with ?owner=: {}", owners.join(", "));
+    let detail = format!("several keys have a batch with this id; choose one with ?owner=: {}", owners.join(", "));
     Problem::new(StatusCode::CONFLICT, "batch_ambiguous", detail)
 }
 
@@ -57,7 +57,7 @@ fn owners(worker: &Worker, caller: &Caller, named: Option<String>) -> Result<Vec
         None => match worker.app.gate.keyring() {
             Some(keyring) if caller.may(Scope::Admin) => {
                 if keyring.len() > STATUS_OWNERS_MAX {
-                    let detail = "there are too many keys to look for a batch of each; name one with ?owner=KEY_ID";
+                    let detail = "there are too many keys to search the batches of each; choose one with ?owner=KEY_ID";
                     return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "owner_missing", detail));
                 }
                 // What was sent before there were keys belongs to nobody.

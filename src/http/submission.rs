@@ -11,7 +11,7 @@ use crate::types::AckLevel;
 
 /// The journal could not take the batch; nothing of it is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the journal could not be written")]
+#[error("could not write to the journal")]
 pub struct Refused;
 
 /// An encoded batch on its way to the journal.

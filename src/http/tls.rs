@@ -68,7 +68,7 @@ pub fn load(files: &TlsFiles) -> Result<Loaded, String> {
     let certified = certified_key(files, chain, &provider)?;
     let mut config = ServerConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
-        .map_err(|error| format!("TLS cannot be set up: {error}"))?
+        .map_err(|error| format!("cannot set up TLS: {error}"))?
         .with_client_cert_verifier(client_verifier(files, &provider)?)
         .with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
     config.alpn_protocols = vec![ALPN_HTTP2.to_vec(), ALPN_HTTP1.to_vec()];
@@ -85,13 +85,13 @@ pub fn read_certificates(setting: &str, path: &Path) -> Result<Vec<CertificateDe
     let certificates = CertificateDer::pem_file_iter(path).map_err(problem)?;
     let certificates = certificates.collect::<Result<Vec<_>, _>>().map_err(problem)?;
     if certificates.is_empty() {
-        return Err(format!("{setting}={shown}: holds no certificate in PEM form (-----BEGIN CERTIFICATE-----)"));
+        return Err(format!("{setting}={shown}: contains no PEM certificate (-----BEGIN CERTIFICATE-----)"));
     }
     Ok(certificates)
 }
 
 fn unreadable(setting: &str, path: &Path, error: &pem::Error) -> String {
-    format!("{setting}={}: cannot be read: {error}; name a PEM file that ingestd may read", path.display())
+    format!("{setting}={}: cannot be read: {error}; give a PEM file that ingestd is allowed to read", path.display())
 }
 
 fn certified_key(
@@ -102,17 +102,17 @@ fn certified_key(
     let (certificate, key) = (files.certificate.display(), files.key.display());
     let private = PrivateKeyDer::from_pem_file(&files.key).map_err(|error| match error {
         pem::Error::NoItemsFound => {
-            format!("TLS_KEY_FILE={key}: holds no private key in PEM form that is not encrypted; write it without a password")
+            format!("TLS_KEY_FILE={key}: contains no unencrypted PEM private key; store the key without a password")
         }
         error => unreadable("TLS_KEY_FILE", &files.key, &error),
     })?;
     CertifiedKey::from_der(chain, private, provider).map_err(|error| match error {
         Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => format!(
-            "TLS_KEY_FILE={key}: is not the key of the first certificate in TLS_CERT_FILE={certificate}; give the key \
-             that it was issued for, and put the server's own certificate first"
+            "TLS_KEY_FILE={key}: is not the key of the first certificate in TLS_CERT_FILE={certificate}; give the \
+             matching key, and put the server's own certificate first"
         ),
         Error::InvalidCertificate(error) => {
-            format!("TLS_CERT_FILE={certificate}: its first certificate cannot be used: {error}; have it issued anew")
+            format!("TLS_CERT_FILE={certificate}: its first certificate cannot be used: {error}; have it reissued")
         }
         error => format!("TLS_KEY_FILE={key}: cannot be used: {error}; give an RSA, ECDSA or Ed25519 key"),
     })
@@ -123,7 +123,7 @@ fn client_verifier(files: &TlsFiles, provider: &Arc<CryptoProvider>) -> Result<A
     const SETTING: &str = "TLS_CLIENT_CA_FILE";
     let Some(path) = &files.client_ca else { return Ok(Arc::new(NoClientAuth)) };
     let unusable = |error: &dyn std::fmt::Display| {
-        format!("{SETTING}={}: cannot be used: {error}; give certificates of authorities", path.display())
+        format!("{SETTING}={}: cannot be used: {error}; give certificates of certificate authorities", path.display())
     };
     let mut roots = RootCertStore::empty();
     for certificate in read_certificates(SETTING, path)? {
@@ -153,5 +153,5 @@ fn validity_warning(files: &TlsFiles, leaf: &CertificateDer<'_>, provider: &Cryp
         _ => return None,
     };
     let shown = files.certificate.display();
-    Some(format!("TLS_CERT_FILE={shown}: the certificate {what}, clients will refuse it; renew it and send SIGHUP"))
+    Some(format!("TLS_CERT_FILE={shown}: the certificate {what}; clients will reject it; renew it and send SIGHUP"))
 }

@@ -125,7 +125,10 @@ async fn accept(worker: Rc<Worker>, listener: tokio::net::TcpListener, drain: wa
     drop(listener);
     let finished = async { while connections.join_next().await.is_some() {} };
     if timeout(HTTP_DRAIN_WAIT_MAX, finished).await.is_err() {
-        tracing::warn!(worker = worker.index, "some requests did not finish in time; their connections are closed");
+        tracing::warn!(
+            worker = worker.index,
+            "some requests did not finish before the shutdown deadline; closing their connections"
+        );
     }
 }
 
@@ -162,12 +165,12 @@ impl Door {
             Full::Client => "MAX_CONNECTIONS_PER_ADDRESS",
         };
         if self.may_tell() {
-            tracing::warn!(%address, "refusing connections: {setting} are open");
+            tracing::warn!(%address, "connection refused: {setting} limit reached");
         }
         if is_tls {
             return;
         }
-        let detail = format!("too many connections are open ({setting}); use fewer, or come again later");
+        let detail = format!("too many connections are open ({setting}); use fewer, or retry later");
         let problem = Problem::unavailable("too_many_connections", detail, RETRY_AFTER_BUSY_SECONDS);
         let _ = stream.try_write(&problem.and_close().into_bytes());
     }
@@ -176,7 +179,8 @@ impl Door {
     /// not work.
     async fn shut_out(&mut self, error: &std::io::Error, listener: &tokio::net::TcpListener) -> bool {
         if self.may_tell() {
-            tracing::warn!(%error, "cannot accept connections; the others are served, raise the limit of open files (ulimit -n)");
+            tracing::warn!(%error,
+                "cannot accept new connections; existing ones are still served; raise the open-file limit (ulimit -n)");
         }
         let is_out_of_files =
             matches!(error.raw_os_error().map(Errno::from_raw_os_error), Some(Errno::MFILE | Errno::NFILE));

@@ -47,7 +47,7 @@ impl Damage {
 impl fmt::Display for Damage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.kind {
-            DamageKind::AbsentList => return f.write_str("file `absent`: unreadable"),
+            DamageKind::AbsentList => return f.write_str("file 'absent': unreadable"),
             DamageKind::MissingThrough(last) if last == self.segment => write!(f, "segment {last}: file missing")?,
             DamageKind::MissingThrough(last) => write!(f, "segments {} to {last}: files missing", self.segment)?,
             _ => write!(f, "segment {}, offset {}: ", self.segment, self.offset)?,
@@ -55,7 +55,7 @@ impl fmt::Display for Damage {
         match self.kind {
             DamageKind::Header => f.write_str("segment header unreadable")?,
             DamageKind::Frame(fault) => fault.fmt(f)?,
-            DamageKind::SequenceRepeated(sequence) => write!(f, "sequence {} a second time", sequence.0)?,
+            DamageKind::SequenceRepeated(sequence) => write!(f, "sequence {} occurs twice", sequence.0)?,
             DamageKind::SequenceGap => f.write_str("frames missing")?,
             DamageKind::EndsEarly => f.write_str("frames end early")?,
             DamageKind::MissingThrough(_) | DamageKind::AbsentList => {}

@@ -57,7 +57,7 @@ impl Storage for DiskStorage {
             Err((mut file, TryLockError::WouldBlock)) => {
                 let mut holder = String::new();
                 let _ = file.read_to_string(&mut holder); // only words for the message
-                let message = format!("held by process {}", holder.trim());
+                let message = format!("held by PID {}", holder.trim());
                 return Err(io::Error::new(io::ErrorKind::WouldBlock, message));
             }
         };

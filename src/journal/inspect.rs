@@ -192,15 +192,15 @@ impl fmt::Display for Report {
         }
         writeln!(f, "next sequence: {}", self.next_sequence.0)?;
         if !self.spares.is_empty() {
-            writeln!(f, "to recycle: {} files", self.spares.len())?;
+            writeln!(f, "recyclable: {} files", self.spares.len())?;
         }
         if let Some(torn) = &self.torn_tail {
             let TornTail { segment, offset, frames_torn, .. } = torn;
-            let what = "torn, or being written by a running server";
-            writeln!(f, "end: segment {segment}, offset {offset}: {frames_torn} blocks or more {what}")?;
+            let what = "are torn, or being written by a running server";
+            writeln!(f, "end: segment {segment}, offset {offset}: at least {frames_torn} blocks {what}")?;
         }
         for entry in &self.quarantined {
-            writeln!(f, "quarantined: {} ({} bytes)", entry.name, entry.bytes)?;
+            writeln!(f, "set aside: {} ({} bytes)", entry.name, entry.bytes)?;
         }
         for damage in &self.damage {
             writeln!(f, "damage: {damage}")?;

@@ -17,7 +17,7 @@ use crate::limits::{DIRECT_BLOCK_BYTES, DIRECT_IO_BYTES_MAX, READ_BACK_BYTES_MIN
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
     /// The segment is gone: the block was released before.
-    #[error("segment {} of block {} is gone", .0.segment, .0.sequence.0)]
+    #[error("segment {} of block {} no longer exists", .0.segment, .0.sequence.0)]
     Gone(Location),
     /// The device failed; trying again may help.
     #[error("reading block {} in segment {} at offset {}: {source}", location.sequence.0, location.segment, location.offset)]
@@ -115,7 +115,7 @@ impl JournalReader {
         let same =
             header.kind == FrameKind::Block && header.sequence == sequence && header.payload_bytes == payload_bytes;
         if !same {
-            return Err(damaged(FrameFault::Malformed("another frame is there")));
+            return Err(damaged(FrameFault::Malformed("a different frame was found there")));
         }
         payload.clear();
         payload.reserve(payload_bytes as usize);

@@ -35,7 +35,8 @@ use crate::types::Sequence;
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// Another process has it open.
-    #[error("the journal in {} is in use ({holder}); stop that server, or give this one a JOURNAL_DIR of its own", dir.display())]
+    #[error("the journal in {} is in use ({holder}); stop that server, or give this one a separate \
+        JOURNAL_DIR", dir.display())]
     Locked {
         /// The journal's directory.
         dir: PathBuf,
@@ -44,7 +45,8 @@ pub enum OpenError {
     },
     /// The directory, or the file system that it is on, may not be written.
     #[error(
-        "cannot write in the journal folder {}: {source}; make it writable for this user, or set JOURNAL_DIR to another",
+        "cannot write to the journal directory {}: {source}; make it writable for this user, or set JOURNAL_DIR to \
+         another",
         dir.display()
     )]
     NotWritable {
@@ -54,7 +56,7 @@ pub enum OpenError {
         source: io::Error,
     },
     /// The cap is too small for segments of this size.
-    #[error("a journal cap of {bytes_max} bytes is too small; at least {bytes_min} bytes are needed")]
+    #[error("a journal limit of {bytes_max} bytes is too small; at least {bytes_min} bytes are required")]
     CapTooSmall {
         /// The cap given.
         bytes_max: u64,
@@ -63,8 +65,9 @@ pub enum OpenError {
     },
     /// A newer ingestd wrote it.
     #[error(
-        "{} has journal format version {version}; this ingestd reads up to {version_max}. Start the newer ingestd. To go \
-         back, empty the journal by the newer one's 'ingestd journal drain' first, then remove its folder",
+        "{} has journal format version {version}; this ingestd reads up to {version_max}. Start the newer ingestd. To \
+         go back, first empty the journal with 'ingestd journal drain' of the newer version, then remove the journal \
+         directory",
         file.display()
     )]
     Newer {
@@ -107,7 +110,7 @@ pub enum OpenError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// Cutting, removing, or beginning a segment failed.
-    #[error("opening the journal: {0}; make room there, or set JOURNAL_DIR to another folder")]
+    #[error("opening the journal: {0}; make room there, or set JOURNAL_DIR to another directory")]
     Write(#[from] WriteError),
 }
 
@@ -148,20 +151,23 @@ impl Recovery {
     fn log(&self) {
         for damage in &self.damage {
             if damage.is_harmful() {
-                tracing::error!(%damage, "journal damaged: all readable blocks are recovered, the segment is kept");
+                tracing::error!(%damage, "journal damaged: all readable blocks were recovered, the segment is kept");
             } else {
-                tracing::info!(%damage, "journal damaged where everything was committed already");
+                tracing::info!(%damage, "journal damaged, but only where everything was already committed");
             }
         }
         if let Some(TornTail { segment, offset, frames_torn, frames_salvaged, torn_bytes }) = self.torn_tail {
-            let message = "journal ends in a torn write, as after a crash: no acknowledged block was in it";
+            let message = "journal ends in a torn write, as after a crash: it contained no acknowledged block";
             tracing::warn!(segment, offset, torn_bytes, frames_torn, frames_salvaged, "{message}");
         }
         for file in &self.quarantined {
-            tracing::warn!(file, "damaged journal segment is still here; remove it when it has been looked at");
+            tracing::warn!(
+                file,
+                "damaged journal segment is still in the journal directory; inspect it, then remove it"
+            );
         }
         for node in &self.foreign_nodes {
-            tracing::warn!(node, "journal has segments of another node; this node commits them");
+            tracing::warn!(node, "journal contains segments of another node; this node commits them");
         }
         let Self { segments, frames_recovered, bytes_recovered, next_sequence, .. } = self;
         let next_sequence = next_sequence.0;

@@ -238,8 +238,8 @@ impl Segments {
         if segment.is_damaged {
             // Its bytes stay charged: they are on disk until a person has looked at them.
             let quarantined = quarantined_name(segment.id);
-            tracing::warn!(segment = segment.id, file = quarantined, "damaged journal segment put aside, not deleted");
-            return self.storage.rename(&name, &quarantined).map_err(|error| failure("putting aside", &name, error));
+            tracing::warn!(segment = segment.id, file = quarantined, "damaged journal segment set aside, not deleted");
+            return self.storage.rename(&name, &quarantined).map_err(|error| failure("setting aside", &name, error));
         }
         if segment.bytes == self.segment_bytes && self.spares.len() < JOURNAL_SPARES_MAX {
             let spare = DirEntry { name: spare_name(segment.id), bytes: segment.bytes };

@@ -49,7 +49,7 @@ pub enum SpaceError {
     #[error("the journal is full")]
     Full,
     /// Larger than the whole journal may be: it will never fit.
-    #[error("the block is larger than the journal may ever hold")]
+    #[error("the block is larger than the whole journal may be")]
     NeverFits,
 }
 

@@ -70,7 +70,7 @@ pub enum WriteError {
         source: Arc<std::io::Error>,
     },
     /// The cap is reached; the group was not begun. Cannot happen to blocks that hold a reservation.
-    #[error("the journal is at its cap: {files_bytes} of {bytes_max} bytes are on disk")]
+    #[error("the journal has reached its limit: {files_bytes} of {bytes_max} bytes are on disk")]
     CapReached {
         /// Bytes on disk.
         files_bytes: u64,
@@ -78,7 +78,7 @@ pub enum WriteError {
         bytes_max: u64,
     },
     /// The journal has failed, now or earlier: it takes nothing more until it is opened again.
-    #[error("the journal stopped: {0}")]
+    #[error("the journal has failed: {0}")]
     Failed(Failure),
 }
 
@@ -438,7 +438,7 @@ impl Journal {
     }
 
     /// Latches `error`, unless an earlier one is; returns the latched one. Whatever it was, it becomes
-    /// [`WriteError::Failed`].
+    /// [`WriteError::Failed`]. The journal thread logs it.
     fn fail(&mut self, error: WriteError) -> WriteError {
         if let Some(first) = &self.failed {
             return first.clone();
@@ -447,7 +447,6 @@ impl Journal {
             WriteError::Failed(_) => error,
             other => failure("filling", &segment_name(self.active.id), std::io::Error::other(other)),
         };
-        tracing::error!(%error, "journal failed: nothing is acknowledged from now on; restart to recover");
         self.segments.space.set_failed();
         self.failed = Some(error.clone());
         error

@@ -131,16 +131,16 @@ impl fmt::Display for EnvelopeReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Self::NotABatch => f.write_str("the body must be an object with events, or an array of events"),
-            Self::NotAnArray => f.write_str("a batch of CloudEvents must be an array of them"),
+            Self::NotAnArray => f.write_str("a batch of CloudEvents must be an array of CloudEvents"),
             Self::EventsMissing => f.write_str("events is required and must be an array of events"),
             Self::EventsNotArray => f.write_str("events must be an array of events"),
-            Self::EventsEmpty { .. } => f.write_str("there is no event in the batch; at least one is expected"),
+            Self::EventsEmpty { .. } => f.write_str("the batch contains no events; at least one is required"),
             Self::BatchIdNotString => f.write_str("batch_id must be a string"),
             Self::BatchIdMalformed => {
-                write!(f, "batch_id must be 1 to {BATCH_ID_BYTES_MAX} of the characters A-Z a-z 0-9 . _ : -")
+                write!(f, "batch_id must be 1 to {BATCH_ID_BYTES_MAX} characters of A-Z a-z 0-9 . _ : -")
             }
             Self::PriorityInvalid => write!(f, "priority must be an integer from 0 to {PRIORITY_MAX}"),
-            Self::Duplicate(member) => write!(f, "{} occurs twice; once is expected", member.name()),
+            Self::Duplicate(member) => write!(f, "{} occurs more than once", member.name()),
         }
     }
 }

@@ -210,13 +210,13 @@ impl fmt::Display for Reason {
         match *self {
             Self::NotAnObject => f.write_str("an event must be a JSON object"),
             Self::Missing(member) => write!(f, "{} is required and must be {}", member.name(), member.expected()),
-            Self::Duplicate(member) => write!(f, "{} occurs twice; once is expected", member.name()),
+            Self::Duplicate(member) => write!(f, "{} occurs more than once", member.name()),
             Self::WrongType(member) => write!(f, "{} must be {}", member.name(), member.expected()),
             Self::Empty(member) => {
-                write!(f, "{} is empty; 1 to {} bytes are expected", member.name(), member.text_bytes_max())
+                write!(f, "{} is empty; 1 to {} bytes are required", member.name(), member.text_bytes_max())
             }
             Self::TooLong(member) => {
-                write!(f, "{} is too long; at most {} bytes are expected", member.name(), member.text_bytes_max())
+                write!(f, "{} is too long; at most {} bytes are allowed", member.name(), member.text_bytes_max())
             }
             Self::TimestampInvalid => {
                 f.write_str("timestamp is not an RFC 3339 date and time such as 2026-11-01T00:00:00Z")
@@ -227,21 +227,25 @@ impl fmt::Display for Reason {
             Self::TimestampTooFarAhead => {
                 f.write_str("timestamp is further in the future than EVENT_MAX_FUTURE_HOURS after this server's clock")
             }
-            Self::ServiceNotAllowed => f.write_str("the API key may not send events of this service"),
+            Self::ServiceNotAllowed => f.write_str("the API key is not allowed to send events of this service"),
             Self::Syntax(kind) => write!(f, "the line is not JSON: {}", kind.message().replace("the body", "it")),
             Self::SpecVersion => f.write_str("specversion must be 1.0"),
             Self::Flaw(FlawKind::Depth) => {
-                write!(f, "nested too deep; at most {JSON_DEPTH_MAX} levels are accepted, the outermost object is one")
+                write!(
+                    f,
+                    "nested too deeply; at most {JSON_DEPTH_MAX} levels are allowed, including the outermost \
+                    object"
+                )
             }
             Self::Flaw(FlawKind::Digits) => {
-                write!(f, "the number has too many digits; at most {NUMBER_DIGITS_MAX} are accepted")
+                write!(f, "the number has too many digits; at most {NUMBER_DIGITS_MAX} are allowed")
             }
             Self::Flaw(FlawKind::Exponent) => {
-                write!(f, "the number's exponent is beyond ±{NUMBER_EXPONENT_MAX}")
+                write!(f, "the number's exponent is outside ±{NUMBER_EXPONENT_MAX}")
             }
-            Self::Flaw(FlawKind::Nul) => f.write_str("\\u0000 cannot be stored in PostgreSQL; leave it out"),
+            Self::Flaw(FlawKind::Nul) => f.write_str("\\u0000 cannot be stored in PostgreSQL; remove it"),
             Self::Flaw(FlawKind::Surrogate) => {
-                f.write_str("a UTF-16 surrogate escape must be one of a pair, high then low")
+                f.write_str("a UTF-16 surrogate escape must be part of a pair: high, then low")
             }
         }
     }
@@ -342,7 +346,7 @@ mod tests {
     #[test]
     fn details_say_what_is_expected() {
         let detail = Reason::TooLong(Member::ServiceName).to_string();
-        assert_eq!(detail, "service_name is too long; at most 128 bytes are expected");
+        assert_eq!(detail, "service_name is too long; at most 128 bytes are allowed");
         assert_eq!(Reason::Missing(Member::Payload).to_string(), "payload is required and must be an object");
     }
 }

@@ -39,7 +39,7 @@ pub enum NotAcceptable {
     #[error("unknown format; use prometheus, openmetrics or json")]
     UnknownFormat,
     /// `Accept` admits none; answer 406.
-    #[error("none of text/plain, application/openmetrics-text and application/json is acceptable")]
+    #[error("the Accept header allows none of text/plain, application/openmetrics-text and application/json")]
     NoneAccepted,
 }
 
@@ -185,13 +185,13 @@ impl Families<'_> {
     fn events(&mut self, metrics: &Metrics) -> fmt::Result {
         self.counter("ingestd_events_accepted", "Events of accepted batches", metrics.events_accepted.get())?;
         let rejected = metrics.events_rejected.iter();
-        self.counters("ingestd_events_rejected", "Events refused by validation, by code", "code", rejected)?;
+        self.counters("ingestd_events_rejected", "Events rejected by validation, by code", "code", rejected)?;
         self.counter("ingestd_events_committed", "Events committed to PostgreSQL", metrics.events_committed.get())?;
         let duplicates = metrics.events_duplicate.get();
         self.counter("ingestd_events_duplicate", "Events that PostgreSQL already had", duplicates)?;
         let dead_lettered = metrics.events_dead_lettered.get();
-        self.counter("ingestd_events_dead_lettered", "Events that PostgreSQL refused", dead_lettered)?;
-        let help = "Batches by what became of them";
+        self.counter("ingestd_events_dead_lettered", "Events that PostgreSQL rejected", dead_lettered)?;
+        let help = "Batches by outcome";
         self.counters("ingestd_batches", help, BatchOutcome::KEY, metrics.batches.iter())?;
 
         let mut family = self.family("ingestd_requests", "Answered requests", MetricType::Counter)?;
@@ -210,24 +210,25 @@ impl Families<'_> {
         self.gauge("ingestd_queue_bytes", help, metrics.queue_bytes.sum())?;
         self.gauge(
             "ingestd_memory_bytes",
-            "Bytes of rows held in memory, with the spare room of their buffers",
+            "Bytes of rows held in memory, including spare capacity of their buffers",
             metrics.memory_bytes.get(),
         )?;
         let help = "Limit on the bytes of rows held in memory";
         self.gauge("ingestd_memory_limit_bytes", help, metrics.memory_limit_bytes.get())?;
-        self.gauge("ingestd_journal_bytes", "Bytes that the journal takes on disk", metrics.journal_bytes.get())?;
-        let help = "Limit on the bytes that the journal takes on disk";
+        self.gauge("ingestd_journal_bytes", "Size of the journal on disk in bytes", metrics.journal_bytes.get())?;
+        let help = "Limit on the size of the journal on disk in bytes";
         self.gauge("ingestd_journal_limit_bytes", help, metrics.journal_limit_bytes.get())?;
         let help = "1 when the journal has damage that was set aside or could not be read";
         self.gauge("ingestd_journal_damaged", help, metrics.journal_damaged.get())?;
-        self.gauge("ingestd_ready", "1 while this node may take traffic, as /readyz says", metrics.ready.get())?;
-        let mut family = self.family("ingestd_build_info", "1, with the version that runs", MetricType::Gauge)?;
+        self.gauge("ingestd_ready", "1 while this node is ready for traffic, as /readyz reports", metrics.ready.get())?;
+        let mut family =
+            self.family("ingestd_build_info", "Always 1; the label is the running version", MetricType::Gauge)?;
         family.encode_family(&[("version", env!("CARGO_PKG_VERSION"))])?.encode_gauge(&1)
     }
 
     fn latencies(&mut self, metrics: &Metrics) -> fmt::Result {
         self.latency("ingestd_ack_latency", "Request received to answer sent", &metrics.ack_latency)?;
-        self.latency("ingestd_queue_latency", "Batch accepted to beginning of its COPY", &metrics.queue_latency)?;
+        self.latency("ingestd_queue_latency", "Batch accepted to start of its COPY", &metrics.queue_latency)?;
         self.latency("ingestd_copy_latency", "COPY of events", &metrics.copy_latency)?;
         self.latency("ingestd_batch_latency", "Request received to commit in PostgreSQL", &metrics.batch_latency)?;
         self.latency("ingestd_journal_fsync", "One fsync of the journal", &metrics.journal_fsync)
@@ -242,12 +243,12 @@ impl Families<'_> {
         self.gauges("ingestd_db_pool_connections", help, PoolState::KEY, connections)?;
         let help = "Limit on the connections of the pool (DB_POOL_MAX_SIZE)";
         self.gauge("ingestd_db_pool_connections_limit", help, metrics.db_pool_connections_limit.get())?;
-        self.gauge("ingestd_database_up", "1 while PostgreSQL answers", metrics.database_up.get())?;
-        let help = "Batches that cannot land while others can, as health says";
+        self.gauge("ingestd_database_up", "1 while PostgreSQL responds", metrics.database_up.get())?;
+        let help = "Batches that cannot be committed while others can, as health reports";
         self.gauge("ingestd_stuck_batches", help, metrics.stuck_batches.get())?;
         let help = "Workers of the Citus cluster (SHARDING=citus)";
         self.gauges("ingestd_citus_workers", help, WorkerState::KEY, metrics.citus_workers.iter())?;
-        let help = "Transactions that Citus workers have prepared and nobody has decided for long";
+        let help = "Transactions prepared on Citus workers and undecided for a long time";
         self.gauge("ingestd_citus_undecided_transactions", help, metrics.citus_undecided_transactions.get())?;
 
         let by_statement: Vec<_> = metrics.db_query.merge_all().collect();
@@ -263,7 +264,7 @@ impl Families<'_> {
             quantile_samples(&mut family, merged, |quantile| [(Statement::KEY, *statement), ("quantile", quantile)])?;
         }
 
-        let help = "Requests that were not let in";
+        let help = "Requests rejected by authentication or rate limits";
         self.counters("ingestd_auth_failures", help, AuthFailure::KEY, metrics.auth_failures.iter())?;
 
         let help = "Errors from PostgreSQL, by class of SQLSTATE";
@@ -273,15 +274,15 @@ impl Families<'_> {
     /// Names as in the Prometheus client guidelines ("Standard and runtime collectors"), and disk I/O.
     fn process(&mut self, stats: &ProcessStats) -> fmt::Result {
         self.known_counter("process_cpu_seconds", "User and system CPU time", stats.cpu_seconds)?;
-        self.known_gauge("process_resident_memory_bytes", "Memory in RAM", stats.resident_bytes)?;
-        self.known_gauge("process_virtual_memory_bytes", "Address space", stats.virtual_bytes)?;
+        self.known_gauge("process_resident_memory_bytes", "Resident memory in bytes", stats.resident_bytes)?;
+        self.known_gauge("process_virtual_memory_bytes", "Virtual memory in bytes", stats.virtual_bytes)?;
         self.known_gauge("process_open_fds", "Open file descriptors", stats.open_fds)?;
         self.known_gauge("process_max_fds", "Limit on open file descriptors", stats.max_fds)?;
         self.known_gauge("process_threads", "Threads", stats.threads)?;
         let help = "When the process started, in seconds since 1970";
         self.known_gauge("process_start_time_seconds", help, stats.start_time_seconds)?;
-        self.known_counter("process_io_read_bytes", "Bytes fetched from storage", stats.io_read_bytes)?;
-        self.known_counter("process_io_written_bytes", "Bytes sent towards storage", stats.io_written_bytes)
+        self.known_counter("process_io_read_bytes", "Bytes read from storage", stats.io_read_bytes)?;
+        self.known_counter("process_io_written_bytes", "Bytes written to storage", stats.io_written_bytes)
     }
 
     fn family<'s>(&'s mut self, name: &'s str, help: &str, kind: MetricType) -> Result<MetricEncoder<'s>, fmt::Error> {

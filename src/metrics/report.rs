@@ -15,7 +15,7 @@ use crate::types::{PRIORITY_MAX, Priority};
 
 const MICROS_PER_MILLI: f64 = 1e3;
 
-/// All metrics at one moment. Counts are since start.
+/// All metrics at one point in time. Counts are since start.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Metrics)]
 pub struct Report {
@@ -25,69 +25,69 @@ pub struct Report {
     pub version: &'static str,
     /// Seconds since the server started.
     pub uptime_seconds: f64,
-    /// Events by what became of them.
+    /// Events by outcome.
     pub events: Events,
-    /// Batches by what became of them.
+    /// Batches by outcome.
     pub batches: Batches,
-    /// Events a second.
+    /// Events per second.
     pub throughput: Throughput,
     /// Latencies since start, in milliseconds.
     pub latency_ms: Latencies,
-    /// What waits for its COPY.
+    /// What is waiting for its COPY.
     pub queue: Queue,
     /// The journal on disk.
     pub journal: Journal,
-    /// Rows in memory.
+    /// Rows held in memory.
     pub memory: Usage,
     /// Connections to PostgreSQL.
     pub pool: Pool,
-    /// What went wrong, by kind.
+    /// Errors by kind.
     pub errors: Errors,
-    /// This process; `null` is what the system does not tell.
+    /// This process; values that the system does not report are `null`.
     pub process: Process,
 }
 
-/// Events by what became of them.
+/// Events by outcome.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = MetricsEvents)]
 pub struct Events {
     /// Accepted.
     pub accepted: u64,
-    /// Refused by validation.
+    /// Rejected by validation.
     pub rejected: u64,
     /// Committed to PostgreSQL.
     pub committed: u64,
-    /// PostgreSQL had them already.
+    /// Already in PostgreSQL.
     pub duplicate: u64,
-    /// PostgreSQL refused them.
+    /// Rejected by PostgreSQL.
     pub dead_lettered: u64,
 }
 
-/// Batches by what became of them.
+/// Batches by outcome.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = MetricsBatches)]
 pub struct Batches {
     /// Accepted.
     pub queued: u64,
-    /// Wholly in PostgreSQL.
+    /// Committed completely.
     pub completed: u64,
-    /// Partly in the dead letters.
+    /// Committed, with some events dead-lettered.
     pub partial: u64,
-    /// Not in PostgreSQL.
+    /// All events dead-lettered.
     pub failed: u64,
 }
 
-/// Events a second, accepted and committed.
+/// Events per second, accepted and committed.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = MetricsThroughput)]
 pub struct Throughput {
-    /// Events accepted a second.
+    /// Events accepted per second.
     pub accepted_events_per_second: Windows,
-    /// Events committed a second.
+    /// Events committed per second.
     pub committed_events_per_second: Windows,
 }
 
-/// A rate over the last seconds; over what there is while the server is younger.
+/// A rate over the last seconds, or since the start of a younger server.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = MetricsWindows)]
 pub struct Windows {
@@ -102,13 +102,13 @@ pub struct Windows {
     pub minute: f64,
 }
 
-/// Latencies of the path's stations.
+/// Latencies of the steps from request to commit.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = MetricsLatencies)]
 pub struct Latencies {
     /// Request received to answer sent.
     pub ack: Quantiles,
-    /// Batch accepted to beginning of its COPY.
+    /// Batch accepted to start of its COPY.
     pub queue: Quantiles,
     /// `COPY`.
     pub copy: Quantiles,
@@ -120,50 +120,50 @@ pub struct Latencies {
     pub journal_fsync: Quantiles,
 }
 
-/// Quantiles of one latency in milliseconds, with microseconds behind the point; all 0 when `count` is 0.
+/// Quantiles of one latency in milliseconds, with a resolution of one microsecond; all 0 when `count` is 0.
 #[derive(Debug, PartialEq, Serialize, ToSchema)]
 #[schema(as = MetricsQuantiles)]
 pub struct Quantiles {
     /// Median.
     pub p50: f64,
-    /// 95 of 100 are no longer.
+    /// 95th percentile.
     pub p95: f64,
-    /// 99 of 100 are no longer.
+    /// 99th percentile.
     pub p99: f64,
-    /// 999 of 1000 are no longer.
+    /// 99.9th percentile.
     pub p999: f64,
-    /// The longest.
+    /// The maximum.
     pub max: f64,
-    /// How many were recorded.
+    /// Number of recorded values.
     pub count: u64,
 }
 
-/// What waits for its COPY.
+/// What is waiting for its COPY.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = MetricsQueue)]
 pub struct Queue {
-    /// Batches over all priorities.
+    /// Batches of all priorities.
     pub batches: u64,
-    /// Events over all priorities.
+    /// Events of all priorities.
     pub events: u64,
-    /// Bytes over all priorities.
+    /// Bytes of all priorities.
     pub bytes: u64,
-    /// Each priority, the highest first.
+    /// The queue by priority, highest first.
     pub by_priority: Vec<QueueOfPriority>,
 }
 
-/// What waits of one priority.
+/// What is waiting of one priority.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = MetricsQueueOfPriority)]
 pub struct QueueOfPriority {
     /// 0–10.
     #[schema(maximum = 10)]
     pub priority: u8,
-    /// Batches waiting.
+    /// Waiting batches.
     pub batches: u64,
     /// Events in them.
     pub events: u64,
-    /// Bytes of them.
+    /// Bytes of those batches.
     pub bytes: u64,
 }
 
@@ -178,7 +178,7 @@ pub struct Journal {
     pub fsyncs: u64,
 }
 
-/// Bytes of something limited.
+/// Bytes in use and their limit.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = MetricsUsage)]
 pub struct Usage {
@@ -192,13 +192,13 @@ pub struct Usage {
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = MetricsPool)]
 pub struct Pool {
-    /// Waiting for work.
+    /// Idle connections.
     pub idle: u64,
-    /// Lent out.
+    /// Connections in use.
     pub busy: u64,
 }
 
-/// What went wrong, by kind; kinds that never occurred are left out.
+/// Errors by kind; kinds that have not occurred are left out.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = MetricsErrors)]
 pub struct Errors {
@@ -206,9 +206,9 @@ pub struct Errors {
     pub rejected_events: BTreeMap<&'static str, u64>,
     /// Requests answered with 4xx and 5xx, by status code.
     pub requests: BTreeMap<&'static str, u64>,
-    /// Requests that were not let in, by reason.
+    /// Requests rejected by authentication or rate limits, by reason.
     pub auth: BTreeMap<&'static str, u64>,
-    /// Errors from PostgreSQL by class of SQLSTATE; `connection` are those without one.
+    /// Errors from PostgreSQL by SQLSTATE class; `connection` counts those without an SQLSTATE.
     pub database: BTreeMap<&'static str, u64>,
 }
 
@@ -219,10 +219,10 @@ pub struct Process {
     /// User and system CPU time since start.
     #[schema(required)]
     pub cpu_seconds: Option<f64>,
-    /// Memory in RAM.
+    /// Resident memory in bytes.
     #[schema(required)]
     pub resident_memory_bytes: Option<u64>,
-    /// Address space.
+    /// Virtual memory in bytes.
     #[schema(required)]
     pub virtual_memory_bytes: Option<u64>,
     /// Threads.
@@ -231,13 +231,13 @@ pub struct Process {
     /// Open file descriptors.
     #[schema(required)]
     pub open_fds: Option<u64>,
-    /// Limit on them.
+    /// Limit on open file descriptors.
     #[schema(required)]
     pub max_fds: Option<u64>,
-    /// Bytes fetched from storage.
+    /// Bytes read from storage.
     #[schema(required)]
     pub disk_read_bytes: Option<u64>,
-    /// Bytes sent towards storage.
+    /// Bytes written to storage.
     #[schema(required)]
     pub disk_written_bytes: Option<u64>,
 }

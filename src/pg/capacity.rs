@@ -57,11 +57,11 @@ impl Capacity {
         }
         let limit = match self.granted {
             Some(granted) if granted == available => "the limit of this role or database".to_owned(),
-            _ => format!("max_connections = {}, less {} reserved ones", self.connections_max, self.reserved),
+            _ => format!("max_connections = {}, minus {} reserved", self.connections_max, self.reserved),
         };
         Some(format!(
-            "this node may open {needed} connections ({}={pool_max}, and one to watch them), PostgreSQL has room for \
-             {available} ({limit}); all nodes share that: lower {0}, raise the limit, or put PgBouncer between",
+            "this node may open {needed} connections ({}={pool_max}, plus one to watch them), but PostgreSQL has room \
+             for {available} ({limit}), shared by all nodes: lower {0}, raise the limit, or use PgBouncer",
             Key::DbPoolMaxSize.name(),
         ))
     }
@@ -77,7 +77,7 @@ mod tests {
         assert_eq!((capacity.available(), capacity.shortage(20), capacity.nodes(20)), (21, None, 1));
         let told = capacity.shortage(21).expect("too many");
         assert!(
-            told.contains("22 connections") && told.contains("room for 21 (max_connections = 24, less 3"),
+            told.contains("22 connections") && told.contains("room for 21 (max_connections = 24, minus 3"),
             "{told}"
         );
         let granted = Capacity { granted: Some(10), ..capacity };

@@ -148,7 +148,7 @@ impl Connector {
             let checked = open_and_check(&config, &tls);
             let _receiver_gave_up = sender.send(checked);
         });
-        let silent = |_| StartFault::Transient(format!("does not answer within {wait_max:?}; is it overloaded?"));
+        let silent = |_| StartFault::Transient(format!("no response within {wait_max:?}; is it overloaded?"));
         let answered = receiver.recv_timeout(wait_max).map_err(silent).flatten();
         answered.map_err(|fault| fault.of(self.setting).at(&format!("PostgreSQL at {}", self.address)))
     }
@@ -166,7 +166,7 @@ impl Connector {
 
 /// Notices ("relation exists, skipping") are not events of interest to an operator.
 fn quiet_notice(notice: postgres::error::DbError) {
-    tracing::debug!(message = %notice.message(), severity = notice.severity(), "PostgreSQL says");
+    tracing::debug!(message = %notice.message(), severity = notice.severity(), "notice from PostgreSQL");
 }
 
 /// A session with a PostgreSQL that is new enough, over a pooler that lets transactions through.
@@ -187,7 +187,7 @@ fn open_and_check(config: &Config, tls: &Tls) -> Result<(Client, Backing), Start
             Err(error) if error.code().is_none() => {
                 let said = one_line(&error);
                 return Err(StartFault::Configuration(format!(
-                    "a pooler ends each session that begins a transaction ({said}); {POOL_MODE}"
+                    "a pooler closes every session that starts a transaction ({said}); {POOL_MODE}"
                 )));
             }
             Err(error) => return Err(classify_start_error(&error)),
@@ -203,7 +203,9 @@ fn check_server_version(client: &mut Client) -> Result<(), StartFault> {
         return Ok(());
     }
     let version = text.split(" on ").next().unwrap_or("an unknown version");
-    Err(StartFault::Configuration(format!("is {version}, but ingestd needs PostgreSQL 15 or newer: upgrade it")))
+    Err(StartFault::Configuration(format!(
+        "the server is {version}, but ingestd requires PostgreSQL 15 or newer: upgrade it"
+    )))
 }
 
 /// What `error`, met while starting, means. The message is one line, says what to do, and never holds the
@@ -212,13 +214,14 @@ pub fn classify_start_error(error: &postgres::Error) -> StartFault {
     let Some(state) = error.code() else { return classify_driver_error(error) };
     let said = one_line(error);
     let advice = match *state {
-        SqlState::INVALID_PASSWORD => "correct user and password in DATABASE_URL",
+        SqlState::INVALID_PASSWORD => "correct the user and password in DATABASE_URL",
         SqlState::INVALID_AUTHORIZATION_SPECIFICATION => {
             "correct DATABASE_URL, or allow this user and address in the server's pg_hba.conf"
         }
         SqlState::INVALID_CATALOG_NAME => "create the database (createdb), or correct its name in DATABASE_URL",
         SqlState::INSUFFICIENT_PRIVILEGE => {
-            "grant the rights to this user (sql/roles/least_privilege.sql), or use another one in DATABASE_URL"
+            "grant the required privileges to this user (sql/roles/least_privilege.sql), or use another user in \
+             DATABASE_URL"
         }
         SqlState::INVALID_SCHEMA_NAME => "create a schema, or correct the user's search_path",
         _ if said.contains("statement pooling mode") => POOL_MODE,
@@ -237,10 +240,10 @@ fn classify_driver_error(error: &postgres::Error) -> StartFault {
         return StartFault::Configuration(format!("{said}; correct sslmode or sslrootcert in DATABASE_URL"));
     }
     if said.starts_with("authentication error") || said.starts_with("invalid configuration") {
-        return StartFault::Configuration(format!("{said}; correct user and password in DATABASE_URL"));
+        return StartFault::Configuration(format!("{said}; correct the user and password in DATABASE_URL"));
     }
     if said.starts_with("error connecting to server") || said.starts_with("timeout waiting for server") {
-        return StartFault::Transient(format!("{said}; is it running, and is DATABASE_URL right?"));
+        return StartFault::Transient(format!("{said}; is it running, and is DATABASE_URL correct?"));
     }
     StartFault::Transient(said)
 }

@@ -58,7 +58,7 @@ pub struct ReplayReport {
 #[derive(Debug, thiserror::Error)]
 pub enum DeadLetterError {
     /// No row has this number, or it was replayed already.
-    #[error("no dead letter {id} waits for a replay; see 'ingestd dead-letter list'")]
+    #[error("no dead letter {id} is waiting for a replay; see 'ingestd dead-letter list'")]
     NotWaiting {
         /// The number.
         id: i64,

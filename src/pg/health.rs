@@ -67,11 +67,9 @@ impl DatabaseHealth {
             return;
         }
         if a_pooler {
-            tracing::info!(
-                "a pooler, such as PgBouncer, lends backends of PostgreSQL: each transaction prepares its own statements"
-            );
+            tracing::info!("transaction pooling detected (e.g. PgBouncer): statements are prepared per transaction");
         } else {
-            tracing::info!("sessions have backends of PostgreSQL to themselves again");
+            tracing::info!("direct PostgreSQL sessions again: no pooler detected");
         }
     }
 
@@ -103,7 +101,7 @@ impl DatabaseHealth {
             detail.since = Instant::now();
             if !first_time {
                 let away_ms = away.as_millis() as u64;
-                tracing::info!(away_ms, "PostgreSQL works again; queued batches are being committed");
+                tracing::info!(away_ms, "PostgreSQL is accepting batches again; queued batches are being committed");
             }
         }
         is_back
@@ -114,7 +112,10 @@ impl DatabaseHealth {
         let mut detail = self.detail.lock();
         let was_working = self.working.swap(false, Ordering::Relaxed);
         if was_working || detail.reason() != reason {
-            tracing::warn!(reason, "PostgreSQL does not take batches; they stay in the journal and are retried");
+            tracing::warn!(
+                reason,
+                "PostgreSQL is not accepting batches; they remain in the journal and will be retried"
+            );
         }
         if was_working {
             detail.since = Instant::now();
@@ -126,7 +127,7 @@ impl DatabaseHealth {
     pub fn doubt(&self, doubt: Doubt, reason: Option<String>) {
         let noted = &mut self.doubts.lock()[doubt as usize];
         if let Some(reason) = reason.as_ref().filter(|_| *noted != reason) {
-            tracing::warn!(reason, "PostgreSQL answers, but is not as it should be");
+            tracing::warn!(reason, "PostgreSQL is reachable but degraded");
         }
         *noted = reason;
     }

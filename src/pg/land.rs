@@ -220,7 +220,7 @@ fn settle_others(
             Some(row) if row.digest == batch.digest => Landed::Before(row.counts),
             Some(_) => bury_conflict(transaction, sharding, batch, node)?,
             // Removed between the two statements (ledger upkeep): claim it again.
-            None => return Err(Fault::lost(format!("ledger row of batch {} vanished", batch.key))),
+            None => return Err(Fault::lost(format!("the ledger row of batch {} has disappeared", batch.key))),
         });
     }
     Ok(landed)

@@ -103,7 +103,7 @@ pub fn claim(
         values.push(&shards);
     }
     let rows = transaction.query(statement, &values)?;
-    let first = rows.first().ok_or_else(|| Fault::lost("no answer to the ledger's INSERT"))?;
+    let first = rows.first().ok_or_else(|| Fault::lost("no response to the ledger's INSERT"))?;
     pulse.served_by(first.get(0));
     let run = Run::from_row(first, 3);
     let free: HashSet<(Option<&str>, Option<&str>)> = rows.iter().map(|row| (row.get(1), row.get(2))).collect();

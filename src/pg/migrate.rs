@@ -93,8 +93,8 @@ impl fmt::Display for Report {
 pub enum MigrateError {
     /// Another node runs a newer version: start that one here too.
     #[error(
-        "the database's schema has version {found}, this ingestd knows versions up to {SCHEMA_VERSION}: \
-         install the newer ingestd"
+        "the database schema has version {found}, but this ingestd supports versions up to {SCHEMA_VERSION}: install \
+         the newer ingestd"
     )]
     Newer {
         /// The version in the database.
@@ -102,14 +102,15 @@ pub enum MigrateError {
     },
     /// Someone holds a lock for long: try again, or find out who.
     #[error(
-        "waited {} s for a lock that another session holds, while applying migrations; \
-         see pg_stat_activity, then try again", MIGRATE_LOCK_WAIT_MAX.as_secs()
+        "waited {} s for a lock held by another session while applying migrations; see pg_stat_activity, then retry",
+        MIGRATE_LOCK_WAIT_MAX.as_secs()
     )]
     LockTimeout,
     /// The role may not: another one has to.
     #[error(
-        "the database's schema has version {found}, version {SCHEMA_VERSION} is needed, and this role may not migrate it \
-         ({said}): run 'ingestd migrate' with a role that owns the tables, or set MIGRATE_DATABASE_URL"
+        "the database schema has version {found}, but version {SCHEMA_VERSION} is required, and this role is not \
+         allowed to migrate it ({said}): run 'ingestd migrate' with a role that owns the tables, or set \
+         MIGRATE_DATABASE_URL"
     )]
     NotAllowed {
         /// The version in the database.

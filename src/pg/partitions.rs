@@ -76,7 +76,7 @@ impl Partition {
 #[derive(Debug, thiserror::Error)]
 pub enum PartitionError {
     /// A table has the partition's name but is no partition: someone detached it, or it is another table.
-    #[error("table {name} exists but is not a partition of events: attach it, rename it or drop it")]
+    #[error("table {name} exists but is not a partition of events: attach, rename or drop it")]
     NameTaken {
         /// The table.
         name: String,
@@ -84,7 +84,7 @@ pub enum PartitionError {
     /// The partition is being detached by a cleanup, now or interrupted.
     #[error(
         "partition {name} is being detached; if that was interrupted, complete it with 'ingestd partitions cleanup', \
-         or with ALTER TABLE events DETACH PARTITION {name} FINALIZE if it was begun by hand"
+         or with ALTER TABLE events DETACH PARTITION {name} FINALIZE if it was started manually"
     )]
     Detaching {
         /// The partition.
@@ -92,12 +92,12 @@ pub enum PartitionError {
     },
     /// Transactions use `events` for so long that waiting for them would hold up COPYs.
     #[error(
-        "events is in use by transactions that take long, and a role that does not own it, or a Citus cluster, cannot wait for \
-         them without holding up COPYs; see pg_stat_activity, then try again"
+        "table events is in use by long transactions; a role that does not own it, or a Citus cluster, cannot wait for \
+         them without blocking COPYs; see pg_stat_activity, then retry"
     )]
     InUse,
     /// Another session holds a lock for long.
-    #[error("waited {} s for a lock that another session holds; see pg_stat_activity, then try again",
+    #[error("waited {} s for a lock held by another session; see pg_stat_activity, then retry",
         PARTITION_LOCK_WAIT_MAX.as_secs())]
     LockTimeout,
     /// Everything else.
@@ -158,7 +158,8 @@ pub fn ensure_ahead(client: &mut Client, now: UnixMicros, ahead: u32) -> Result<
         match ensure(client, &[month]) {
             Ok(names) => made.extend(names),
             Err(error) if error.is_of_one_month() => {
-                tracing::error!(%month, %error, "cannot make a partition ahead; events of that month would wait");
+                tracing::error!(%month, %error,
+                    "cannot create a partition ahead of time; events of that month would have to wait");
             }
             Err(error) => return Err(error),
         }

@@ -151,7 +151,7 @@ struct QuietErrors;
 
 impl r2d2::HandleError<Fault> for QuietErrors {
     fn handle_error(&self, fault: Fault) {
-        tracing::debug!(%fault, "connection attempt failed");
+        tracing::debug!(%fault, "connection attempt to PostgreSQL failed");
     }
 }
 

@@ -110,7 +110,7 @@ pub fn land_or_bury(
                 refused_in_a_row += 1;
                 if refused_in_a_row == REFUSALS_IN_A_ROW_MAX {
                     tracing::warn!(rows = refused_in_a_row, batch = %batches[row.batch].key, reason = fault.message,
-                        "PostgreSQL refuses one row after the other; going row by row, slowly, until one lands");
+                        "PostgreSQL is rejecting consecutive rows; falling back to throttled row-by-row inserts");
                 }
                 if row_by_row {
                     std::thread::sleep(REFUSED_ROW_PAUSE);

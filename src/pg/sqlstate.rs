@@ -75,7 +75,7 @@ impl Fault {
 
     /// A row was neither stored nor refused: a `BEFORE` trigger answered NULL. SQLSTATE 02000 is "no data".
     pub fn left_out() -> Self {
-        let message = "a trigger on events left the row out: it returned NULL (SQLSTATE 02000)".to_owned();
+        let message = "a trigger on events discarded the row: it returned NULL (SQLSTATE 02000)".to_owned();
         Self { verdict: Verdict::RowFault, sqlstate: "02000".to_owned(), message }
     }
 

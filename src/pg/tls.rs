@@ -64,12 +64,12 @@ fn build(check: Check, certificates: Vec<CertificateDer<'static>>) -> Result<Tls
     let mut roots = RootCertStore::empty();
     let (usable, _unusable) = roots.add_parsable_certificates(certificates.iter().cloned());
     if check != Check::Nothing && usable == 0 {
-        return Err("none of the certificates to trust can be used".into());
+        return Err("none of the trusted certificates can be used".into());
     }
     let verifier = Verifier { check, roots, certificates, provider: Arc::clone(&provider) };
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
-        .map_err(|error| format!("TLS cannot be set up: {error}"))?
+        .map_err(|error| format!("cannot set up TLS: {error}"))?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier))
         .with_no_client_auth();
@@ -84,7 +84,7 @@ fn read_file(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let certificates = CertificateDer::pem_file_iter(path).map_err(problem)?;
     let certificates = certificates.collect::<Result<Vec<_>, _>>().map_err(problem)?;
     if certificates.is_empty() {
-        return Err(format!("sslrootcert={shown} holds no certificate in PEM form"));
+        return Err(format!("sslrootcert={shown} contains no PEM certificate"));
     }
     Ok(certificates)
 }
@@ -92,9 +92,11 @@ fn read_file(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
 fn read_system() -> Result<Vec<CertificateDer<'static>>, String> {
     let found = rustls_native_certs::load_native_certs();
     if found.certs.is_empty() {
-        return Err("the system has no certificate authorities to verify the server with: \
-                    install them (Debian: ca-certificates) or name a file with sslrootcert"
-            .into());
+        return Err(
+            "no certificate authorities found to verify the server: install them (Debian: ca-certificates), or \
+            set sslrootcert to a file that contains them"
+                .into(),
+        );
     }
     Ok(found.certs)
 }

@@ -71,5 +71,5 @@ impl Run {
 /// Nothing is known of earlier commits then.
 pub fn flush(client: &mut impl GenericClient) -> Result<Run, Fault> {
     let rows = client.query_typed(&FLUSH, &[])?;
-    rows.first().map(|row| Run::from_row(row, 0)).ok_or_else(|| Fault::lost("no answer to a SELECT"))
+    rows.first().map(|row| Run::from_row(row, 0)).ok_or_else(|| Fault::lost("no response to a SELECT"))
 }

@@ -162,7 +162,8 @@ impl Watch {
             Watcher { watch: watched, asking: None, standing: HashMap::new(), dead: Vec::new() }.run();
         });
         if let Err(error) = started {
-            tracing::warn!(%error, "connections to PostgreSQL are not watched: no thread");
+            tracing::warn!(%error,
+                "could not start the connection watchdog thread; dead PostgreSQL connections will not be detected");
         }
         watch
     }
@@ -200,7 +201,7 @@ impl Watch {
         let open = AssertUnwindSafe(|| backing::open(&config, &self.tls, &self.token_is_refused));
         let opened = catch_unwind(open);
         let (client, backing) =
-            opened.map_err(|_| Fault::lost("no open file is left; raise their limit (ulimit -n)"))??;
+            opened.map_err(|_| Fault::lost("no file descriptors left; raise the open-file limit (ulimit -n)"))??;
         pulse.is_lent.store(backing == Backing::Lent, Ordering::Relaxed);
         Ok((client, pulse, waiting))
     }
@@ -224,7 +225,7 @@ impl Watch {
         let pulses: Vec<Arc<Pulse>> = self.pulses.lock().iter().filter_map(Weak::upgrade).collect();
         let idle = pulses.iter().filter(|pulse| pulse.waits_since().is_none());
         let closed: Vec<i32> = idle.inspect(|pulse| pulse.shut_down()).filter_map(|pulse| pulse.backend()).collect();
-        tracing::warn!(connections = closed.len(), "closing the idle connections to PostgreSQL as well");
+        tracing::warn!(connections = closed.len(), "also closing idle connections to PostgreSQL");
         closed
     }
 
@@ -268,7 +269,8 @@ impl Watcher {
         let silent = watch.silent();
         for (pulse, since) in &silent {
             if pulse.backend().is_none() && watch.began.elapsed() >= *since + pulse.silence_max() {
-                tracing::warn!("closing a dead connection to PostgreSQL: it was accepted, and then nobody answered");
+                let reason = "the connection was accepted but PostgreSQL never responded";
+                tracing::warn!(reason, "closing a dead connection to PostgreSQL");
                 pulse.shut_down();
             }
         }
@@ -299,7 +301,7 @@ impl Watcher {
         let now = Instant::now();
         let blocked_by = silent.keys().find_map(|backend| found.get(backend)?.blocked_by.as_ref());
         let told =
-            blocked_by.map(|holders| format!("batches wait for a lock that process {holders} holds in PostgreSQL"));
+            blocked_by.map(|holders| format!("batches are waiting for a lock held in PostgreSQL by PID {holders}"));
         watch.health.doubt(Doubt::Lock, told);
         let before = std::mem::take(&mut self.standing);
         let gone: Vec<i32> = silent.keys().filter(|backend| !found.contains_key(backend)).copied().collect();
@@ -315,12 +317,15 @@ impl Watcher {
                 continue;
             }
             if let Some(pulse) = silent.get(&backend) {
-                let why =
-                    if progress.is_some() { "it waits for us while we wait for it" } else { "it knows it no more" };
-                tracing::warn!(backend, "closing a dead connection to PostgreSQL: {why}");
+                let reason = if progress.is_some() {
+                    "the backend is idle in ClientRead while we await its reply"
+                } else {
+                    "the backend no longer exists"
+                };
+                tracing::warn!(backend, reason, "closing a dead connection to PostgreSQL");
                 pulse.shut_down();
             } else {
-                tracing::warn!(backend, "terminating a session that a dead ingestd left in PostgreSQL");
+                tracing::warn!(backend, "terminating a PostgreSQL session left behind by a dead ingestd");
             }
             self.dead.push(backend);
         }

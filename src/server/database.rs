@@ -59,7 +59,8 @@ impl Database {
         let owner = config.migrate_database.as_deref().map(Connector::of_owner).transpose().map_err(refuse)?;
         let (embedded, connector) = match &config.database {
             config::Database::Embedded if owner.is_some() => {
-                let message = "MIGRATE_DATABASE_URL is set and DATABASE_URL is not: set it, or start with --embedded";
+                let message = "MIGRATE_DATABASE_URL is set but DATABASE_URL is not: set DATABASE_URL, or start with \
+                    --embedded";
                 return Err(ServeError::Configuration(message.to_owned()));
             }
             config::Database::Embedded => {
@@ -110,7 +111,7 @@ impl Database {
     pub fn stop(self) {
         drop(self.pool);
         if let Some(Err(error)) = self.embedded.map(Embedded::stop) {
-            tracing::error!(%error, "the embedded PostgreSQL did not stop cleanly");
+            tracing::error!(%error, "embedded PostgreSQL did not stop cleanly");
         }
     }
 }
@@ -150,7 +151,7 @@ impl Schema {
             MigrateError::LockTimeout => StartFault::Transient(error.to_string()),
         })?;
         if !report.applied.is_empty() {
-            tracing::info!(applied = ?report.applied, "schema migrated");
+            tracing::info!(applied = ?report.applied, "database schema migrated");
         }
         self.arrange(&mut client).map_err(|error| match error {
             LayoutError::Distributed | LayoutError::NotReady(_) | LayoutError::Failed(_) => {
@@ -181,7 +182,7 @@ impl Schema {
                     tracing::warn!(reason, "PostgreSQL may run out of connections");
                 }
             }
-            Err(error) => tracing::debug!(%error, "cannot read PostgreSQL's limits of connections"),
+            Err(error) => tracing::debug!(%error, "could not read PostgreSQL's connection limits"),
         }
     }
 
@@ -204,7 +205,7 @@ impl Schema {
     /// Lays the tables out as `SHARDING` says.
     fn arrange(&self, client: &mut Client) -> Result<(), LayoutError> {
         if layout::arrange_by(client, self.owner.as_ref(), self.sharding)? {
-            tracing::info!("the tables are spread over the Citus cluster now");
+            tracing::info!("tables distributed over the Citus cluster");
         }
         Ok(())
     }
@@ -242,7 +243,7 @@ fn newer_only(outcome: Result<(), MigrateError>) -> Result<Option<String>, Fault
 fn ensure_ahead(client: &mut Client, ahead: u32) -> Result<(), PartitionError> {
     let made = partitions::ensure_ahead(client, wall_now(), ahead)?;
     if !made.is_empty() {
-        tracing::info!(partitions = ?made, "partitions made");
+        tracing::info!(partitions = ?made, "partitions created");
     }
     Ok(())
 }
@@ -252,7 +253,7 @@ pub fn drop_old_partitions(client: &mut Client, months: u32) -> Result<(), Fault
     let now = clock::agreed_now(client)?;
     let dropped = match partitions::cleanup(client, now, months, false) {
         Err(error @ PartitionError::InUse) => {
-            tracing::warn!(%error, "old partitions stay for now (PARTITION_RETENTION_MONTHS); trying again later");
+            tracing::warn!(%error, "could not drop old partitions yet (PARTITION_RETENTION_MONTHS); retrying later");
             return Ok(());
         }
         outcome => outcome.map_err(|error| Fault::lost(error.to_string()))?,
@@ -261,7 +262,7 @@ pub fn drop_old_partitions(client: &mut Client, months: u32) -> Result<(), Fault
         tracing::info!(
             partition = partition.name,
             rows = partition.rows_estimate,
-            "partition dropped (PARTITION_RETENTION_MONTHS)"
+            "dropped an old partition (PARTITION_RETENTION_MONTHS)"
         );
     }
     Ok(())

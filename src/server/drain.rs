@@ -181,7 +181,7 @@ fn open_journal(
 
 fn no_journal(dir: &Path, error: std::io::Error) -> ServeError {
     let dir: PathBuf = std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned());
-    ServeError::Failed(format!("no journal in {}: {error}; name its folder with --dir", dir.display()))
+    ServeError::Failed(format!("no journal in {}: {error}; give its directory with --dir", dir.display()))
 }
 
 struct Drain {
@@ -289,7 +289,7 @@ impl Drain {
             return self.health.reason();
         }
         let stuck = self.queue.stuck().map(|(_, reason)| reason);
-        stuck.or_else(|| self.health.doubtful()).unwrap_or_else(|| "PostgreSQL does not answer".to_owned())
+        stuck.or_else(|| self.health.doubtful()).unwrap_or_else(|| "PostgreSQL is not responding".to_owned())
     }
 
     fn is_interrupted(&self) -> bool {
@@ -313,8 +313,8 @@ impl Drain {
             damage.push(unreadable);
         }
         if let Some(fault) = self.journal_fault {
-            let said = "what landed is committed, but the journal could not be told: a further drain finds it again, and \
-                        changes nothing";
+            let said = "committed batches could not be marked in the journal: the next drain finds them again and \
+                changes nothing";
             damage.push(format!("{fault} ({said})"));
         }
         let (rows, duplicates) = (self.metrics.events_committed.get(), self.metrics.events_duplicate.get());

@@ -74,8 +74,11 @@ impl GroupCommit {
             }
             self.rest();
         }
-        if let Err(error) = self.journal.close() {
-            tracing::error!(%error, "the journal could not be closed cleanly; the next start replays what is in it");
+        // A journal that has failed was logged when it did.
+        if let Err(error) = self.journal.close()
+            && !self.health.has_failed()
+        {
+            tracing::error!(%error, "could not close the journal cleanly; the next start replays it");
         }
     }
 
@@ -217,8 +220,9 @@ impl GroupCommit {
         if !self.health.has_failed() {
             tracing::error!(
                 reason = message,
-                "the journal cannot be written: nothing is acknowledged any more and /readyz says no; free or repair the disk \
-                 under JOURNAL_DIR, then restart ingestd (what was acknowledged is safe and is replayed)"
+                "the journal cannot be written: no further batches are acknowledged and /readyz reports not ready; \
+                 make room on the disk under JOURNAL_DIR or repair it, then restart ingestd (acknowledged batches are \
+                 safe and will be replayed)"
             );
             self.health.fail(message.to_owned());
         }

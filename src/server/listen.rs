@@ -54,8 +54,8 @@ fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
 
 fn refused(address: SocketAddr, error: &std::io::Error) -> ServeError {
     let advice = match error.kind() {
-        std::io::ErrorKind::AddrInUse => "stop the program that listens there, or set LISTEN_ADDR to another port",
-        std::io::ErrorKind::PermissionDenied => "ports below 1024 need a privilege; set LISTEN_ADDR to another port",
+        std::io::ErrorKind::AddrInUse => "stop the program that is listening there, or set LISTEN_ADDR to another port",
+        std::io::ErrorKind::PermissionDenied => "ports below 1024 require a privilege; set LISTEN_ADDR to another port",
         _ => "check LISTEN_ADDR",
     };
     ServeError::Failed(format!("cannot listen on {address}: {error}; {advice}"))

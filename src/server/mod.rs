@@ -103,7 +103,7 @@ pub fn run(config: &Config, reread: Reread<'_>, on_recovery: &mut OnRead<'_>) ->
         reload::reload(&server.app, reread);
         service_manager::ready(&format!("serving {serving}"));
     }
-    service_manager::stopping("committing what is queued");
+    service_manager::stopping("committing queued batches");
     server.stop()
 }
 
@@ -154,7 +154,7 @@ impl Server {
             shared: shared.as_ref().map(|shared| shared.reader.clone()),
         };
         let lookup =
-            Lookup::start(sources).map_err(|error| ServeError::failed("cannot start the look-up threads", error))?;
+            Lookup::start(sources).map_err(|error| ServeError::failed("cannot start the lookup threads", error))?;
         let feed = shared.as_ref().map(|shared| shared.feed.clone());
         let blocks = Arc::new(BlockPool::default());
         let parker = Parker::new();
@@ -238,9 +238,7 @@ impl Server {
 
     /// The right column of the module's drawing.
     fn stop(self) -> Result<(), ServeError> {
-        tracing::info!(
-            "shutting down: requests under way are answered, what is queued is committed or stays in the journal"
-        );
+        tracing::info!("shutting down: finishing open requests; queued batches are committed or stay in the journal");
         self.app.draining.store(true, Ordering::Release);
         // Workers hold receivers; if all are gone already there is nobody to tell.
         let _ = self.drain.send(true);
@@ -269,7 +267,7 @@ impl Server {
         self.database.stop();
         tracing::info!(batches_in_journal = left, "stopped");
         if failed && left > 0 {
-            return Err(ServeError::Failed("the shutdown was not clean; see the log".to_owned()));
+            return Err(ServeError::Failed("shutdown was not clean; see the log".to_owned()));
         }
         Ok(())
     }
@@ -421,7 +419,7 @@ fn join_within(what: &str, mut threads: Vec<JoinHandle<()>>, wait_max: Duration)
     if waiting > 0 {
         tracing::warn!(
             threads = waiting,
-            "PostgreSQL holds up a {what}; not waiting for it, its batches stay in the journal"
+            "{what} still blocked on PostgreSQL at shutdown; leaving its batches in the journal"
         );
     }
     join(threads);

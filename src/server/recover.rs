@@ -39,8 +39,8 @@ pub struct Recovered {
 /// The journal's folder, made where it is missing.
 pub fn folder(dir: &Path) -> Result<DiskStorage, ServeError> {
     DiskStorage::create(dir).map_err(|error| {
-        let advice = "make the folder writable for this user, or set JOURNAL_DIR to another";
-        ServeError::Failed(format!("cannot use the journal folder {}: {error}; {advice}", dir.display()))
+        let advice = "make the directory writable for this user, or set JOURNAL_DIR to another";
+        ServeError::Failed(format!("cannot use the journal directory {}: {error}; {advice}", dir.display()))
     })
 }
 
@@ -90,13 +90,14 @@ pub fn open(
             batches = recovered_batches,
             events = recovered_events,
             took_ms = started.elapsed().as_millis() as u64,
-            "recovered from the journal what may not be committed yet; the ledger drops what is"
+            "recovered batches from the journal that may not be committed yet; the ledger skips those that are"
         );
     }
     if recovery.is_degraded() {
         let damage: Vec<String> = recovery.damage.iter().map(ToString::to_string).collect();
-        let damage = if damage.is_empty() { "damaged segments are set aside".to_owned() } else { damage.join("; ") };
-        health.note_damage(format!("{damage}; run `ingestd journal inspect`"));
+        let damage =
+            if damage.is_empty() { "damaged segments have been set aside".to_owned() } else { damage.join("; ") };
+        health.note_damage(format!("{damage}; run 'ingestd journal inspect'"));
     }
     Ok(Recovered { journal, recovery, events: recovered_events })
 }

@@ -22,7 +22,9 @@ pub fn gate(config: &Config) -> Result<Gate, KeysError> {
     let Auth::Keys(path) = &config.auth else { return Ok(Gate::open(config.rate_limits)) };
     let keyring = Keyring::new(KeysFile::at(path).keys()?, config.rate_limits, None);
     if keyring.is_empty() {
-        tracing::warn!("API_KEYS_FILE holds no key: every request is refused; 'ingestd keys new' makes one");
+        tracing::warn!(
+            "API_KEYS_FILE contains no keys: every request is rejected; create a key with 'ingestd keys new'"
+        );
     }
     Ok(Gate::with_keys(keyring))
 }
@@ -36,7 +38,7 @@ pub fn reload(app: &App, reread: Reread<'_>) {
         }
         Err(problems) => {
             for problem in problems.0 {
-                tracing::error!("SIGHUP: {problem}; what was in force stays in force");
+                tracing::error!(reason = %problem, "reload failed (SIGHUP); the previous settings stay in force");
             }
         }
     }
@@ -49,19 +51,18 @@ fn reload_access(gate: &Gate, config: &Config) {
                 Ok(keyring) => {
                     let keys = keyring.len();
                     gate.replace_keys(keyring);
-                    tracing::info!(keys, "SIGHUP: API keys and rate limits were read again");
+                    tracing::info!(keys, "reloaded API keys and rate limits (SIGHUP)");
                 }
-                Err(error) => tracing::error!("SIGHUP: {error}; the keys that were in force stay in force"),
+                Err(error) => {
+                    tracing::error!(%error, "could not reload API keys (SIGHUP); the previous keys stay in force");
+                }
             }
         }
         (Auth::Loopback | Auth::Off, None) => {
             gate.replace_limits(config.rate_limits);
-            tracing::info!(
-                limited = config.rate_limits != RateLimits::default(),
-                "SIGHUP: rate limits were read again"
-            );
+            tracing::info!(limited = config.rate_limits != RateLimits::default(), "reloaded rate limits (SIGHUP)");
         }
-        _ => tracing::error!("SIGHUP: whether API keys are asked for changes only when the server is started anew"),
+        _ => tracing::error!("authentication cannot be switched on or off by reload; restart the server"),
     }
 }
 
@@ -71,21 +72,26 @@ fn reload_tls(app: &App, files: Option<&TlsFiles>) {
         (Some(tls), Some(files)) => (tls, files),
         (None, None) => return,
         (Some(_), None) | (None, Some(_)) => {
-            tracing::error!("SIGHUP: TLS is neither begun nor given up while serving; restart the server for that");
+            tracing::error!("TLS cannot be enabled or disabled by reload; restart the server");
             return;
         }
     };
     match tls::load(files) {
         Ok(loaded) => {
             for warning in &loaded.warnings {
-                tracing::warn!("SIGHUP: {warning}");
+                tracing::warn!("{warning}");
             }
             tls.replace(loaded);
             tracing::info!(
-                "SIGHUP: new connections get the certificate that is in {} now",
-                files.certificate.display()
+                certificate = %files.certificate.display(),
+                "reloaded TLS certificates (SIGHUP); new connections use them"
             );
         }
-        Err(problem) => tracing::error!("SIGHUP: {problem}; the certificates in force stay in force"),
+        Err(problem) => {
+            tracing::error!(
+                reason = problem,
+                "could not reload TLS certificates (SIGHUP); the previous ones stay in force"
+            );
+        }
     }
 }

@@ -89,7 +89,7 @@ impl Chores {
             if self.cluster_due.is_some_and(|due| now >= due) {
                 self.cluster_due = Some(now + CLUSTER_LOOK_INTERVAL);
                 if let Err(reason) = self.look_at_cluster() {
-                    tracing::debug!(reason, "cannot look how the Citus cluster is");
+                    tracing::debug!(reason, "could not check the Citus cluster");
                 }
             }
             let is_due = now >= self.probe_due || now >= self.partitions_due;
@@ -168,7 +168,7 @@ impl Chores {
             self.ledger_due = now + PARTITION_UPKEEP_INTERVAL;
         }
         if forgotten > 0 {
-            tracing::info!(batches = forgotten, "forgot batches of long ago (LEDGER_RETENTION_DAYS)");
+            tracing::info!(batches = forgotten, "expired old ledger entries (LEDGER_RETENTION_DAYS)");
         }
         Ok(())
     }

@@ -215,7 +215,7 @@ impl Ledger {
 
     fn ask(&self, group: &[Question]) -> Result<Vec<LedgerRow>, Fault> {
         if !self.health.is_working() {
-            return Err(Fault::lost("PostgreSQL is away"));
+            return Err(Fault::lost("PostgreSQL is unavailable"));
         }
         let mut session = self.pool.get().map_err(|error| Fault::lost(error.to_string()))?;
         let started = Instant::now();
@@ -226,7 +226,7 @@ impl Ledger {
         self.queries.record_elapsed(Statement::Lookup, started.elapsed());
         found.inspect_err(|fault| {
             session.discard();
-            tracing::debug!(%fault, "look-up in the ledger failed");
+            tracing::debug!(%fault, "ledger lookup failed");
         })
     }
 }

@@ -73,10 +73,10 @@ impl Phase {
     }
 }
 
-/// How many events of a batch ended where; the three add up to the batch's events.
+/// Outcome of a batch's events; the three counts add up to the number of events in the batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Counts {
-    /// Rows that are in `events` because of this batch.
+    /// Rows inserted into `events` by this batch.
     pub inserted: u32,
     /// Events that `events` already had (same `timestamp` and `event_id`).
     pub duplicates: u32,
@@ -242,7 +242,7 @@ pub struct StatusDocument {
     /// RFC 3339, UTC; null until committed.
     #[schema(required, format = DateTime)]
     pub completed_at: Option<String>,
-    /// `NODE_ID` of the node that took the batch.
+    /// `NODE_ID` of the node that accepted the batch.
     pub node: String,
 }
 

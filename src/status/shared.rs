@@ -69,14 +69,17 @@ impl RedisHealth {
     fn works(&self) {
         if !self.working.swap(true, Ordering::Relaxed) {
             self.reason.lock().clear();
-            tracing::info!("Redis works; batch status is shared");
+            tracing::info!("Redis is reachable; batch status is shared");
         }
     }
 
     fn fails(&self, error: &redis::RedisError) {
         let reason = one_line(&error.to_string());
         if self.working.swap(false, Ordering::Relaxed) || *self.reason.lock() != reason {
-            tracing::warn!(reason, "Redis does not answer; status comes from memory and the ledger, ingestion goes on");
+            tracing::warn!(
+                reason,
+                "Redis is not responding; batch status is served from memory and the ledger, ingestion continues"
+            );
         }
         *self.reason.lock() = reason;
     }
@@ -214,10 +217,10 @@ impl Shared {
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The URL.
-    #[error("REDIS_URL is not usable: {0}")]
+    #[error("REDIS_URL is not valid: {0}")]
     Url(#[from] redis::RedisError),
     /// The thread.
-    #[error("cannot start the thread that writes status to Redis: {0}")]
+    #[error("cannot start the thread that writes batch status to Redis: {0}")]
     Thread(#[from] std::io::Error),
 }
 

@@ -45,7 +45,7 @@ pub fn pin_current_thread(core: CoreId) -> bool {
     if !pinned {
         let thread = std::thread::current();
         let name = thread.name().unwrap_or("unnamed");
-        tracing::warn!(core = core.id, thread = name, "the system refused to pin this thread; it runs unpinned");
+        tracing::warn!(core = core.id, thread = name, "could not pin thread to core; running unpinned");
     }
     pinned
 }

@@ -42,6 +42,6 @@ pub fn watchdog() -> Option<Duration> {
 fn tell(state: &[NotifyState<'_>]) {
     let told: io::Result<()> = sd_notify::notify(state);
     if let Err(error) = told {
-        tracing::warn!(%error, "cannot tell the service manager (NOTIFY_SOCKET)");
+        tracing::warn!(%error, "could not notify the service manager (NOTIFY_SOCKET)");
     }
 }

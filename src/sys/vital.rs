@@ -26,7 +26,7 @@ impl Drop for Life {
         if thread::panicking() {
             tracing::error!(
                 thread = self.name,
-                "a thread panicked and the server ends; what was acknowledged is in the journal"
+                "a thread panicked; the server exits; acknowledged batches are in the journal"
             );
             std::process::exit(1);
         }

@@ -40,7 +40,7 @@ impl Exporter {
             .with_endpoint(format!("{endpoint}/v1/traces"))
             .with_timeout(TRACES_EXPORT_WAIT_MAX)
             .build()
-            .map_err(|error| format!("OTLP_ENDPOINT={endpoint}: traces cannot be sent: {error}"))?;
+            .map_err(|error| format!("OTLP_ENDPOINT={endpoint}: cannot send traces: {error}"))?;
         let (endpoint, delivered) = (endpoint.to_owned(), Arc::default());
         Ok(Self { otlp, endpoint, delivered, unanswered, told_at: Mutex::new(None) })
     }
@@ -57,7 +57,7 @@ impl Exporter {
         }
         *told_at = Some(Instant::now());
         let reason = self.unanswered.lock().take().unwrap_or_else(|| error.to_string());
-        tracing::warn!(endpoint = self.endpoint, reason, lost, "the collector of traces took no spans; they are lost");
+        tracing::warn!(endpoint = self.endpoint, reason, lost, "trace collector rejected the spans; they were dropped");
     }
 }
 
@@ -116,8 +116,8 @@ fn agent(endpoint: &str) -> Result<Agent, String> {
         let roots: Vec<_> = rustls_native_certs::load_native_certs().certs;
         if roots.is_empty() {
             return Err(format!(
-                "OTLP_ENDPOINT={endpoint}: the system has no certificate authorities to verify the collector with: \
-                 install them (Debian: ca-certificates) or name a file in SSL_CERT_FILE"
+                "OTLP_ENDPOINT={endpoint}: no certificate authorities found to verify the collector: install them \
+                 (Debian: ca-certificates), or set SSL_CERT_FILE to a file that contains them"
             ));
         }
         let roots: Vec<_> = roots.iter().map(|root| Certificate::from_der(root).to_owned()).collect();

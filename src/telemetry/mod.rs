@@ -114,7 +114,7 @@ impl Traces {
         let ended = self.ended.load(Ordering::Relaxed);
         let lost = ended.saturating_sub(self.delivered.load(Ordering::Relaxed));
         if lost > 0 {
-            tracing::warn!(lost, of = ended, "not all spans reached the collector (OTLP_ENDPOINT)");
+            tracing::warn!(lost, of = ended, "some spans did not reach the trace collector (OTLP_ENDPOINT)");
         }
     }
 

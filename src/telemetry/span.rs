@@ -78,7 +78,7 @@ impl Spans {
             ]);
         }
         let error = match status {
-            None => Some(("cancelled".to_owned(), "the client took the request back")),
+            None => Some(("cancelled".to_owned(), "the client cancelled the request")),
             Some(500..) => status.map(|status| (status.to_string(), "")),
             // By the conventions the client's mistakes are no errors of the server's.
             Some(_) => None,

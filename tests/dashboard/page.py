@@ -110,7 +110,7 @@ def keyboard(browser, url, folder):
         reader.state("healthy")
         page.keyboard.press("Tab")
         expect(page.locator(".skip")).to_be_focused()
-        chart = page.get_by_role("img", name=re.compile("^Events a second"))
+        chart = page.get_by_role("img", name=re.compile("^Events per second"))
         chart.focus()
         for key in ["ArrowLeft", "ArrowLeft", "ArrowRight"]:
             page.keyboard.press(key)
@@ -136,9 +136,9 @@ def outage(browser, url, folder):
     for theme in ["light", "dark"]:
         with reading(browser, url, f"{folder}/outage-{theme}.png", theme=theme) as reader:
             reader.state("degraded")
-            reader.says("PostgreSQL is away")
+            reader.says("PostgreSQL is unavailable")
             reader.says("safe in the journal")
-            expect(reader.page.locator("#said")).to_have_text("PostgreSQL is away.")
+            expect(reader.page.locator("#said")).to_have_text("PostgreSQL is unavailable.")
             expect(reader.tile("PostgreSQL")).to_have_text("failing")
             expect(reader.tile("Waiting")).not_to_have_text("0")
             expect(reader.page.locator("#batches tbody tr").first).to_contain_text("queued")
@@ -148,14 +148,14 @@ def well(browser, url, folder):
     """Nothing is wrong, and nothing waits."""
     with reading(browser, url, f"{folder}/well.png") as reader:
         reader.state("healthy")
-        expect(reader.page.locator("#concerns")).to_have_text("Nothing.")
+        expect(reader.page.locator("#concerns")).to_have_text("None.")
         expect(reader.tile("Waiting")).to_have_text("0")
 
 
 def refused(browser, url, folder, message):
     """Events that PostgreSQL refuses: the reason is there as text, whatever is in it."""
     with reading(browser, url, f"{folder}/refused.png") as reader:
-        reader.says("PostgreSQL refuses events")
+        reader.says("PostgreSQL is rejecting events")
         expect(reader.page.locator("#dead-letters tbody tr").first).to_contain_text(message)
         expect(reader.page.locator("#troubled tbody tr").first).to_contain_text(re.compile("partial|failed"))
 
@@ -169,8 +169,8 @@ def key(browser, url, folder, token, *hidden):
         violations = Axe().run(page)
         assert violations.violations_count == 0, violations.generate_report()
         field.fill("ingestd_wrong")
-        page.get_by_role("button", name="Show the figures").click()
-        expect(page.locator("#key-reason")).to_contain_text("is not one of this server's")
+        page.get_by_role("button", name="Show the metrics").click()
+        expect(page.locator("#key-reason")).to_contain_text("is unknown to this server")
         field.fill(token)
         field.press("Enter")
         reader.state("healthy")
@@ -190,7 +190,7 @@ def gone(browser, url, folder):
         reader.state("healthy")
         print("stop it", flush=True)
         reader.state("away")
-        reader.says("This node does not answer")
+        reader.says("This node is not responding")
         print("continue it", flush=True)
         reader.state("healthy")
 

@@ -65,8 +65,9 @@ fn variables_that_documents_name_are_used_somewhere() {
         let code = document.spans.iter().chain(document.blocks.iter().map(|(_, text)| text));
         for name in code.flat_map(|text| variables(text)) {
             // The user's own, and standards of Rust's tools, Docker and PostgreSQL's.
-            let is_foreign =
-                ["DOCKER_", "COMPOSE_", "PG", "CARGO_", "RUST", "HTTP_", "RWF_"].iter().any(|own| name.starts_with(own));
+            let is_foreign = ["DOCKER_", "COMPOSE_", "PG", "CARGO_", "RUST", "HTTP_", "RWF_"]
+                .iter()
+                .any(|own| name.starts_with(own));
             if !used.contains(name) && !is_foreign {
                 faults.insert(name.to_owned(), format!("{}: `{name}` is used nowhere", page.display()));
             }

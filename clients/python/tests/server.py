@@ -18,8 +18,8 @@ START_SECONDS = 60.0
 STOP_SECONDS = 30.0
 COMMAND_SECONDS = 30.0
 
-RELOADED = "were read again"
-"""What it says after SIGHUP."""
+RELOADED = "reloaded API keys"
+"""What it logs after SIGHUP."""
 
 INHERITED = ("PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH", "LLVM_PROFILE_FILE", "INGESTD_PG_BIN")
 """What a server under test inherits; the settings of whoever runs the tests are not among it."""
@@ -56,7 +56,7 @@ class Server:
             time.sleep(0.02)
         self.url = found[1]
         self.settings["LISTEN_ADDR"] = found[2]
-        inside = re.search(r"to look inside: (.+?) version=", log.read_text())
+        inside = re.search(r"inspect it with: (.+?) version=", log.read_text())
         assert inside is not None, log.read_text()
         self._psql = shlex.split(inside[1])
         return self

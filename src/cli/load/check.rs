@@ -111,7 +111,7 @@ async fn wait_for(connection: &mut Connection, batch_id: &str, deadline: Instant
             return Ok(There::default());
         }
         if code != 200 {
-            return Err(format!("GET {path} answers {code}"));
+            return Err(format!("GET {path} returned {code}"));
         }
         let status: Status = serde_json::from_slice(&body).map_err(|error| format!("GET {path}: {error}"))?;
         if status.completed_at.is_some() {

@@ -72,7 +72,8 @@ impl Connection {
     pub(super) async fn send(&mut self, method: Method, path: &Uri, body: Bytes) -> Result<Answer, NoAnswer> {
         let timeout = self.target.timeout;
         let answered = tokio::time::timeout(timeout, self.exchange(method, path, body)).await;
-        let answer = answered.unwrap_or_else(|_| Err(NoAnswer::after_sending(format!("no answer within {timeout:?}"))));
+        let answer =
+            answered.unwrap_or_else(|_| Err(NoAnswer::after_sending(format!("no response within {timeout:?}"))));
         if answer.is_err() {
             self.sender = None;
         }

@@ -70,35 +70,57 @@ pub(super) fn command() -> Command {
     let acks = PossibleValuesParser::new(["memory", "journal", "commit"]);
     let checks = PossibleValuesParser::new(["status", "table", "none"]);
     let command = Command::new("load")
-        .about("Send an open-loop load; report latencies from when requests were due, and check that nothing is lost")
+        .about("Generate an open-loop load, report latencies, and check that nothing is lost")
         .long_about(
-            "Send batches on a fixed schedule, whether or not earlier ones were answered; report latencies from when each \
-             was due; then ask for every batch that was accepted. Exit code 1 when an accepted event is lost or there \
-             twice, when an answer was neither an acceptance nor a refusal, or when nothing was accepted.",
+            "Send batches on a fixed schedule, regardless of whether earlier ones were answered; report latencies from \
+             when each request was due; then query the status of every accepted batch. Exit code 1 if an accepted \
+             event is lost or stored twice, if a response was neither an acceptance nor a refusal (429, 503), or if \
+             nothing was accepted.",
         )
         .args([
-            option("url", "URL", "the server").default_value("http://127.0.0.1:8000"),
-            number("rate", "10000", 1_000_000_000, "events a second"),
-            option("duration", "TIME", "how long, such as 300 (seconds) or 5m").default_value("10s").value_parser(parse_duration),
-            number("batch", "1000", BATCH_EVENTS_MAX, "events a request"),
+            option("url", "URL", "URL of the server").default_value("http://127.0.0.1:8000"),
+            number("rate", "10000", 1_000_000_000, "events per second"),
+            option("duration", "TIME", "duration of the load, such as 300 (seconds) or 5m")
+                .default_value("10s")
+                .value_parser(parse_duration),
+            number("batch", "1000", BATCH_EVENTS_MAX, "events per request"),
             number("connections", "16", CONNECTIONS_MAX, "connections"),
-            option("priority", "0..10|mixed", "priority of the batches").default_value("mixed").value_parser(parse_priority),
-            option("ack", "LEVEL", "ack level; unset: the server's default").value_parser(acks),
-            option("event-bytes", "N|N..N", "size of an event; between two bounds it is spread, most near the lower one")
-                .default_value("300..20000")
-                .value_parser(parse_bytes),
-            option("timeout", "TIME", "longest wait for an answer").default_value("60s").value_parser(parse_duration),
-            option("seed", "N", "makes the texts of the events").default_value("1").value_parser(value_parser!(u64)),
-            option("check", "WAY", "ask the server for every batch, count it in the tables of DATABASE_URL, or neither")
-                .default_value("status")
-                .value_parser(checks),
-            option("check-wait", "TIME", "how long accepted batches may take until they are committed")
+            option("priority", "0..10|mixed", "priority of the batches")
+                .default_value("mixed")
+                .value_parser(parse_priority),
+            option("ack", "LEVEL", "ack level; default: that of the server").value_parser(acks),
+            option(
+                "event-bytes",
+                "N|N..N",
+                "size of an event in bytes; with two bounds, sizes are spread between \
+                them, most near the lower one",
+            )
+            .default_value("300..20000")
+            .value_parser(parse_bytes),
+            option("timeout", "TIME", "maximum wait for a response").default_value("60s").value_parser(parse_duration),
+            option("seed", "N", "seed for the contents of the events")
+                .default_value("1")
+                .value_parser(value_parser!(u64)),
+            option(
+                "check",
+                "WAY",
+                "loss check: query the server for every batch, count rows in the tables of \
+                DATABASE_URL, or none",
+            )
+            .default_value("status")
+            .value_parser(checks),
+            option("check-wait", "TIME", "maximum wait until accepted batches are committed")
                 .default_value("60s")
                 .value_parser(parse_duration),
-            option("api-key-file", "FILE", "holds the API key, with the scopes ingest and read, where the server asks for one")
-                .value_parser(value_parser!(PathBuf))
-                .value_hint(ValueHint::FilePath),
-            option("json", "FILE", "write the report as JSON as well")
+            option(
+                "api-key-file",
+                "FILE",
+                "file that contains the API key, with the scopes ingest and read, if the \
+                server requires one",
+            )
+            .value_parser(value_parser!(PathBuf))
+            .value_hint(ValueHint::FilePath),
+            option("json", "FILE", "also write the report as JSON")
                 .value_parser(value_parser!(PathBuf))
                 .value_hint(ValueHint::FilePath),
         ]);
@@ -107,13 +129,13 @@ pub(super) fn command() -> Command {
         command,
         &[
             ("ten seconds against the server on this machine", "ingestd load"),
-            ("until they are committed", "ingestd load --rate 2000 --duration 5s --batch 100 --ack commit"),
+            ("measure until events are committed", "ingestd load --rate 2000 --duration 5s --batch 100 --ack commit"),
             (
-                "a report for programs as well",
+                "also write a report for programs",
                 "ingestd load --rate 2000 --duration 5s --priority 10 --json report.json",
             ),
             (
-                "another server, with a key, and the rows counted in its tables",
+                "another server, with a key, counting rows in its tables",
                 "DATABASE_URL=postgresql://ingestd:secret@db/events ingestd load --url https://ingest.example:8000 \\\n\
                  --api-key-file load.key --check table",
             ),
@@ -126,7 +148,7 @@ fn authorization(path: &Path) -> Result<HeaderValue, Failure> {
     let unusable = |why: &str| Failure::usage(format!("--api-key-file {}: {why}", path.display()));
     let key = std::fs::read_to_string(path).map_err(|error| unusable(&format!("cannot be read: {error}")))?;
     let value = HeaderValue::try_from(format!("Bearer {}", key.trim()));
-    let mut value = value.map_err(|_| unusable("holds no key: one line of text is expected"))?;
+    let mut value = value.map_err(|_| unusable("does not contain a key: one line of text is expected"))?;
     value.set_sensitive(true);
     Ok(value)
 }
@@ -146,7 +168,7 @@ fn parse_priority(text: &str) -> Result<Vec<u8>, String> {
     let priority = text.parse().ok().filter(|priority| *priority <= PRIORITY_MAX);
     priority
         .map(|priority| vec![priority])
-        .ok_or_else(|| format!("must be a number from 0 to {PRIORITY_MAX}, or mixed"))
+        .ok_or_else(|| format!("must be a number from 0 to {PRIORITY_MAX}, or 'mixed'"))
 }
 
 fn parse_bytes(text: &str) -> Result<RangeInclusive<usize>, String> {
@@ -165,7 +187,7 @@ fn address(url: &str) -> Result<(String, Option<Secure>), Failure> {
         return Err(Failure::usage(format!("--url {url}: must be http://HOST:PORT or https://HOST:PORT")));
     };
     if !matches!(uri.path(), "" | "/") || uri.query().is_some() {
-        return Err(Failure::usage(format!("--url {url}: must end behind the port, the path is known")));
+        return Err(Failure::usage(format!("--url {url}: must end after the port, without a path")));
     }
     let is_https = scheme == "https";
     let secure = is_https.then(|| Secure::to(authority.host())).transpose();
@@ -215,7 +237,7 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
 }
 
 fn cannot_check(why: &str) -> String {
-    format!("the loss check could not be made: {why}")
+    format!("the loss check failed to run: {why}")
 }
 
 /// The arguments.
@@ -245,8 +267,8 @@ impl Plan {
         let check: String = get(matches, "check");
         if check != "none" && requests > CHECKED_REQUESTS_MAX {
             return Err(Failure::usage(format!(
-                "{requests} requests are more than the loss check remembers ({CHECKED_REQUESTS_MAX}): use larger \
-                 batches, a shorter time, or --check none"
+                "{requests} requests are more than the loss check can track ({CHECKED_REQUESTS_MAX}): use larger \
+                 batches, a shorter duration, or --check none"
             )));
         }
         let asked = Asked {

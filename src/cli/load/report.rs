@@ -97,10 +97,13 @@ impl Report {
     /// Why the run is no success; `None` when it is one.
     pub(super) fn failure(&self) -> Option<String> {
         if let Some(found) = self.loss_check.filter(|found| found.lost > 0 || found.surplus > 0) {
-            return Some(format!("{} accepted events are lost, {} are there too often", found.lost, found.surplus));
+            return Some(format!(
+                "{} accepted events are lost, {} are stored more than once",
+                found.lost, found.surplus
+            ));
         }
         if self.requests.unexpected > 0 || self.requests.accepted == 0 {
-            let why = self.first_trouble.as_deref().unwrap_or("every request was refused");
+            let why = self.first_trouble.as_deref().unwrap_or("every request was refused (429, 503)");
             return Some(format!("{} requests were accepted; {why}", self.requests.accepted));
         }
         None
@@ -112,20 +115,21 @@ impl Display for Report {
         let Self { asked, requests, events, latency_ms, .. } = self;
         writeln!(
             f,
-            "asked       {} events/s for {} s, {} events a batch of {}–{} bytes, {} connections, ack={}, seed {}, run {}",
+            "asked       {} events/s for {} s, {} events per batch of {}–{} bytes, {} connections, ack={}, seed {}, \
+             run {}",
             asked.events_per_second,
             asked.seconds,
             asked.batch_events,
             asked.event_bytes[0],
             asked.event_bytes[1],
             asked.connections,
-            asked.ack.as_deref().unwrap_or("the server's"),
+            asked.ack.as_deref().unwrap_or("server default"),
             asked.seed,
             asked.run,
         )?;
         writeln!(
             f,
-            "events      {} accepted in {:.1} s: {:.0}/s; {} with unknown end",
+            "events      {} accepted in {:.1} s: {:.0}/s; {} with unknown outcome",
             events.accepted, self.seconds, events.accepted_per_second, events.unknown
         )?;
         writeln!(
@@ -138,11 +142,12 @@ impl Display for Report {
         row(f, "priority < 8", &latency_ms.below_priority_8)?;
         row(f, "priority 8–10", &latency_ms.priority_8_and_above)?;
         row(f, "sent late by", &self.sent_late_ms)?;
-        write!(f, "client      {:.2} µs of CPU an event", self.client_cpu_micros_per_event)?;
+        write!(f, "client      {:.2} µs of CPU per event", self.client_cpu_micros_per_event)?;
         if let Some(found) = &self.loss_check {
             write!(
                 f,
-                "\nloss check  {} events expected: {} inserted, {} duplicates, {} dead-lettered, {} waiting, {} lost, {} too many",
+                "\nloss check  {} events expected: {} inserted, {} duplicates, {} dead-lettered, {} waiting, {} lost, \
+                 {} extra",
                 found.expected,
                 found.there.inserted,
                 found.there.duplicates,

@@ -16,17 +16,19 @@ impl Secure {
     /// For the server called `host`, without a port; the error is one line.
     pub(super) fn to(host: &str) -> Result<Self, String> {
         let host = host.trim_start_matches('[').trim_end_matches(']');
-        let name = ServerName::try_from(host.to_owned()).map_err(|_| format!("{host} is no name of a server"))?;
+        let name = ServerName::try_from(host.to_owned()).map_err(|_| format!("{host} is not a valid server name"))?;
         let mut roots = RootCertStore::empty();
         let (usable, _) = roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
         if usable == 0 {
-            return Err("there are no certificate authorities to verify the server with: install them (Debian: \
-                        ca-certificates) or name a file of them in SSL_CERT_FILE"
-                .to_owned());
+            return Err(
+                "no certificate authorities found to verify the server: install them (Debian: ca-certificates), \
+                or set SSL_CERT_FILE to a file that contains them"
+                    .to_owned(),
+            );
         }
         let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
             .with_safe_default_protocol_versions()
-            .map_err(|error| format!("TLS cannot be set up: {error}"))?
+            .map_err(|error| format!("cannot set up TLS: {error}"))?
             .with_root_certificates(roots)
             .with_no_client_auth();
         Ok(Self { connector: TlsConnector::from(Arc::new(config)), name })

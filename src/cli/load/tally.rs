@@ -41,7 +41,7 @@ impl Outcome {
         match answer {
             Ok((200 | 202, body)) => match serde_json::from_slice::<Accepted>(body) {
                 Ok(Accepted { batch_id, accepted }) => Self::Accepted { batch_id, events: accepted },
-                Err(error) => Self::Unexpected(format!("an answer that is not ingestd's: {error}")),
+                Err(error) => Self::Unexpected(format!("the response is not from ingestd: {error}")),
             },
             Ok((429 | 503, _)) => Self::Refused,
             Ok((status, body)) => {

@@ -127,8 +127,8 @@ fn shutdown(facts: &Facts) -> Option<Concern> {
     facts.is_draining.then(|| Concern {
         severity: Severity::Critical,
         title: "This node is shutting down",
-        detail: format!("It takes no new events. {} still wait for PostgreSQL.", events(facts.queue_events)),
-        advice: "Nothing to do: what is not committed stays in the journal and lands at the next start.",
+        detail: format!("It accepts no new events. {} waiting for PostgreSQL.", events(facts.queue_events)),
+        advice: "No action needed: uncommitted events stay in the journal and are committed after the next start.",
     })
 }
 
@@ -137,16 +137,17 @@ fn journal(facts: &Facts) -> Option<Concern> {
     Some(if facts.is_unhealthy {
         Concern {
             severity: Severity::Critical,
-            title: "The journal takes no events",
-            detail: format!("{}. Clients get 503 and have to come again.", capital(reason)),
-            advice: "Make room on its disk or replace it, and see that PostgreSQL catches up; the log has more.",
+            title: "The journal accepts no events",
+            detail: format!("{}. Clients get 503 and must retry.", capital(reason)),
+            advice: "Free space on the journal's disk or replace the disk, and check that PostgreSQL catches up; see \
+                the log for details.",
         }
     } else {
         Concern {
             severity: Severity::Warning,
-            title: "The journal has damage",
+            title: "The journal is damaged",
             detail: format!("{}.", capital(reason)),
-            advice: "Run 'ingestd journal inspect' on this node; what is damaged was set aside, not deleted.",
+            advice: "Run 'ingestd journal inspect' on this node; damaged segments are set aside, not deleted.",
         }
     })
 }
@@ -158,15 +159,16 @@ fn filling(facts: &Facts) -> Option<Concern> {
     }
     let left = facts.journal_bytes_max.saturating_sub(facts.journal_bytes) as f64;
     let when = if facts.journal_growth > 0.0 {
-        format!(" At the rate of the last minute it is full in {}.", duration(left / facts.journal_growth))
+        format!(" At the rate of the last minute, it will be full in {}.", duration(left / facts.journal_growth))
     } else {
-        " It is not growing now.".to_owned()
+        " It is not growing right now.".to_owned()
     };
     Some(Concern {
         severity: Severity::Warning,
         title: "The journal is filling",
-        detail: format!("Events that PostgreSQL does not have yet take {:.0} % of it.{when}", share * 100.0),
-        advice: "See why PostgreSQL takes less than arrives, or raise JOURNAL_MAX_MB; when it is full, clients get 503.",
+        detail: format!("Uncommitted events take up {:.0} % of it.{when}", share * 100.0),
+        advice: "Find out why PostgreSQL commits less than arrives, or raise JOURNAL_MAX_MB; once the journal is full, \
+            clients get 503.",
     })
 }
 
@@ -176,26 +178,26 @@ fn database(facts: &Facts) -> Option<Concern> {
     Some(if facts.stuck_batches.is_some() {
         Concern {
             severity: Severity::Warning,
-            title: "Some batches do not land",
-            detail: format!("{}. They stay in the journal and are tried again.", capital(reason)),
-            advice: "Mend what PostgreSQL says; nothing has to be sent again.",
+            title: "Some batches cannot be committed",
+            detail: format!("{}. They stay in the journal and are retried.", capital(reason)),
+            advice: "Fix what PostgreSQL reports; clients do not need to resend anything.",
         }
     } else if facts.database_works {
         Concern {
             severity: Severity::Warning,
-            title: "Something is wrong with PostgreSQL's tables",
+            title: "PostgreSQL is degraded",
             detail: format!("{}.", capital(reason)),
-            advice: "Mend what it says; 'ingestd migrate' brings the schema up to date.",
+            advice: "Fix the reported problem; 'ingestd migrate' upgrades the schema.",
         }
     } else {
         Concern {
             severity: Severity::Warning,
-            title: "PostgreSQL is away",
+            title: "PostgreSQL is unavailable",
             detail: format!(
-                "{}. Events are still taken and safe in the journal; {waiting} wait for PostgreSQL to come back.",
+                "{}. Events are still accepted and safe in the journal; {waiting} waiting for PostgreSQL.",
                 capital(reason)
             ),
-            advice: "Bring PostgreSQL back or check DATABASE_URL; this node tries again by itself.",
+            advice: "Restore PostgreSQL or check DATABASE_URL; this node retries automatically.",
         }
     })
 }
@@ -204,61 +206,62 @@ fn redis(facts: &Facts) -> Option<Concern> {
     let reason = facts.redis_reason.as_ref()?;
     Some(Concern {
         severity: Severity::Warning,
-        title: "Redis is away",
+        title: "Redis is unavailable",
         detail: format!(
-            "{}. Events land as ever; other nodes learn of this node's batches only when they are committed.",
+            "{}. Events are still committed; other nodes see the status of this node's batches only after the commit.",
             capital(reason)
         ),
-        advice: "Bring Redis back or check REDIS_URL; this node tries again by itself.",
+        advice: "Restore Redis or check REDIS_URL; this node retries automatically.",
     })
 }
 
 fn refusals(facts: &Facts) -> Option<Concern> {
     (facts.refused_requests > 0).then(|| Concern {
         severity: Severity::Warning,
-        title: "Requests are refused",
+        title: "Requests are being refused",
         detail: format!(
-            "{} in the last minute got 429 or 503 with Retry-After; nothing of them was taken.",
+            "{} in the last minute got 429 or 503 with Retry-After; nothing in them was accepted.",
             plural(facts.refused_requests, "request", "requests")
         ),
-        advice: "If it goes on, more arrives than PostgreSQL commits or a rate limit allows: add capacity or send less.",
+        advice: "If this continues, more arrives than PostgreSQL can commit or than a rate limit allows: add capacity \
+            or send less.",
     })
 }
 
 fn faults(facts: &Facts) -> Option<Concern> {
     (facts.failed_requests > 0).then(|| Concern {
         severity: Severity::Warning,
-        title: "The server failed on requests",
+        title: "The server failed to process requests",
         detail: format!(
-            "{} in the last minute got 500; clients may send their batches again.",
+            "{} in the last minute got 500; clients can safely retry their batches.",
             plural(facts.failed_requests, "request", "requests")
         ),
-        advice: "That is a fault of ingestd: please report it with the log.",
+        advice: "This is a bug in ingestd: please report it together with the log.",
     })
 }
 
 fn dead_letters(facts: &Facts) -> Option<Concern> {
     (facts.dead_lettered > 0).then(|| Concern {
         severity: Severity::Warning,
-        title: "PostgreSQL refuses events",
+        title: "PostgreSQL is rejecting events",
         detail: format!(
-            "{} of the last minute went to the dead letters; the reasons stand below.",
+            "{} of the last minute became dead letters; the reasons are listed below.",
             events(facts.dead_lettered)
         ),
-        advice: "Mend the cause, then run 'ingestd dead-letter replay'.",
+        advice: "Fix the cause, then run 'ingestd dead-letter replay'.",
     })
 }
 
 fn rejections(facts: &Facts) -> Option<Concern> {
     (facts.rejected > 0).then(|| Concern {
         severity: Severity::Notice,
-        title: "Clients send invalid events",
+        title: "Clients are sending invalid events",
         detail: format!(
-            "{} of the last minute were refused by validation, {} were accepted.",
+            "{} of the last minute failed validation, {} were accepted.",
             events(facts.rejected),
             events(facts.accepted)
         ),
-        advice: "Their senders got the verdict on each with its reason; the codes stand below.",
+        advice: "The senders received the reason for each event; the codes are listed below.",
     })
 }
 
@@ -266,9 +269,12 @@ fn open_files(facts: &Facts) -> Option<Concern> {
     let share = facts.open_fds as f64 / facts.max_fds.max(1) as f64;
     (facts.max_fds > 0 && share >= CONCERN_OPEN_FILES_SHARE).then(|| Concern {
         severity: Severity::Warning,
-        title: "Open files run short",
-        detail: format!("{} of {} are open; without one no connection can be accepted.", facts.open_fds, facts.max_fds),
-        advice: "Raise the limit of open files (ulimit -n, LimitNOFILE=) or have clients keep fewer connections.",
+        title: "Open files are running short",
+        detail: format!(
+            "{} of {} are open; when none are left, no connection can be accepted.",
+            facts.open_fds, facts.max_fds
+        ),
+        advice: "Raise the open-file limit (ulimit -n, LimitNOFILE=), or have clients keep fewer connections.",
     })
 }
 
@@ -323,9 +329,12 @@ mod tests {
             journal_reason: Some("no space left on device".to_owned()),
             ..healthy()
         };
-        assert_eq!(titles(&facts), ["The journal takes no events", "Redis is away", "Clients send invalid events"]);
+        assert_eq!(
+            titles(&facts),
+            ["The journal accepts no events", "Redis is unavailable", "Clients are sending invalid events"]
+        );
         let sentences = judged(&facts)[0].detail.clone();
-        assert_eq!(sentences, "No space left on device. Clients get 503 and have to come again.");
+        assert_eq!(sentences, "No space left on device. Clients get 503 and must retry.");
     }
 
     #[test]
@@ -341,12 +350,13 @@ mod tests {
         let concerns = judged(&facts);
         assert_eq!(
             concerns.iter().map(|concern| concern.title).collect::<Vec<_>>(),
-            ["The journal is filling", "PostgreSQL is away"]
+            ["The journal is filling", "PostgreSQL is unavailable"]
         );
         assert!(
-            concerns[0].detail.ends_with("is full in 120 seconds.") || concerns[0].detail.ends_with("in 2 minutes.")
+            concerns[0].detail.ends_with("will be full in 120 seconds.")
+                || concerns[0].detail.ends_with("in 2 minutes.")
         );
-        assert!(concerns[1].detail.contains("safe in the journal; 1 event wait"), "{}", concerns[1].detail);
+        assert!(concerns[1].detail.contains("safe in the journal; 1 event waiting"), "{}", concerns[1].detail);
     }
 
     #[test]

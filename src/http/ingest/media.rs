@@ -38,7 +38,7 @@ impl Format {
         let mut types = headers.get_all(CONTENT_TYPE).iter();
         let (Some(value), None) = (types.next(), types.next()) else {
             return match (headers.get(CONTENT_TYPE), is_binary) {
-                (Some(_), _) => Err(unsupported("several Content-Type headers are not accepted".to_owned())),
+                (Some(_), _) => Err(unsupported("the request has several Content-Type headers; send one".to_owned())),
                 (None, true) => Ok(Self::CloudEventData(attributes(headers, None)?)),
                 (None, false) => Ok(Self::Batch),
             };
@@ -51,7 +51,7 @@ impl Format {
             "application/cloudevents-batch+json" => Ok(Self::CloudEvents),
             essence if is_binary => match essence == "application/json" || essence.ends_with("+json") {
                 true => Ok(Self::CloudEventData(attributes(headers, Some(text))?)),
-                false => Err(unsupported(format!("the data of a CloudEvent must be JSON here, not {text:?}"))),
+                false => Err(unsupported(format!("the data of a CloudEvent must be JSON, not {text:?}"))),
             },
             "application/json" => Ok(Self::Batch),
             "application/x-ndjson" | "application/ndjson" | "application/jsonl" => Ok(Self::Lines),
@@ -61,7 +61,7 @@ impl Format {
 }
 
 fn not_accepted(content_type: &HeaderValue) -> Problem {
-    unsupported(format!("Content-Type {content_type:?} is not accepted; send one of {ACCEPTED}"))
+    unsupported(format!("Content-Type {content_type:?} is not supported; send one of {ACCEPTED}"))
 }
 
 fn unsupported(detail: String) -> Problem {
@@ -76,7 +76,7 @@ fn check_charset(media_type: &MediaType<'_>) -> Result<(), Problem> {
     if matches!(charset.as_str(), "utf-8" | "utf8" | "us-ascii") {
         return Ok(());
     }
-    Err(unsupported(format!("charset {charset:?} is not accepted; JSON is sent as utf-8")))
+    Err(unsupported(format!("charset {charset:?} is not supported; send JSON as utf-8")))
 }
 
 /// The attributes of a CloudEvent in binary mode as members of a JSON object, without its closing brace.
@@ -86,11 +86,12 @@ fn attributes(headers: &HeaderMap, content_type: Option<&str>) -> Result<Vec<u8>
         let Some(attribute) = name.as_str().strip_prefix(ATTRIBUTE_PREFIX) else { continue };
         // The data's place is the body.
         if attribute == "data" {
-            return Err(bad_attribute(name.as_str(), "is no attribute of a CloudEvent; its data is the body"));
+            return Err(bad_attribute(name.as_str(), "is not a CloudEvents attribute; send the data as the body"));
         }
-        let text = value.to_str().map_err(|_| bad_attribute(name.as_str(), "must be printable ASCII, %-encoded"))?;
+        let text =
+            value.to_str().map_err(|_| bad_attribute(name.as_str(), "must be printable ASCII, percent-encoded"))?;
         let text = percent_decode_str(text.trim()).decode_utf8();
-        let text = text.map_err(|_| bad_attribute(name.as_str(), "is not UTF-8 once it is %-decoded"))?;
+        let text = text.map_err(|_| bad_attribute(name.as_str(), "is not UTF-8 after percent-decoding"))?;
         append_member(&mut members, attribute, &text);
     }
     if let Some(content_type) = content_type {

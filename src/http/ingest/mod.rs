@@ -119,7 +119,7 @@ fn chosen_id(headers: &HeaderMap, query: &IngestQuery) -> Result<Option<String>,
     // The header's draft standard makes it a quoted string; many clients send it bare.
     let id = text.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(text);
     if !batch_id_is_valid(id) {
-        let detail = "Idempotency-Key must be 1 to 128 of A-Z a-z 0-9 . _ : -";
+        let detail = "Idempotency-Key must be 1 to 128 characters of A-Z a-z 0-9 . _ : -";
         return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid_batch_id", detail));
     }
     agree(Some(id), query.batch_id.as_deref())
@@ -129,7 +129,7 @@ fn chosen_id(headers: &HeaderMap, query: &IngestQuery) -> Result<Option<String>,
 fn agree(one: Option<&str>, other: Option<&str>) -> Result<Option<String>, Problem> {
     match (one, other) {
         (Some(one), Some(other)) if one != other => {
-            let detail = "batch_id, Idempotency-Key and ?batch_id= name different batches; send one";
+            let detail = "batch_id, Idempotency-Key and ?batch_id= name different batches; send only one of them";
             Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "batch_id_mismatch", detail))
         }
         (one, other) => Ok(one.or(other).map(str::to_owned)),

@@ -18,7 +18,8 @@ pub(super) async fn wait_for_room(worker: &Worker, priority: Priority) -> Result
         let now = Instant::now();
         worker.app.queue.admission.turned_away(priority, now);
         if now - arrived >= OVERLOAD_WAIT_MAX || worker.app.is_draining() {
-            let detail = "PostgreSQL has more to commit than it can in time; nothing was taken from this request";
+            let detail = "the server is overloaded: PostgreSQL cannot commit the backlog in time; nothing in this \
+                request was accepted";
             let seconds = over.as_secs().clamp(1, RETRY_AFTER_OVERLOAD_SECONDS_MAX);
             return Err(Problem::unavailable("overloaded", detail, seconds as u32));
         }

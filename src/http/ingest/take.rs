@@ -87,7 +87,7 @@ pub(super) async fn take(
         return Ok(queued());
     }
     if durable.await != Ok(Ok(())) {
-        let detail = "the journal cannot be written; nothing of the batch was taken";
+        let detail = "the journal cannot be written; nothing in this batch was accepted";
         return Err(Problem::unavailable("journal_unavailable", detail, RETRY_AFTER_JOURNAL_SECONDS));
     }
     if level == AckLevel::Journal {
@@ -106,11 +106,11 @@ pub(super) async fn take(
 fn no_room(refusal: SpaceError) -> Problem {
     match refusal {
         SpaceError::Full => {
-            let detail = "the journal is full until PostgreSQL has caught up; nothing of the batch was taken";
+            let detail = "the journal is full until PostgreSQL has caught up; nothing in this batch was accepted";
             Problem::unavailable("journal_full", detail, RETRY_AFTER_JOURNAL_SECONDS)
         }
         SpaceError::NeverFits => {
-            let detail = "the batch is larger than the journal may ever hold (JOURNAL_MAX_MB); send smaller batches";
+            let detail = "the batch is larger than the whole journal may be (JOURNAL_MAX_MB); send smaller batches";
             Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "batch_too_large", detail)
         }
     }
@@ -129,8 +129,8 @@ fn submit(
     let app = &worker.app;
     let block_bytes = block.bytes().len();
     if !app.queue.budgets.batches.try_take(1) {
-        let detail = "too many batches wait for PostgreSQL (MEMORY_LIMIT_MB); nothing of the batch was taken, larger batches \
-                      take less room";
+        let detail = "too many batches are waiting for PostgreSQL (MEMORY_LIMIT_MB); nothing in this batch was \
+            accepted; fewer, larger batches need less memory";
         return Err(Problem::unavailable("queue_full", detail, RETRY_AFTER_JOURNAL_SECONDS));
     }
     if let Err(refusal) = app.space.try_reserve(block_bytes) {
@@ -150,7 +150,7 @@ fn submit(
     if app.rings[worker.index].push(block_bytes as u64, submission).is_err() {
         app.space.release_reservation(block_bytes);
         app.queue.budgets.batches.give_back(1);
-        let detail = "this node's queue is full; nothing of the batch was taken";
+        let detail = "this node's queue is full; nothing in this batch was accepted";
         return Err(Problem::unavailable("queue_full", detail, RETRY_AFTER_BUSY_SECONDS));
     }
     app.queue.admission.joined(batch.priority, batch.events);

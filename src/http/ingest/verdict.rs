@@ -14,22 +14,22 @@ use crate::json::{BodyError, Reason, Reject};
 use crate::limits::ERRORS_LISTED_MAX;
 use crate::status::model::{Batch, Counts};
 
-/// What became of a batch.
+/// The outcome of a batch.
 #[derive(Serialize, ToSchema)]
 pub(in crate::http) struct Accepted<'a> {
-    /// The batch's id: the client's, or one made for it.
+    /// The batch's id: from the client, or generated.
     #[schema(min_length = 1, max_length = 128, pattern = "^[A-Za-z0-9._:-]+$")]
     batch_id: &'a str,
-    /// Where the batch is.
+    /// The batch's status.
     #[schema(pattern = "^(queued|processing|completed|partial|failed)$")]
     status: &'a str,
     /// Events accepted.
     accepted: u32,
-    /// Events refused, with `?invalid=skip`.
+    /// Invalid events that were skipped, with `?invalid=skip`.
     rejected: usize,
-    /// A verdict on each of these.
+    /// A verdict on each skipped event.
     errors: &'a [ErrorItem],
-    /// True when the batch was known before; absent otherwise.
+    /// True when the batch was already known; absent otherwise.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     duplicate: bool,
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
@@ -38,7 +38,7 @@ pub(in crate::http) struct Accepted<'a> {
 
 /// 409: another body has the id.
 pub(super) fn conflict() -> Problem {
-    let detail = "this batch_id was used before with a different body; send the same body again or choose another id";
+    let detail = "this batch_id was already used with a different body; send the same body again or choose another id";
     Problem::new(StatusCode::CONFLICT, "batch_id_conflict", detail)
 }
 
@@ -132,14 +132,16 @@ impl Verdicts {
     pub fn refuse(mut self, good: usize) -> Problem {
         let (bad, events) = (self.total, self.total + good);
         let problem = if bad == self.foreign {
-            let detail =
-                format!("{bad} of {events} events are of services that the API key does not have; nothing was taken");
+            let detail = format!(
+                "the API key is not allowed to send {bad} of {events} events, because of their service_name; \
+                    nothing was accepted"
+            );
             Problem::new(StatusCode::FORBIDDEN, "service_not_allowed", detail)
         } else if let (Some(offset), true) = (self.byte_offset, self.not_json == events) {
             let detail = format!("no line of the body is JSON, from byte {offset} on");
             Problem::new(StatusCode::BAD_REQUEST, "not_json", detail).at_byte(offset)
         } else {
-            let detail = format!("{bad} of {events} events are invalid; nothing was taken");
+            let detail = format!("{bad} of {events} events are invalid; nothing was accepted");
             Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid_events", detail)
         };
         self.errors.truncate(ERRORS_LISTED_MAX);

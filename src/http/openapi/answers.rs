@@ -93,7 +93,7 @@ fn example(code: &Code) -> Value {
             json!(0),
             "/events/0/service_name",
             "service_not_allowed",
-            "the API key may not send events of this service",
+            "the API key is not allowed to send events of this service",
         ),
         _ => {}
     }
@@ -112,12 +112,14 @@ fn error_headers(status: u16, route: Route) -> Value {
     match status {
         401 => add(&mut headers, "WWW-Authenticate", true, "^Bearer ", "How to authenticate (RFC 6750)."),
         403 => add(&mut headers, "WWW-Authenticate", false, "^Bearer ", "The scope that is missing (RFC 6750)."),
-        405 => add(&mut headers, "Allow", true, "^(POST|GET, HEAD)$", "The methods that the resource has."),
+        405 => add(&mut headers, "Allow", true, "^(POST|GET, HEAD)$", "The methods that the resource supports."),
         415 => {
             add(&mut headers, "Accept", false, "^application/json, ", "The media types that are accepted.");
             add(&mut headers, "Accept-Encoding", false, "^gzip, zstd$", "The content codings that are accepted.");
         }
-        429 | 503 => add(&mut headers, "Retry-After", true, "^[1-9][0-9]*$", "Seconds to wait before the next try."),
+        429 | 503 => {
+            add(&mut headers, "Retry-After", true, "^[1-9][0-9]*$", "Seconds to wait before the next attempt.")
+        }
         _ => {}
     }
     headers
@@ -127,9 +129,10 @@ fn error_headers(status: u16, route: Route) -> Value {
 pub fn rate_headers(route: Route) -> Value {
     let mut headers = json!({});
     if matches!(route, Route::IngestBatch | Route::BatchStatus | Route::Metrics) {
-        let policy = "Limits in force: \"events\" or \"requests\", q at once, w seconds to fill up.";
+        let policy = "Limits in force: \"events\" or \"requests\"; q: allowed at once; w: seconds until an empty \
+            allowance is full again.";
         add(&mut headers, "RateLimit-Policy", false, r#"^"(events|requests)";q="#, policy);
-        let state = "What is left: r of them, all are back in t seconds.";
+        let state = "What remains: r are left; the allowance is full again in t seconds.";
         add(&mut headers, "RateLimit", false, r#"^"(events|requests)";r="#, state);
     }
     headers

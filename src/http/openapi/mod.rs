@@ -46,16 +46,16 @@ fn document(keys: Keys) -> Value {
         "info": {
             "title": "ingestd",
             "version": env!("CARGO_PKG_VERSION"),
-            "summary": "Takes batches of JSON events and lands them, exactly once, in PostgreSQL.",
-            "description": "Every GET is answered to HEAD as well, without the body. Errors are \
-                application/problem+json (RFC 9457) with a stable `code`. Unknown query parameters, and unknown members \
-                of batches and events, are ignored.",
+            "summary": "Accepts batches of JSON events and stores each event exactly once in PostgreSQL.",
+            "description": "Every resource with GET also answers HEAD, without the body. Errors are \
+                application/problem+json (RFC 9457) with a stable `code`. Unknown query parameters and unknown members \
+                of batches and events are ignored.",
             "license": { "name": env!("CARGO_PKG_LICENSE"), "identifier": env!("CARGO_PKG_LICENSE") },
         },
         "servers": [{ "url": "/" }],
         "tags": [
-            { "name": "batches", "description": "Sending events, and asking what became of them." },
-            { "name": "operation", "description": "For whoever runs the server." },
+            { "name": "batches", "description": "Send events and query their status." },
+            { "name": "operation", "description": "For operators of the server." },
         ],
         "paths": operations::all(keys),
         "components": {

@@ -51,19 +51,23 @@ fn ingest() -> Value {
         "operationId": "ingest_batch",
         "tags": ["batches"],
         "summary": "Send a batch of events",
-        "description": "Needs the scope `ingest`. The same batch_id with the same body is the same batch, however often \
-            it is sent; its events are stored once. A refusal takes nothing of the batch. A CloudEvent may also come in \
-            binary mode: its data as a JSON body, its attributes as ce- headers.",
+        "description": "Requires the scope `ingest`. The same batch_id with the same body is the same batch, however \
+            often it is sent; its events are stored once. When a batch is rejected, nothing in it is accepted. A \
+            CloudEvent may also be sent in binary mode: its data as a JSON body, its attributes as ce- headers.",
         "parameters": [
             parameter("ack", "query", json!({ "type": "string", "enum": ["memory", "journal", "commit"] }),
-                "When to answer: once the batch is queued, is safe from power loss, or is committed; ACK unless given."),
+                "When to answer: once the batch is queued (memory), is safe from power loss (journal), or is committed \
+                 (commit). Default: the setting ACK."),
             parameter("invalid", "query", json!({ "type": "string", "enum": ["reject", "skip"], "default": "reject" }),
-                "One bad event refuses the batch, or good ones are taken and bad ones listed."),
-            parameter("priority", "query", priority(), "Where the body has none; 10 first, 0 unless given."),
-            parameter("batch_id", "query", batch_id(), "Another spelling of the body's batch_id."),
-            parameter("Idempotency-Key", "header", idempotency_key(), "Another spelling of batch_id; all given agree."),
+                "reject: one invalid event rejects the batch. skip: valid events are accepted and invalid ones are \
+                 listed."),
+            parameter("priority", "query", priority(),
+                "Used when the body has none; 10 is the most urgent. Default: 0."),
+            parameter("batch_id", "query", batch_id(), "Alternative to batch_id in the body."),
+            parameter("Idempotency-Key", "header", idempotency_key(),
+                "Alternative to batch_id in the body. If several are given, they must be equal."),
             parameter("Content-Encoding", "header", json!({ "type": "string", "enum": ["gzip", "zstd", "identity"] }),
-                "How the body is compressed. Limits are about what it decompresses to."),
+                "How the body is compressed. Size limits apply to the decompressed body."),
         ],
         "requestBody": { "required": true, "content": bodies() },
         "responses": { "200": committed(), "202": queued() },
@@ -81,7 +85,7 @@ fn bodies() -> Value {
             "type": "string",
             "format": "ndjson",
             "minLength": 1,
-            "description": "An Event a line; blank lines are skipped.",
+            "description": "One Event per line; blank lines are skipped.",
         },
         "examples": named(&[("two_events", json!(format!("{}\n{}\n", event("evt_1"), event("evt_2"))))]),
     });
@@ -140,7 +144,7 @@ fn with_location(mut answer: Value) -> Value {
         "status": {
             "operationId": "batch_status",
             "parameters": { "batch_id": "$response.body#/batch_id" },
-            "description": "What becomes of the batch.",
+            "description": "The batch's status.",
         },
     });
     answer
@@ -154,7 +158,7 @@ fn queued() -> Value {
         "index": 1, "event_id": "evt_124", "pointer": "/events/1/payload", "code": "member_wrong_type",
         "detail": "payload must be an object",
     }]);
-    let description = "Accepted, and as safe as `ack` asks for. With ack=commit: PostgreSQL did not answer in time, and \
+    let description = "Accepted, and as durable as `ack` asks for. With ack=commit: PostgreSQL did not answer in time; \
         the batch is safe in the journal.";
     with_location(json_answer(description, schema, &[("queued", accepted("queued")), ("with_skipped_events", skipped)]))
 }
@@ -169,7 +173,7 @@ fn committed() -> Value {
     };
     let mut again = with_counts("completed");
     again["duplicate"] = json!(true);
-    let description = "Committed (ack=commit), or known before (`duplicate`), then with its present status.";
+    let description = "Committed (ack=commit), or already known (`duplicate`), then with its current status.";
     let examples = [("committed", with_counts("completed")), ("known_before", again)];
     with_location(json_answer(description, reference("Accepted"), &examples))
 }
@@ -182,13 +186,13 @@ fn status() -> Value {
         "dead_lettered": 0, "received_at": "2026-11-24T04:03:19.198980Z",
         "completed_at": "2026-11-24T04:03:19.210192Z", "node": "node-1",
     });
-    let mut found = json_answer("Where the batch is.", reference("BatchStatus"), &[("completed", example)]);
+    let mut found = json_answer("The batch's status.", reference("BatchStatus"), &[("completed", example)]);
     found["headers"] = rate_headers(Route::BatchStatus);
     json!({
         "operationId": "batch_status",
         "tags": ["batches"],
-        "summary": "Ask what became of a batch",
-        "description": "Needs the scope `read`, and sees the key's own batches; with `admin` everybody's.",
+        "summary": "Get the status of a batch",
+        "description": "Requires the scope `read`, for batches of the same key; with `admin`, for batches of all keys.",
         "parameters": [
             parameter("batch_id", "path", batch_id(), "The batch's id."),
             parameter("owner", "query", json!({ "type": "string" }), "The id of the key that sent the batch."),
@@ -206,11 +210,11 @@ fn health() -> Value {
     json!({
         "operationId": "health",
         "tags": ["operation"],
-        "summary": "How the server is",
-        "description": "In a word; with figures for callers who may read metrics.",
+        "summary": "Health of the server",
+        "description": "One word; with details for callers with the scope `metrics`.",
         "responses": {
-            "200": json_answer("Batches are taken.", with_status(&["healthy", "degraded"]), &word("healthy")),
-            "503": json_answer("No batches can be taken.", with_status(&["unhealthy"]), &word("unhealthy")),
+            "200": json_answer("Batches are accepted.", with_status(&["healthy", "degraded"]), &word("healthy")),
+            "503": json_answer("No batches can be accepted.", with_status(&["unhealthy"]), &word("unhealthy")),
         },
     })
 }
@@ -219,8 +223,8 @@ fn live() -> Value {
     json!({
         "operationId": "live",
         "tags": ["operation"],
-        "summary": "Whether the process answers",
-        "responses": { "200": text_answer("It does.", "alive\n") },
+        "summary": "Whether the process responds",
+        "responses": { "200": text_answer("The process responds.", "alive\n") },
     })
 }
 
@@ -228,9 +232,9 @@ fn ready() -> Value {
     json!({
         "operationId": "ready",
         "tags": ["operation"],
-        "summary": "Whether this node may take traffic",
-        "description": "PostgreSQL away alone is no reason not to.",
-        "responses": { "200": text_answer("It may.", "ready\n") },
+        "summary": "Whether this node is ready for traffic",
+        "description": "A node stays ready while PostgreSQL is unavailable.",
+        "responses": { "200": text_answer("The node is ready.", "ready\n") },
     })
 }
 
@@ -241,11 +245,13 @@ fn metrics() -> Value {
         "operationId": "metrics",
         "tags": ["operation"],
         "summary": "Metrics",
-        "description": "Needs the scope `metrics`. Prometheus text, OpenMetrics or JSON, by `Accept` or `format`.",
+        "description": "Requires the scope `metrics`. Prometheus text, OpenMetrics or JSON, chosen by `Accept` or \
+            `format`.",
         "parameters": [parameter("format", "query",
-            json!({ "type": "string", "enum": ["prometheus", "text", "openmetrics", "json"] }), "Goes before Accept.")],
+            json!({ "type": "string", "enum": ["prometheus", "text", "openmetrics", "json"] }),
+            "Takes precedence over Accept.")],
         "responses": { "200": {
-            "description": "All metrics at one moment.",
+            "description": "All metrics at one point in time.",
             "headers": rate_headers(Route::Metrics),
             "content": {
                 "text/plain": text(sample),

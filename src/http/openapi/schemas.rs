@@ -101,8 +101,8 @@ fn text(bytes_max: usize) -> Value {
 fn timestamp() -> Value {
     json!({
         "anyOf": [{ "type": "string", "format": "date-time" }, { "type": "null" }],
-        "description": "RFC 3339, within EVENT_MAX_AGE_DAYS before and EVENT_MAX_FUTURE_HOURS after the server's clock; \
-            null or absent: when the request arrived.",
+        "description": "RFC 3339, at most EVENT_MAX_AGE_DAYS before and EVENT_MAX_FUTURE_HOURS after the server's \
+            clock. Null or absent: the time the request arrived.",
     })
 }
 
@@ -115,9 +115,9 @@ fn event() -> Value {
             "event_id": text(EVENT_ID_BYTES_MAX),
             "service_name": text(NAME_BYTES_MAX),
             "event_type": text(NAME_BYTES_MAX),
-            "payload": { "type": "object", "description": "Kept digit for digit; nested up to 128 levels." },
+            "payload": { "type": "object", "description": "Stored digit for digit; at most 128 levels of nesting." },
             "timestamp": timestamp(),
-            "metadata": { "type": ["object", "null"], "description": "As payload; null is the same as absent." },
+            "metadata": { "type": ["object", "null"], "description": "Like payload; null is the same as absent." },
         },
     })
 }
@@ -140,7 +140,7 @@ fn nullable(mut schema: Value) -> Value {
 fn batch() -> Value {
     json!({
         "type": "object",
-        "description": "Unknown members are ignored. A known member twice is an error.",
+        "description": "Unknown members are ignored. A known member that occurs more than once is an error.",
         "required": ["events"],
         "properties": {
             "events": events("Event"),

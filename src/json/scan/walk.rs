@@ -76,7 +76,7 @@ impl SyntaxKind {
             Self::CommaOrBracket => "a comma or closing bracket is expected after an element",
             Self::Trailing => "nothing may follow the outermost JSON value",
             Self::Control => "control characters in strings must be escaped",
-            Self::Escape => "this character does not follow a backslash in JSON",
+            Self::Escape => "this character may not follow a backslash in JSON",
             Self::Hex => "four hexadecimal digits are expected after \\u",
             Self::Digit => "a digit is expected in a number here",
             Self::LeadingZero => "numbers must not have leading zeros",

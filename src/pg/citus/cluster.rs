@@ -32,14 +32,15 @@ impl Cluster {
             self.workers.iter().filter(|worker| !worker.is_reachable).map(|worker| &*worker.address).collect();
         if !away.is_empty() {
             return Some(format!(
-                "Citus workers that cannot be reached: {}; batches of their shards wait",
+                "unreachable Citus workers: {}; batches of their shards are waiting",
                 away.join(", ")
             ));
         }
         (self.in_doubt > 0).then(|| {
             format!(
-                "{} transactions are prepared on Citus workers and undecided for more than {} s: they hold locks until the \
-                 coordinator's recovery decides them (citus.recover_2pc_interval), or recover_prepared_transactions() is called",
+                "{} transactions have been prepared on Citus workers and undecided for more than {} s: they hold locks \
+                 until the coordinator's recovery resolves them (citus.recover_2pc_interval), or call \
+                 recover_prepared_transactions()",
                 self.in_doubt,
                 IN_DOUBT_AFTER.as_secs()
             )
@@ -103,12 +104,12 @@ const NODE_SETTINGS: &str = "SELECT concat_ws(' ', current_setting('max_prepared
 pub fn lacks(client: &mut Client, connections: Option<u32>) -> Result<Vec<String>, postgres::Error> {
     let installed = client.query_typed_opt("SELECT extversion FROM pg_extension WHERE extname = 'citus'", &[])?;
     if installed.is_none() {
-        let missing = "the extension citus is not in this database: put it into shared_preload_libraries of coordinator and \
-                       workers, run CREATE EXTENSION citus there, or correct DATABASE_URL";
+        let missing = "the extension citus is not installed in this database: add it to shared_preload_libraries on \
+            the coordinator and the workers and run CREATE EXTENSION citus on each, or correct DATABASE_URL";
         return Ok(vec![missing.to_owned()]);
     }
     if !client.query_typed_one("SELECT citus_is_coordinator()", &[])?.get::<_, bool>(0) {
-        let wrong = "this is not the coordinator of the cluster: correct DATABASE_URL";
+        let wrong = "this node is not the coordinator of the cluster: correct DATABASE_URL";
         return Ok(vec![wrong.to_owned()]);
     }
     let mut transaction = client.transaction()?;
@@ -126,7 +127,7 @@ fn lacks_of_cluster(client: &mut impl GenericClient, connections: Option<u32>) -
     }
     for worker in cluster.workers.iter().filter(|worker| !worker.is_reachable) {
         lacks.push(format!(
-            "the coordinator cannot connect to worker {}: start it, or see pg_hba.conf and citus.node_conninfo",
+            "the coordinator cannot connect to worker {}: start it, or check pg_hba.conf and citus.node_conninfo",
             worker.address
         ));
     }
@@ -135,8 +136,8 @@ fn lacks_of_cluster(client: &mut impl GenericClient, connections: Option<u32>) -
     }
     if recovery_interval_ms(client)? < 0 {
         lacks.push(
-            "citus.recover_2pc_interval is -1 on the coordinator: transactions that a crash leaves undecided would hold their \
-             locks for ever; set it to 10s"
+            "citus.recover_2pc_interval is -1 on the coordinator: transactions left undecided by a crash would hold \
+             their locks forever; set it to 10s"
                 .to_owned(),
         );
     }
@@ -149,8 +150,8 @@ pub fn advice(client: &mut Client) -> Result<Vec<String>, postgres::Error> {
     let interval_ms = recovery_interval_ms(client)?;
     if interval_ms > RECOVERY_INTERVAL_ADVISED.as_millis() as i64 {
         advice.push(format!(
-            "citus.recover_2pc_interval is {} s on the coordinator: for so long after a worker's crash, batches that were committed \
-             may be invisible and their retries wait; set it to {} s",
+            "citus.recover_2pc_interval is {} s on the coordinator: for this long after a worker crash, committed \
+             batches may be invisible and their retries blocked; set it to {} s",
             interval_ms / 1000,
             RECOVERY_INTERVAL_ADVISED.as_secs()
         ));
@@ -158,8 +159,9 @@ pub fn advice(client: &mut Client) -> Result<Vec<String>, postgres::Error> {
     let conninfo: String = client.query_typed_one("SHOW citus.node_conninfo", &[])?.get(0);
     if !conninfo.contains("tcp_user_timeout") {
         advice.push(
-            "citus.node_conninfo has no tcp_user_timeout on the coordinator: a worker whose machine vanishes would hold its COPYs up \
-             for a quarter of an hour; add 'tcp_user_timeout=10000 keepalives_idle=5 keepalives_interval=5 keepalives_count=2'"
+            "citus.node_conninfo has no tcp_user_timeout on the coordinator: a worker whose machine vanishes would \
+             block its COPYs for 15 minutes; add 'tcp_user_timeout=10000 keepalives_idle=5 keepalives_interval=5 \
+             keepalives_count=2'"
                 .to_owned(),
         );
     }
@@ -198,24 +200,24 @@ impl NodeSettings {
         let Self { address, prepared_transactions_max, connections_max, is_synchronous } = self;
         if *prepared_transactions_max == 0 {
             lacks.push(format!(
-                "max_prepared_transactions is 0 on {address}: a COMMIT on several nodes needs it; set it to max_connections or more, \
-                 and restart it"
+                "max_prepared_transactions is 0 on {address}: a COMMIT across several nodes requires it; set it to \
+                 max_connections or more, and restart that node"
             ));
         } else if let Some(connections) = connections.filter(|connections| prepared_transactions_max < connections) {
             lacks.push(format!(
-                "max_prepared_transactions is {prepared_transactions_max} on {address}, less than the {connections} connections of the \
-                 pools: raise it, and restart it"
+                "max_prepared_transactions is {prepared_transactions_max} on {address}, less than the {connections} \
+                 connections of the pools: raise it, and restart that node"
             ));
         }
         if let Some(connections) = connections.filter(|connections| connections_max < connections) {
             lacks.push(format!(
-                "{address} takes {connections_max} connections, less than the {connections} of the pools: raise max_connections, or \
-                 lower DB_POOL_MAX_SIZE"
+                "{address} allows {connections_max} connections, less than the {connections} of the pools: raise \
+                 max_connections, or lower DB_POOL_MAX_SIZE"
             ));
         }
         if !is_synchronous {
             lacks.push(format!(
-                "synchronous_commit is off on {address}: a crash would lose batches that were reported as committed; set it to on"
+                "synchronous_commit is off on {address}: a crash would lose batches reported as committed; set it to on"
             ));
         }
     }

@@ -15,19 +15,19 @@ const DISTRIBUTE: &str = include_str!("../../../sql/citus/distribute.sql");
 #[derive(Debug, thiserror::Error)]
 pub enum LayoutError {
     /// They are distributed, and this node would not fill the distribution column.
-    #[error("the tables are spread over a Citus cluster: set SHARDING=citus on every node")]
+    #[error("the tables are distributed over a Citus cluster: set SHARDING=citus on every node")]
     Distributed,
     /// They could not be distributed here.
-    #[error("SHARDING=citus, but this is no Citus cluster that the tables can be spread over: {}", .0.join("; "))]
+    #[error("SHARDING=citus, but the tables cannot be distributed over this database: {}", .0.join("; "))]
     NotReady(Vec<String>),
     /// Another session holds a lock for long.
     #[error(
-        "waited {} s for a lock that another session holds, while spreading the tables over the cluster; \
-         see pg_stat_activity, then try again", MIGRATE_LOCK_WAIT_MAX.as_secs()
+        "waited {} s for a lock held by another session while distributing the tables over the cluster; see \
+         pg_stat_activity, then retry", MIGRATE_LOCK_WAIT_MAX.as_secs()
     )]
     LockTimeout,
     /// PostgreSQL refused; nothing was changed.
-    #[error("the tables could not be spread over the cluster: {}", one_line(.0))]
+    #[error("could not distribute the tables over the cluster: {}", one_line(.0))]
     Failed(postgres::Error),
     /// The role that may change the tables cannot connect.
     #[error("{0}")]
@@ -80,7 +80,7 @@ fn distribute(client: &mut Client) -> Result<bool, LayoutError> {
     if layout_of(&mut transaction)? == Sharding::Citus {
         return Ok(false);
     }
-    tracing::info!("spreading the tables over the Citus cluster; rows that are there are copied to its workers");
+    tracing::info!("distributing the tables over the Citus cluster; existing rows are copied to its workers");
     transaction.batch_execute(DISTRIBUTE).map_err(failed)?;
     transaction.commit().map_err(failed)?;
     Ok(true)

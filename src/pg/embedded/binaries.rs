@@ -83,13 +83,13 @@ pub(super) fn runnable_by(account: &Account, server: Server) -> Result<Server, E
     }
     let installation = Installation::around(&server.bin_dir).ok_or_else(|| EmbeddedError::BadBinDir {
         path: server.bin_dir.clone(),
-        reason: format!("user {} may not run what is there", account.uid()),
+        reason: format!("user {} is not allowed to run the programs there", account.uid()),
     })?;
     let copy = Path::new(SHARED_HOME).join(format!("postgresql-{}", server.version));
     if !copy.exists() {
         installation.copy_to(&copy).map_err(|source| EmbeddedError::io("copy PostgreSQL to", &copy, source))?;
         tracing::info!(from = %installation.top.display(), to = %copy.display(), uid = account.uid(),
-            "copied PostgreSQL to where the user that runs it may enter");
+            "copied PostgreSQL's programs to a directory that the PostgreSQL user can access");
     }
     Ok(Server { bin_dir: copy.join(installation.bin), version: server.version })
 }
@@ -131,7 +131,7 @@ fn version_of(program: &Path) -> Result<Version, String> {
     let output = Command::new(program).arg("--version").stdin(Stdio::null()).output();
     let output = output.map_err(|error| format!("{}: {error}", program.display()))?;
     let text = String::from_utf8_lossy(&output.stdout);
-    Version::parse(&text).ok_or_else(|| format!("{} --version does not work", program.display()))
+    Version::parse(&text).ok_or_else(|| format!("{} --version failed", program.display()))
 }
 
 /// A relocatable installation: what has to be copied so that the programs in `bin` work elsewhere.

@@ -76,7 +76,8 @@ pub(super) fn contents(place: &Place) -> Result<Contents, EmbeddedError> {
 pub(super) fn create(place: &Place, server: &Server) -> Result<(), EmbeddedError> {
     let partial = place.beside_data(".partial");
     previous::see_out(&partial)?;
-    tracing::info!(data_dir = %place.data_dir.display(), version = %server.version, "initializing PostgreSQL's data");
+    tracing::info!(data_dir = %place.data_dir.display(), version = %server.version,
+        "initializing the data directory of the embedded PostgreSQL");
     // Where the system lacks C.UTF-8, C sorts alike and UTF-8 is stored all the same.
     let log_before = log_bytes(place);
     let mut status = initdb(place, server, &partial, "C.UTF-8")?;
@@ -89,7 +90,7 @@ pub(super) fn create(place: &Place, server: &Server) -> Result<(), EmbeddedError
     }
     fs::rename(&partial, &place.data_dir)
         .and_then(|()| sync_folder(&place.data_dir))
-        .map_err(|source| EmbeddedError::io("make", &place.data_dir, source))
+        .map_err(|source| EmbeddedError::io("create", &place.data_dir, source))
 }
 
 /// Runs `initdb` on an empty folder `partial`; what an interrupted one left there goes.
@@ -98,7 +99,7 @@ fn initdb(place: &Place, server: &Server, partial: &Path, locale: &str) -> Resul
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => DirBuilder::new().mode(0o700).create(partial).and_then(|()| place.account.own(partial)),
     };
-    emptied.map_err(|source| EmbeddedError::io("make", partial, source))?;
+    emptied.map_err(|source| EmbeddedError::io("create", partial, source))?;
     let mut command = program(place, server, "initdb")?;
     command.args(["--encoding=UTF8", "--auth=trust", "--data-checksums", "--no-instructions"]);
     command.arg(format!("--username={SUPERUSER}")).arg(format!("--locale={locale}")).arg("--pgdata").arg(partial);
@@ -134,8 +135,8 @@ pub(super) fn write_settings(
     port: u16,
 ) -> Result<(), EmbeddedError> {
     let mut text = String::from(
-        "# Written by ingestd at every start; change settings with ALTER SYSTEM, which has the last word.\n\
-         include_if_exists 'postgresql.conf'\n",
+        "# Written by ingestd at every start; change settings with ALTER SYSTEM, which takes \
+         precedence.\ninclude_if_exists 'postgresql.conf'\n",
     );
     let mut set = |name: &str, value: &str| text.push_str(&format!("{name} = {}\n", quoted(value)));
     SETTINGS.iter().for_each(|(name, value)| set(name, value));

@@ -19,7 +19,8 @@ pub enum EmbeddedError {
     )]
     NoServer,
     /// The folder that was named has no server that can be used.
-    #[error("no PostgreSQL to use in {}: {reason}; set INGESTD_PG_BIN to the folder of postgres and initdb", path.display())]
+    #[error("no usable PostgreSQL in {}: {reason}; set INGESTD_PG_BIN to the directory that contains postgres and \
+        initdb", path.display())]
     BadBinDir {
         /// The folder.
         path: PathBuf,
@@ -28,8 +29,8 @@ pub enum EmbeddedError {
     },
     /// The data were written by another major version than the one that was found.
     #[error(
-        "the data were written by PostgreSQL {data}, but only {found} was found: set INGESTD_PG_BIN to PostgreSQL \
-         {data}, or move the data folder away to start empty"
+        "the data was written by PostgreSQL {data}, but only {found} was found: set INGESTD_PG_BIN to PostgreSQL \
+         {data}, or move the data directory away to start empty"
     )]
     OtherMajor {
         /// Major version of the data.
@@ -38,13 +39,14 @@ pub enum EmbeddedError {
         found: Version,
     },
     /// Another ingestd runs on the data.
-    #[error("another ingestd uses {}: stop it, or start this one in another folder", data_dir.display())]
+    #[error("another ingestd is using {}: stop it, or start this one in another directory", data_dir.display())]
     InUse {
         /// The data folder.
         data_dir: PathBuf,
     },
     /// A PostgreSQL without its ingestd does not end.
-    #[error("a PostgreSQL of an earlier ingestd (process {pid}) does not end on {}: end it, then start again", data_dir.display())]
+    #[error("PostgreSQL of an earlier ingestd (PID {pid}) is still running on {} and does not stop: stop it, then \
+        start again", data_dir.display())]
     StillRuns {
         /// One of its processes.
         pid: i32,
@@ -52,13 +54,14 @@ pub enum EmbeddedError {
         data_dir: PathBuf,
     },
     /// The data folder holds something else.
-    #[error("{} is neither empty nor complete data of PostgreSQL: move it away, then start again", path.display())]
+    #[error("{} is neither empty nor a complete PostgreSQL data directory: move it away, then start \
+        again", path.display())]
     NotData {
         /// The data folder.
         path: PathBuf,
     },
     /// The data belong to a user that this process cannot act as.
-    #[error("{} belongs to user {uid}: start ingestd as that user, or in another folder", path.display())]
+    #[error("{} belongs to user {uid}: start ingestd as that user, or in another directory", path.display())]
     OtherOwner {
         /// The data folder.
         path: PathBuf,
@@ -66,7 +69,8 @@ pub enum EmbeddedError {
         uid: u32,
     },
     /// The data exist where their user cannot get to.
-    #[error("user {uid}, who PostgreSQL runs as, may not enter the folders above {}: allow it (chmod o+x), or move the data", path.display())]
+    #[error("PostgreSQL runs as user {uid}, which cannot access the parent directories of {}: allow it (chmod o+x), or \
+        move the data", path.display())]
     Unreachable {
         /// The data folder.
         path: PathBuf,
@@ -74,7 +78,10 @@ pub enum EmbeddedError {
         uid: u32,
     },
     /// The link to the data leads nowhere.
-    #[error("{} links to {}, which is gone: bring it back, or remove the link to start empty", link.display(), target.display())]
+    #[error(
+        "{} links to {}, which no longer exists: restore it, or remove the link to start empty",
+        link.display(), target.display()
+    )]
     DataGone {
         /// The link.
         link: PathBuf,
@@ -92,7 +99,7 @@ pub enum EmbeddedError {
         source: io::Error,
     },
     /// `initdb` failed.
-    #[error("initdb failed ({status}): {quote} (all of it in {})", log.display())]
+    #[error("initdb failed ({status}): {quote} (full log: {})", log.display())]
     InitFailed {
         /// How it ended.
         status: ExitStatus,
@@ -102,7 +109,7 @@ pub enum EmbeddedError {
         log: PathBuf,
     },
     /// PostgreSQL ended while it was starting.
-    #[error("PostgreSQL did not start ({ending}): {quote} (all of it in {})", log.display())]
+    #[error("PostgreSQL did not start ({ending}): {quote} (full log: {})", log.display())]
     StartFailed {
         /// How it ended.
         ending: String,
@@ -112,7 +119,7 @@ pub enum EmbeddedError {
         log: PathBuf,
     },
     /// PostgreSQL runs but does not answer.
-    #[error("PostgreSQL did not answer within {} s: {reason} (see {})", waited.as_secs(), log.display())]
+    #[error("PostgreSQL did not respond within {} s: {reason} (see {})", waited.as_secs(), log.display())]
     NoAnswer {
         /// How long it was given.
         waited: Duration,
@@ -125,7 +132,7 @@ pub enum EmbeddedError {
     #[error("could not prepare the database of the embedded PostgreSQL: {0}")]
     Prepare(postgres::Error),
     /// PostgreSQL did not end, not even when killed.
-    #[error("PostgreSQL (process {pid}) could not be ended: end it by hand")]
+    #[error("PostgreSQL (PID {pid}) could not be stopped: stop it manually")]
     StopFailed {
         /// The postmaster.
         pid: u32,
@@ -154,7 +161,7 @@ pub(super) fn log_quote(log: &Path, after: u64) -> String {
     let severe = ["FATAL:", "PANIC:", "error:", "ERROR:"];
     let lines = || text.lines().rev().filter(|line| !line.trim().is_empty());
     let line = lines().find(|line| severe.iter().any(|word| line.contains(word))).or_else(|| lines().next());
-    on_one_line(line.unwrap_or("it said nothing"))
+    on_one_line(line.unwrap_or("no message"))
 }
 
 /// `text` without line ends, cut to what an error may quote.
@@ -179,8 +186,8 @@ mod tests {
         let after = "LOG:  starting\nFATAL:  port in use\nLOG:  shut down\n\n";
         std::fs::write(&log, format!("{before}{after}")).expect("ours");
         assert_eq!(log_quote(&log, before.len() as u64), "FATAL: port in use");
-        assert_eq!(log_quote(&log, (before.len() + after.len()) as u64), "it said nothing");
-        assert_eq!(log_quote(&folder.path().join("none"), 0), "it said nothing");
+        assert_eq!(log_quote(&log, (before.len() + after.len()) as u64), "no message");
+        assert_eq!(log_quote(&folder.path().join("none"), 0), "no message");
     }
 
     #[test]

@@ -127,7 +127,7 @@ impl Keeper {
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
-            tracing::error!("the thread that kept PostgreSQL panicked");
+            tracing::error!("the thread that supervises the embedded PostgreSQL panicked");
         }
         true
     }
@@ -185,7 +185,8 @@ impl Shared {
         let mut state = self.state.lock();
         state.ending = Some(ending.clone());
         if state.phase == Phase::Up {
-            tracing::error!(%ending, pause_ms = pause.as_millis(), "PostgreSQL ended by itself; starting it again");
+            tracing::error!(%ending, pause_ms = pause.as_millis(),
+                "embedded PostgreSQL exited unexpectedly; restarting it");
             let deadline = Instant::now() + pause;
             while state.phase == Phase::Up && !self.changed.wait_until(&mut state, deadline).timed_out() {}
         }

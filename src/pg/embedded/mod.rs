@@ -104,7 +104,8 @@ impl Embedded {
         let server = binaries::choose(options.bin_dir.as_deref(), &here, data_major)?;
         let server = binaries::runnable_by(&place.account, server)?;
         if server.version.major < POSTGRES_MAJOR_RECOMMENDED {
-            tracing::warn!(version = %server.version, "PostgreSQL {POSTGRES_MAJOR_RECOMMENDED} is recommended");
+            tracing::warn!(version = %server.version,
+                "embedded PostgreSQL is older than recommended; use PostgreSQL {POSTGRES_MAJOR_RECOMMENDED}");
         }
         previous::see_out(&place.data_dir)?;
         if contents == Contents::Nothing {
@@ -123,7 +124,7 @@ impl Embedded {
         running.prepare_database(options.loopback.as_ref()).map_err(EmbeddedError::Prepare)?;
         running.keeper.allow_restarts();
         tracing::info!(version = %running.version(), pid = running.pid(), log = %running.place.log_path.display(),
-            "PostgreSQL runs; to look inside: {}", running.psql_command());
+            "embedded PostgreSQL is running; inspect it with: {}", running.psql_command());
         Ok(running)
     }
 
@@ -198,7 +199,7 @@ impl Embedded {
             if self.keeper.stop(*signal, *wait_max) {
                 return Ok(());
             }
-            tracing::warn!(?signal, waited_s = wait_max.as_secs(), "PostgreSQL has not ended yet");
+            tracing::warn!(?signal, waited_s = wait_max.as_secs(), "embedded PostgreSQL has not exited yet");
         }
         Err(EmbeddedError::StopFailed { pid: self.pid().unwrap_or_default() })
     }
@@ -218,14 +219,14 @@ impl Embedded {
             if let Some(ending) = self.keeper.ended() {
                 let quote = match &ending {
                     Ending::Exited(_) => log_quote(&log, log_before),
-                    Ending::NotStarted(_) => "it could not be run".into(),
+                    Ending::NotStarted(_) => "the program could not be run".into(),
                 };
                 return Err(EmbeddedError::StartFailed { ending: ending.to_string(), quote, log });
             }
             let answered = error.code() == Some(&SqlState::CANNOT_CONNECT_NOW);
             if answered && !recovers {
                 recovers = true;
-                tracing::info!("PostgreSQL recovers from a crash; waiting for it");
+                tracing::info!("embedded PostgreSQL is recovering from a crash; waiting for it");
             }
             let waited = began.elapsed();
             if waited > if answered { POSTGRES_RECOVERY_WAIT_MAX } else { POSTGRES_ANSWER_WAIT_MAX } {
@@ -255,7 +256,7 @@ impl Drop for Embedded {
     fn drop(&mut self) {
         let signals = [(Signal::INT, POSTGRES_FAST_STOP_WAIT_MAX), (Signal::KILL, POSTGRES_IMMEDIATE_STOP_WAIT_MAX)];
         if let Err(error) = self.end(&signals) {
-            tracing::error!(%error, "PostgreSQL stays behind");
+            tracing::error!(%error, "embedded PostgreSQL could not be stopped and is still running");
         }
     }
 }

@@ -57,7 +57,7 @@ impl Place {
         let log_path = beside(&named, ".log");
         if fs::metadata(&log_path).is_ok_and(|found| found.len() > POSTGRES_LOG_BYTES_MAX) {
             let aside = beside(&named, ".log.1");
-            fs::rename(&log_path, &aside).map_err(|source| EmbeddedError::io("put aside", &log_path, source))?;
+            fs::rename(&log_path, &aside).map_err(|source| EmbeddedError::io("set aside", &log_path, source))?;
         }
         Ok(Self { account, data_dir, log_path, _lock: lock })
     }
@@ -86,7 +86,7 @@ impl Place {
         let bases = runtime.into_iter().chain([std::env::temp_dir(), PathBuf::from("/tmp")]);
         let short = bases.map(|base| base.join(&name)).find(|path| fits_a_socket(path));
         let path = short.unwrap_or_else(|| Path::new("/tmp").join(&name));
-        self.make_private(&path).map_err(|source| EmbeddedError::io("make the socket folder", &path, source))?;
+        self.make_private(&path).map_err(|source| EmbeddedError::io("create the socket directory", &path, source))?;
         Ok(SocketDir { path, temporary: true })
     }
 
@@ -97,7 +97,7 @@ impl Place {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 let found = fs::symlink_metadata(path)?;
                 let private = found.is_dir() && found.uid() == self.account.uid() && found.mode() & 0o077 == 0;
-                if private { Ok(()) } else { Err(io::Error::other("it belongs to someone else; remove it")) }
+                if private { Ok(()) } else { Err(io::Error::other("it belongs to another user; remove it")) }
             }
             Err(error) => Err(error),
         }
@@ -116,7 +116,7 @@ impl Drop for SocketDir {
         if self.temporary
             && let Err(error) = fs::remove_dir_all(&self.path)
         {
-            tracing::debug!(path = %self.path.display(), %error, "the socket folder of PostgreSQL stays behind");
+            tracing::debug!(path = %self.path.display(), %error, "could not remove PostgreSQL's socket directory");
         }
     }
 }
@@ -151,7 +151,7 @@ fn settle(configured: &Path) -> Result<PathBuf, EmbeddedError> {
     let (Some(parent), Some(name)) = (whole.parent(), whole.file_name()) else {
         return Err(EmbeddedError::io("use", configured, io::ErrorKind::InvalidInput.into()));
     };
-    fs::create_dir_all(parent).map_err(|source| EmbeddedError::io("make", parent, source))?;
+    fs::create_dir_all(parent).map_err(|source| EmbeddedError::io("create", parent, source))?;
     let parent = fs::canonicalize(parent).map_err(|source| EmbeddedError::io("use", parent, source))?;
     Ok(parent.join(name))
 }
@@ -211,12 +211,12 @@ fn follow(named: &Path) -> Result<PathBuf, EmbeddedError> {
 fn relocate(named: &Path, account: &Account) -> Result<PathBuf, EmbeddedError> {
     let id = uuid::Uuid::now_v7().simple().to_string();
     let home = Path::new(SHARED_HOME).join(&id);
-    make_folder(Path::new(SHARED_HOME), 0o755).map_err(|source| EmbeddedError::io("make", SHARED_HOME, source))?;
-    make_folder(&home, 0o755).map_err(|source| EmbeddedError::io("make", &home, source))?;
+    make_folder(Path::new(SHARED_HOME), 0o755).map_err(|source| EmbeddedError::io("create", SHARED_HOME, source))?;
+    make_folder(&home, 0o755).map_err(|source| EmbeddedError::io("create", &home, source))?;
     let data_dir = home.join("postgres");
     symlink(&data_dir, named).map_err(|source| EmbeddedError::io("link", named, source))?;
     tracing::info!(link = %named.display(), data_dir = %data_dir.display(), uid = account.uid(),
-        "PostgreSQL's user may not enter this folder: its data lie elsewhere, behind a link");
+        "the PostgreSQL user cannot access this directory; data is stored elsewhere (symlinked)");
     Ok(data_dir)
 }
 

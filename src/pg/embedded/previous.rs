@@ -45,7 +45,7 @@ fn ask(data_dir: &Path, remaining: &[Pid], wanted: Signal) {
     };
     for pid in pids {
         tracing::warn!(pid = pid.as_raw_pid(), data_dir = %data_dir.display(), ?signal,
-            "a PostgreSQL of an earlier ingestd still runs; asked it to end");
+            "PostgreSQL of an earlier ingestd is still running; asked it to stop");
         // It may have ended in the meantime, which is what is wanted.
         let _ = kill_process(*pid, signal);
     }
@@ -56,7 +56,7 @@ fn remove_misleading_lock_file(data_dir: &Path) -> Result<(), EmbeddedError> {
     if lock_file_pid(data_dir).is_some_and(is_alive) {
         let path = data_dir.join("postmaster.pid");
         fs::remove_file(&path).map_err(|source| EmbeddedError::io("remove", &path, source))?;
-        tracing::info!(path = %path.display(), "removed a stale lock file: its process number is another program's now");
+        tracing::info!(path = %path.display(), "removed a stale lock file: its PID now belongs to another process");
     }
     Ok(())
 }

@@ -37,7 +37,7 @@ const level = (name, colour, dash, value) => ({ name, colour, dash, value });
 /** All charts; `limits` are what the latest data say. */
 const CHARTS = [
   {
-    title: "Events a second",
+    title: "Events per second",
     format: rate,
     least: 10,
     lines: [
@@ -68,9 +68,9 @@ const CHARTS = [
       level("rows in memory", "purple", DOTTED, (sample) => sample.memory_bytes),
     ],
   },
-  latency("COPY with its COMMIT", "copy_ms"),
+  latency("COPY including COMMIT", "copy_ms"),
   {
-    title: "Rows a COPY",
+    title: "Rows per COPY",
     format: count,
     least: 10,
     lines: [level("rows, on average", "blue", SOLID, (sample) => (sample.copy_ms.count > 0 ? sample.copy_rows : null))],
@@ -85,7 +85,7 @@ const CHARTS = [
     ],
   },
   {
-    title: "Requests refused or failed, a second",
+    title: "Requests refused or failed per second",
     format: rate,
     least: 4,
     lines: [
@@ -101,10 +101,10 @@ const CHARTS = [
     lines: [growth("of one core", "blue", SOLID, (sample) => sample.cpu_seconds ?? 0)],
   },
   {
-    title: "Memory of the process",
+    title: "Process memory",
     format: bytes,
     least: 2 ** 20,
-    lines: [level("in RAM", "purple", SOLID, (sample) => sample.resident_bytes)],
+    lines: [level("resident", "purple", SOLID, (sample) => sample.resident_bytes)],
   },
 ];
 

@@ -35,23 +35,23 @@ function showData(data) {
 }
 
 function fail(error) {
-  setState("away", error instanceof KeyNeeded ? "key needed" : "no answer");
+  setState("away", error instanceof KeyNeeded ? "key needed" : "no response");
   if (error instanceof KeyNeeded) {
     askForKey(error.message);
     return;
   }
-  const since = answeredAt ? ` Its last answer is ${duration((Date.now() - answeredAt) / 1000)} old; the figures below are from then.` : "";
+  const since = answeredAt ? ` Its last response is ${duration((Date.now() - answeredAt) / 1000)} old; the values below are from that time.` : "";
   showConcerns([{
     severity: "critical",
-    title: "This node does not answer",
-    detail: `The page asks it once a second, and ${error.message}.${since}`,
-    advice: "See whether the process runs and what its log says. The page goes on by itself when it answers again.",
+    title: "This node is not responding",
+    detail: `The page queries it once per second: ${error.message}.${since}`,
+    advice: "Check whether the process is running and what its log says. The page resumes automatically when the node responds again.",
   }]);
 }
 
 function askForKey(reason) {
   find("key-form").hidden = false;
-  find("key-reason").textContent = reason && `It refused this one: ${reason}.`;
+  find("key-reason").textContent = reason && `The server rejected the key: ${reason}.`;
   showConcerns([]);
   find("key").focus();
 }

@@ -27,13 +27,13 @@ export class Source {
     const headers = this.#key ? { Authorization: `Bearer ${this.#key}` } : {};
     const options = { headers, cache: "no-store", signal: AbortSignal.timeout(TIMEOUT_MS) };
     const answer = await fetch(`/dashboard/data?since=${this.#next}`, options).catch((error) => {
-      throw new Error(error.name === "TimeoutError" ? `no answer within ${TIMEOUT_MS / 1000} s` : "it cannot be reached");
+      throw new Error(error.name === "TimeoutError" ? `no response within ${TIMEOUT_MS / 1000} s` : "the node cannot be reached");
     });
     if (answer.status === 401 || answer.status === 403) {
       const problem = await answer.json().catch(() => ({}));
-      throw new KeyNeeded(this.#key ? problem.detail ?? "the key was refused" : "");
+      throw new KeyNeeded(this.#key ? problem.detail ?? "the key was rejected" : "");
     }
-    if (!answer.ok) throw new Error(`it answered ${answer.status}`);
+    if (!answer.ok) throw new Error(`the response was ${answer.status}`);
     const data = await answer.json();
     this.#keep(data);
     return data;

@@ -65,26 +65,26 @@ export function tables() {
   ];
   const parts = {
     batches: table(place("batches"), "Latest batches of this node", batchColumns, "None yet."),
-    troubled: table(place("troubled"), "Latest batches with refused events", batchColumns, "None since the start."),
+    troubled: table(place("troubled"), "Latest batches with rejected events", batchColumns, "None since the start."),
     queue: table(place("queue"), "Waiting for PostgreSQL, by priority",
       [{ title: "Priority", kind: NUMBER, isHead: true }, { title: "Batches", kind: NUMBER }, { title: "Events", kind: NUMBER },
         { title: "Bytes", kind: NUMBER }, { title: "Share", kind: "bar" }], ""),
-    deadLetters: table(place("dead-letters"), "Why PostgreSQL refused events",
+    deadLetters: table(place("dead-letters"), "Why PostgreSQL rejected events",
       [{ title: "SQLSTATE", isHead: true }, { title: "Message", kind: "text" }, { title: "Events", kind: NUMBER },
-        { title: "Last" }], "No event was refused since the start."),
+        { title: "Last" }], "No events rejected since the start."),
     errors: table(place("errors"), "Errors since the start",
       [{ title: "Where", isHead: true }, { title: "Code" }, { title: "Count", kind: NUMBER }], "None."),
     latencies: table(place("latencies"), "Latencies since the start",
-      [{ title: "Of", isHead: true }, ...["P50", "P95", "P99", "P99.9", "Longest"].map((title) => ({ title, kind: NUMBER })),
+      [{ title: "Step", isHead: true }, ...["P50", "P95", "P99", "P99.9", "Max"].map((title) => ({ title, kind: NUMBER })),
         { title: "Count", kind: NUMBER }], ""),
-    process: table(place("process"), "Process", [{ title: "What", isHead: true }, { title: "Now", kind: NUMBER }], ""),
+    process: table(place("process"), "Process", [{ title: "Resource", isHead: true }, { title: "Now", kind: NUMBER }], ""),
   };
   return (data) => {
     parts.batches(data.batches.map(batchRow));
     parts.troubled(data.troubled_batches.map(batchRow));
     parts.queue(queueRows(data.metrics.queue.by_priority));
     parts.deadLetters(data.dead_letters.map((reason) => [
-      reason.sqlstate, reason.message ?? "for keys with the scope admin", count(reason.events), clock(Date.parse(reason.last_at))]));
+      reason.sqlstate, reason.message ?? "visible to keys with the scope admin", count(reason.events), clock(Date.parse(reason.last_at))]));
     parts.errors(errorRows(data.metrics.errors));
     parts.latencies(latencyRows(data.metrics.latency_ms));
     parts.process(processRows(data));
@@ -106,8 +106,8 @@ function queueRows(priorities) {
 
 function errorRows(errors) {
   const kinds = [
-    ["events refused by validation", errors.rejected_events], ["requests", errors.requests],
-    ["requests not let in", errors.auth], ["PostgreSQL, by class", errors.database],
+    ["events rejected by validation", errors.rejected_events], ["requests", errors.requests],
+    ["authentication and rate limits", errors.auth], ["PostgreSQL, by class", errors.database],
   ];
   return kinds.flatMap(([where, codes]) => Object.entries(codes).map(([code, number]) => [where, code, count(number)]));
 }
@@ -146,7 +146,7 @@ export function showConcerns(concerns) {
   const items = concerns.map(({ severity, title, detail, advice }) =>
     element("li", { className: "concern", data: { severity } },
       element("strong", { textContent: title }), element("p", { textContent: detail }), element("p", { textContent: advice })));
-  if (items.length === 0) items.push(element("li", { className: "quiet", textContent: "Nothing." }));
+  if (items.length === 0) items.push(element("li", { className: "quiet", textContent: "None." }));
   const isShown = list.children.length === items.length && items.every((item, index) => item.isEqualNode(list.children[index]));
   if (!isShown) list.replaceChildren(...items);
 }

@@ -252,7 +252,7 @@ fn killed_in_the_middle_and_run_again_it_lands_the_rest() {
     client.batch_execute("DROP TRIGGER slow ON events").expect("it is there");
     let again = drain(&journal_of(&node), &database);
     assert_eq!(again.code, Some(0), "{again:?}");
-    let before = told(&again.stdout, "left alone: ");
+    let before = told(&again.stdout, "skipped: ");
     assert!(before > 0, "what was committed before the kill is told: {again:?}");
     assert_eq!(told(&again.stdout, "\ncommitted ") + before, BATCHES, "{again:?}");
     assert_all_once(&mut client);
@@ -276,7 +276,7 @@ fn sigterm_ends_it_in_order_and_says_what_is_left() {
     let again = drain(&journal_of(&node), &database);
     assert_eq!(again.code, Some(0), "{again:?}");
     assert_eq!(told(&again.stdout, "\ncommitted "), left, "{again:?}");
-    assert_eq!(told(&again.stdout, "found "), left + told(&again.stdout, "left alone: "), "{again:?}");
+    assert_eq!(told(&again.stdout, "found "), left + told(&again.stdout, "skipped: "), "{again:?}");
     assert_all_once(&mut client);
 }
 

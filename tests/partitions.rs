@@ -297,7 +297,7 @@ fn the_commands_create_list_and_clean_up() {
     let (database, _client) = migrated();
     let said = |output: &Output| String::from_utf8_lossy(&output.stdout).into_owned();
     let created = ingestd(&database, &["partitions", "create", "--month", "2020-02", "--month", "2999-12"]);
-    assert_eq!(said(&created), "made events_2020_02\nmade events_2999_12\n");
+    assert_eq!(said(&created), "created events_2020_02\ncreated events_2999_12\n");
     let again = ingestd(&database, &["partitions", "create", "--month", "2020-02"]);
     assert_eq!(said(&again), "already present: events_2020_02\n");
     let listed = said(&ingestd(&database, &["partitions", "list"]));

@@ -133,7 +133,7 @@ fn an_open_address_needs_keys_or_auth_off() {
     let said = refusal(&["serve"], &[("LISTEN_ADDR", "0.0.0.0:8000")]);
     assert!(said.contains("set API_KEYS_FILE") && said.contains("AUTH=off"), "{said}");
     let output = ingestd(&["check-config"], &[("LISTEN_ADDR", "0.0.0.0:8000"), ("AUTH", "off")]);
-    assert!(stdout(&output).contains("everyone who can reach 0.0.0.0:8000 may ingest"), "{}", stdout(&output));
+    assert!(stdout(&output).contains("everyone who can reach 0.0.0.0:8000 can ingest"), "{}", stdout(&output));
 }
 
 #[test]

@@ -379,7 +379,7 @@ fn healthcheck_asks_by_https() {
     let folder = certificates.path("server.pem");
     check(folder.parent().expect("a folder"));
     let plain = Ingestd::run_to_exit(&["healthcheck"], &[("LISTEN_ADDR", server.address())]);
-    assert!(plain.code == Some(1) && plain.stderr.contains("answers 400"), "{}", plain.stderr);
+    assert!(plain.code == Some(1) && plain.stderr.contains("returned 400"), "{}", plain.stderr);
 }
 
 #[test]

@@ -13,9 +13,8 @@ use support::load::{Load, LoadOptions, seed, wait_until_committed};
 use support::pgbouncer::PgBouncer;
 use support::postgres::{TestDatabase, TestPostgres, shared};
 use support::server::{Finished, Ingestd, get, post_json};
-use support::wait_until;
+use support::{WAIT_MAX, wait_until};
 
-const WAIT_MAX: Duration = Duration::from_secs(90);
 /// How PgBouncer treats the parameter that would tell sessions apart: refuses the session, or ignores the parameter.
 const WAYS: [&[(&str, &str)]; 2] = [&[], &[("ignore_startup_parameters", "options")]];
 

@@ -9,12 +9,11 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
-use std::time::Duration;
 
 use rustix::process::{Signal, getpid, kill_process};
 
 use support::load::body;
-use support::wait_until;
+use support::{WAIT_MAX, wait_until};
 
 /// Batches that are measured with each size.
 const BATCHES: u64 = 200;
@@ -83,9 +82,9 @@ fn an_event_costs_no_allocation_and_a_batch_a_few() {
     let arguments = ["ingestd", "serve", "--listen-addr", &address, "--database-url", &database.url, "--journal-dir"];
     let arguments: Vec<OsString> = arguments.iter().map(OsString::from).chain([journal.into()]).collect();
     let server = thread::spawn(move || ingestd::cli::run(arguments));
-    wait_until("the server listens", Duration::from_secs(60), || TcpStream::connect(&address).is_ok());
+    wait_until("the server listens", WAIT_MAX, || TcpStream::connect(&address).is_ok());
     let mut stream = TcpStream::connect(&address).expect("it listens");
-    stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a bound on reading");
+    stream.set_read_timeout(Some(WAIT_MAX)).expect("a bound on reading");
 
     for events in [MANY_EVENTS, FEW_EVENTS] {
         send(&mut stream, events);

@@ -11,9 +11,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use support::load::{Load, LoadOptions, body, seed, wait_until_committed};
 use support::postgres::{TestDatabase, TestPostgres};
 use support::server::{Builder, Ingestd, post};
-use support::wait_until;
-
-const WAIT_MAX: Duration = Duration::from_secs(90);
+use support::{WAIT_MAX, wait_until};
 
 /// A PostgreSQL that writes no WAL of its own accord: what no COMMIT has asked for stays in its memory.
 struct LazyPostgres {

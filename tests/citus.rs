@@ -8,8 +8,6 @@ mod support;
 #[path = "support/awkward.rs"]
 mod awkward;
 
-use std::time::Duration;
-
 use ingestd::pg::citus::layout::{LayoutError, arrange};
 use ingestd::pg::migrate::migrate;
 use ingestd::pg::partitions::{Month, cleanup, ensure, list};
@@ -22,9 +20,7 @@ use support::citus;
 use support::contract::{accept, batch, event, rows_of, send, status_of, wait_until_completed};
 use support::postgres::{TestDatabase, connect};
 use support::server::{Ingestd, get};
-use support::wait_until;
-
-const WAIT_MAX: Duration = Duration::from_secs(90);
+use support::{WAIT_MAX, wait_until};
 
 fn server_on(database: &TestDatabase) -> Ingestd {
     Ingestd::builder().database(database).env("SHARDING", "citus").start()
@@ -54,6 +50,13 @@ fn counts(answer: &Value) -> [u64; 3] {
 fn last_month() -> (Month, UnixMicros) {
     let month = Month::of(wall_now()).plus(-2);
     (month, month.start())
+}
+
+/// Ignored tests are in no list but that of their own program.
+#[test]
+#[cfg(not(ingestd_citus))]
+fn a_machine_without_a_cluster_is_told_of() {
+    support::not_run("citus and citus_crash (all tests)", "INGESTD_TEST_CITUS_URL names no Citus cluster");
 }
 
 #[test]
@@ -251,7 +254,8 @@ fn old_ledger_rows_are_forgotten_a_bounded_number_at_a_time() {
 #[cfg_attr(not(ingestd_citus), ignore = "INGESTD_TEST_CITUS_URL names no Citus cluster")]
 fn a_dead_nodes_journal_is_drained_into_the_cluster() {
     let database = citus::create_database();
-    let nowhere = format!("postgresql://nobody@127.0.0.1:{}/none", support::free_port());
+    let closed = support::ClosedPort::take();
+    let nowhere = format!("postgresql://nobody@{}/none", closed.address());
     let mut node = Ingestd::builder().env("DATABASE_URL", nowhere).env("SHARDING", "citus").start();
     for number in 0..30 {
         accept(&node, "", &batch(&format!("b{number}"), 10));

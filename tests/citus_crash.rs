@@ -9,11 +9,10 @@ use std::time::Duration;
 use support::citus;
 use support::load::{Load, LoadOptions, Random, seed};
 use support::server::{Ingestd, get};
-use support::wait_until;
+use support::{WAIT_MAX, wait_until};
 
 /// Nodes killed, one after the other.
 const CRASHES: usize = 9;
-const WAIT_MAX: Duration = Duration::from_secs(90);
 
 #[test]
 #[cfg_attr(not(ingestd_citus), ignore = "INGESTD_TEST_CITUS_URL names no Citus cluster")]

@@ -7,18 +7,20 @@ use std::time::Duration;
 use redis::Commands;
 use serde_json::{Value, json};
 
+use support::WAIT_MAX;
 use support::clock::WallClock;
-use support::contract::{accept, assert_problem, batch, event, rows_of, send, status_of, wait_until_completed};
+use support::contract::{
+    accept, assert_problem, batch, event, rows_of, send, status_of, wait_for_upkeep, wait_until_completed,
+};
+use support::load::wait_until_committed;
 use support::postgres::{TestDatabase, TestPostgres};
 use support::redis::TestRedis;
 use support::server::{Ingestd, get};
-use support::wait_until;
 
 const HOUR: i64 = 3600;
 const DAY: i64 = 24 * HOUR;
 /// Where the clock stands, in turn, in seconds from the truth: all of them accept an event of today.
 const JUMPS: [i64; 8] = [0, 3 * DAY, -20 * HOUR, 40 * DAY, -HOUR, 1, -1, 0];
-const WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// Longest time that a batch of this process waited for its COPY.
 fn queue_latency_max(server: &Ingestd) -> Duration {
@@ -98,8 +100,9 @@ fn a_clock_far_ahead_drops_no_partition_and_forgets_no_batch() {
     server.set_env("LEDGER_RETENTION_DAYS", 1);
     clock.set_offset(400 * DAY);
     server.restart();
-    // The first round of upkeep has dropped what it may.
-    wait_until("upkeep", WAIT_MAX, || get(&server.url("/v1/health")).json()["uptime_seconds"].as_u64() >= Some(4));
+    // Not while what the restart found in the journal is still on its way.
+    wait_until_committed(&server, WAIT_MAX);
+    wait_for_upkeep(&server, &database);
     assert_eq!(rows_of(&database, "of-today"), 2, "its partition is there: {}", server.log());
     let again = send(&server, "", body.as_bytes());
     assert_eq!((again.status, &again.json()["duplicate"]), (200, &json!(true)), "{}", again.text());

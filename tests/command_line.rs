@@ -6,17 +6,18 @@ mod support;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
+use support::WAIT_MAX;
 use support::server::Ingestd;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_ingestd");
 const ESCAPE: char = '\u{1b}';
 
-/// Runs `line` by bash in `folder`, with `ingestd` on its path, within a minute.
+/// Runs `line` by bash in `folder`, with `ingestd` on its path, within the time that tests wait for anything.
 fn bash(folder: &Path, line: &str, settings: &[(&str, &str)]) -> Output {
     let target = Path::new(BINARY).parent().expect("it lies in a folder").display();
     let path = format!("{target}:{}", std::env::var("PATH").unwrap_or_default());
     let mut command = Command::new("timeout");
-    command.args(["60", "bash", "-c", line]).current_dir(folder).env("PATH", path);
+    command.args([&WAIT_MAX.as_secs().to_string(), "bash", "-c", line]).current_dir(folder).env("PATH", path);
     // Those of whoever runs the tests.
     command.env_remove("NO_COLOR").env_remove("LOG_FORMAT").env("TERM", "xterm-256color");
     command.envs(settings.iter().copied()).stdin(Stdio::null());
@@ -119,7 +120,10 @@ fn man_pages_are_there_for_every_command_and_format_without_a_warning() {
     let serve = std::fs::read_to_string(dir.join("ingestd-serve.1")).expect("a page");
     assert!(serve.contains("MAX_HEADER_KB") && serve.contains(".SH EXAMPLES"), "{serve}");
     if !bash(folder.path(), "type groff", &[]).status.success() {
-        support::announce("NOTE: no groff on this machine: the man pages were NOT formatted");
+        support::not_run(
+            "command_line::man_pages_are_there_for_every_command_and_format_without_a_warning (formatting)",
+            "there is no groff on this machine",
+        );
         return;
     }
     let line = "for page in share/man1/*; do groff -man -rLL=80n -Tutf8 -ww -z $page; done";
@@ -140,8 +144,12 @@ fn a_folder_for_man_pages_that_cannot_be_made_is_told() {
 fn colours_are_for_terminals_and_no_color_leaves_them_out() {
     let database = support::postgres::shared().create_database();
     let folder = support::folder();
-    let serve = "timeout --signal TERM --preserve-status 2 ingestd serve";
-    let settings = [("DATABASE_URL", database.url.as_str()), ("LISTEN_ADDR", "127.0.0.1:0")];
+    let address = format!("127.0.0.1:{}", support::free_port());
+    // It ends once it is ready, so that it has logged something.
+    let serve = "ingestd serve & server=$!
+                 until ingestd healthcheck >/dev/null 2>&1 || ! kill -0 $server; do sleep 0.1; done
+                 kill -TERM $server; wait $server";
+    let settings = [("DATABASE_URL", database.url.as_str()), ("LISTEN_ADDR", &address)];
     for line in ["ingestd --help", serve] {
         assert!(on_terminal(folder.path(), line, &settings).contains(ESCAPE), "{line} is coloured on a terminal");
         for quiet in [("NO_COLOR", "1"), ("TERM", "dumb")] {

@@ -9,14 +9,12 @@ use rustix::process::Signal;
 use support::load::{Load, LoadOptions, Outcome, Random, body, seed, wait_until_committed};
 use support::postgres::{TestDatabase, TestPostgres, connect};
 use support::server::{Builder, Ingestd, get, post};
-use support::{announce, wait_until};
+use support::{WAIT_MAX, announce, wait_until};
 
 /// Events of the load that is killed under way; `INGESTD_TEST_EVENTS` raises it.
 const EVENTS: u64 = 100_000;
 /// How often the server is killed meanwhile.
 const KILLS: u64 = 5;
-/// Long enough for a machine that does much else.
-const WAIT_MAX: Duration = Duration::from_secs(120);
 
 fn events() -> u64 {
     std::env::var("INGESTD_TEST_EVENTS").ok().and_then(|text| text.parse().ok()).unwrap_or(EVENTS)
@@ -177,7 +175,9 @@ fn a_second_signal_exits_at_once() {
     server.signal(Signal::TERM);
     server.wait_for_log("shutting down", WAIT_MAX);
     server.signal(Signal::TERM);
-    server.wait_for_exit(Duration::from_secs(2));
+    // An orderly end would exit with 0, and say that it has come to it.
+    assert_eq!(server.wait_for_exit(WAIT_MAX).code(), Some(143));
+    assert!(!server.log().contains("batches_in_journal"), "{}", server.log());
 }
 
 #[test]

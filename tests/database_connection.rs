@@ -81,11 +81,12 @@ fn an_unknown_database_or_user_is_a_fault_of_the_configuration() {
 #[test]
 fn a_server_that_does_not_listen_may_come_back() {
     let database = shared().create_database();
-    let closed = std::net::TcpListener::bind("127.0.0.1:0").expect("bound").local_addr().expect("address").port();
-    let url = changed(&database.url, |parts| (parts.host, parts.port) = ("127.0.0.1".into(), closed));
+    let closed = support::ClosedPort::take();
+    let port = closed.address().port();
+    let url = changed(&database.url, |parts| (parts.host, parts.port) = ("127.0.0.1".into(), port));
     let Err(StartFault::Transient(message)) = connect(&url) else { panic!("must be transient") };
     let message = one_line(message);
-    assert!(message.starts_with(&format!("PostgreSQL at 127.0.0.1:{closed}: ")), "{message}");
+    assert!(message.starts_with(&format!("PostgreSQL at 127.0.0.1:{port}: ")), "{message}");
     assert!(message.contains("onnection refused") && message.contains("is it running"), "{message}");
 }
 
@@ -114,7 +115,9 @@ fn a_server_without_tls_serves_prefer_and_is_refused_by_require() {
         connect(&changed(&database.url, |parts| parts.parameters = "sslmode=prefer".into())).expect("connected");
     let has_tls: String = client.query_one("SHOW ssl", &[]).expect("asked").get(0);
     if has_tls == "on" {
-        return; // this PostgreSQL was built and set up with TLS: nothing to refuse
+        let test = "database_connection::a_server_without_tls_serves_prefer_and_is_refused_by_require";
+        support::not_run(test, "this PostgreSQL was set up with TLS (ssl = on)");
+        return;
     }
     let message = configuration_fault(&changed(&database.url, |parts| parts.parameters = "sslmode=require".into()));
     assert!(message.contains("server does not support TLS; correct sslmode"), "{message}");

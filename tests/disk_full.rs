@@ -3,22 +3,21 @@
 
 mod support;
 
-use std::time::Duration;
-
-use support::announce;
 use support::disk::SmallDisk;
 use support::load::{body, wait_until_committed};
 use support::postgres::{TestPostgres, connect};
 use support::server::{Ingestd, get, post};
-use support::wait_until;
+use support::{WAIT_MAX, wait_until};
 
-const WAIT_MAX: Duration = Duration::from_secs(90);
 const EVENTS: u64 = 500;
 
 #[test]
 fn a_full_disk_ends_acknowledgements_and_a_restart_with_room_loses_nothing() {
     let Some(disk) = SmallDisk::mount("24m") else {
-        announce("NOTE: a real full disk needs root to mount one: a_full_disk_ends_acknowledgements was not run");
+        support::not_run(
+            "disk_full::a_full_disk_ends_acknowledgements_and_a_restart_with_room_loses_nothing",
+            "only root may mount a small disk",
+        );
         return;
     };
     let mut postgres = TestPostgres::start_private(&[]);
@@ -70,7 +69,10 @@ fn a_full_disk_ends_acknowledgements_and_a_restart_with_room_loses_nothing() {
 #[test]
 fn a_postgresql_whose_disk_is_full_is_waited_for() {
     let Some(disk) = SmallDisk::mount("180m") else {
-        announce("NOTE: a real full disk needs root to mount one: a_postgresql_whose_disk_is_full was not run");
+        support::not_run(
+            "disk_full::a_postgresql_whose_disk_is_full_is_waited_for",
+            "only root may mount a small disk",
+        );
         return;
     };
     // Rows fill the disk before the WAL does, whose end PostgreSQL does not survive.
@@ -95,5 +97,5 @@ fn a_postgresql_whose_disk_is_full_is_waited_for() {
     wait_until_committed(&server, WAIT_MAX);
     let rows: i64 = connect(&database.url).query_one("SELECT count(*) FROM events", &[]).expect("a count").get(0);
     assert_eq!(rows, (sent * EVENTS).cast_signed());
-    assert_eq!(get(&server.url("/v1/health")).json()["status"], "healthy");
+    wait_until("all is well", WAIT_MAX, || get(&server.url("/v1/health")).json()["status"] == "healthy");
 }

@@ -2,15 +2,12 @@
 
 mod support;
 
-use std::time::Duration;
-
 use postgres::Client;
 use serde_json::{Value, json};
+use support::WAIT_MAX;
 use support::load::{Random, seed, wait_until_committed};
 use support::postgres::TestDatabase;
 use support::server::{Ingestd, get, post_json};
-
-const WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// A time of this month: the one before last may have no partition yet, which is another test's matter.
 fn at(second: u64) -> String {

@@ -3,7 +3,7 @@
 
 mod support;
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::OnceLock;
 use std::thread;
@@ -14,6 +14,7 @@ use h2::client::{ResponseFuture, SendRequest};
 use h2::{Reason, SendStream};
 use rustix::process::Signal;
 use serde_json::{Value, json};
+use support::WAIT_MAX;
 use support::contract::{event, rows_of};
 use support::flood::allow_connections;
 use support::measure::resident_bytes;
@@ -22,8 +23,9 @@ use support::server::{Builder, Ingestd, get, post};
 use ureq::http::{Method, Request};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-const WAIT_MAX: Duration = Duration::from_secs(60);
 const MIB: u64 = 1024 * 1024;
+/// For settings: longer than anything that a test waits for.
+const NEVER_SECONDS: u64 = 3600;
 
 // Types, flags, settings and errors of RFC 9113, sections 6 and 7.
 const DATA: u8 = 0;
@@ -64,9 +66,7 @@ fn batch(id: &str) -> String {
 }
 
 fn serves_others(server: &Ingestd) {
-    let began = Instant::now();
     assert_eq!(get(&server.url("/livez")).status, 200);
-    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
 }
 
 // --- A proper client -----------------------------------------------------------------------------
@@ -210,6 +210,19 @@ impl Frames {
         self.0.write_all(bytes)
     }
 
+    /// Sends `bytes` up to `times` times, until the server has ended the connection; how many times that was. A server
+    /// that neither reads nor ends it is a failure.
+    fn send_until_cut(&mut self, bytes: &[u8], times: usize) -> usize {
+        for sent in 0..times {
+            if let Err(error) = self.try_send(bytes) {
+                let kind = error.kind();
+                assert!(!matches!(kind, ErrorKind::WouldBlock | ErrorKind::TimedOut), "nobody ends it: {error}");
+                return sent;
+            }
+        }
+        times
+    }
+
     /// The next frame; `None` at the end of the connection.
     fn next(&mut self) -> Option<Frame> {
         let mut head = [0; 9];
@@ -225,10 +238,7 @@ impl Frames {
         match self.0.read_exact(bytes) {
             Ok(()) => Some(()),
             Err(error) => {
-                assert!(
-                    error.kind() != std::io::ErrorKind::WouldBlock,
-                    "neither a frame nor an end within {WAIT_MAX:?}"
-                );
+                assert!(error.kind() != ErrorKind::WouldBlock, "neither a frame nor an end within {WAIT_MAX:?}");
                 None
             }
         }
@@ -444,7 +454,7 @@ fn requests_taken_back_in_a_flood_end_the_connection() {
 
 #[test]
 fn a_flood_of_questions_whose_answers_are_not_read_ends_the_connection() {
-    let Service { server, .. } = start(|builder| builder.env("WRITE_TIMEOUT_SECONDS", 8));
+    let Service { server, .. } = start(|builder| builder.env("WRITE_TIMEOUT_SECONDS", 4));
     let before = resident_bytes(&server);
     let floods = [frame(PING, 0, 0, &[0; 8]), frame(SETTINGS, 0, 0, &[0, 4, 0, 1, 0, 0])].map(|question| {
         let mut frames = Frames::connect(&server);
@@ -452,39 +462,49 @@ fn a_flood_of_questions_whose_answers_are_not_read_ends_the_connection() {
         let flood = question.repeat(10_000);
         thread::spawn(move || {
             let began = Instant::now();
-            while frames.try_send(&flood).is_ok() {
+            while frames.send_until_cut(&flood, 1) == 1 {
                 assert!(began.elapsed() < WAIT_MAX, "nobody stops it");
             }
-            began.elapsed()
         })
     });
-    thread::sleep(Duration::from_secs(5));
-    serves_others(&server);
-    let grown = resident_bytes(&server).saturating_sub(before);
-    assert!(grown < 8 * MIB, "{grown} bytes");
+    // All the time until both are ended.
+    let mut looked = 0;
+    while !floods.iter().all(thread::JoinHandle::is_finished) {
+        serves_others(&server);
+        let grown = resident_bytes(&server).saturating_sub(before);
+        assert!(grown < 8 * MIB, "{grown} bytes");
+        looked += 1;
+        thread::sleep(Duration::from_millis(20));
+    }
+    assert!(looked > 0, "others were served meanwhile");
     for flood in floods {
-        let ended = flood.join().expect("it is stopped");
-        assert!(ended < Duration::from_secs(25), "{ended:?}");
+        flood.join().expect("it is stopped");
     }
     serves_others(&server);
 }
 
 #[test]
 fn a_header_block_without_end_ends_the_connection() {
-    let server = &service().server;
-    serves_others(server);
-    let before = resident_bytes(server);
+    // The time for a head is not what ends it.
+    let Service { server, .. } = start(|builder| builder.env("HEADER_TIMEOUT_SECONDS", NEVER_SECONDS));
+    serves_others(&server);
+    let before = resident_bytes(&server);
     // Many large ones, and many that hold nothing.
     for (bytes, count) in [(16 * 1024, 4000), (0, 100_000)] {
-        let mut frames = Frames::connect(server);
+        let mut frames = Frames::connect(&server);
         frames.send(&frame(HEADERS, 0, 1, &get_block()));
         let more = frame(CONTINUATION, 0, 1, &vec![0; bytes]);
-        let sent = (0..count).take_while(|_| frames.try_send(&more).is_ok()).count();
-        assert!(frames.end().is_none_or(|error| error != 0), "not a friendly end");
-        assert!(sent <= count);
-        serves_others(server);
+        let sent = frames.send_until_cut(&more, count);
+        let error = frames.end();
+        // It is cut off before all was sent, or told why: what of that arrives depends on what is under way.
+        assert!(
+            sent < count || error == Some(ENHANCE_YOUR_CALM),
+            "{sent} of {count} with {bytes} bytes each, then {error:?}"
+        );
+        assert!(error.is_none_or(|error| error == ENHANCE_YOUR_CALM), "not a friendly end: {error:?}");
+        serves_others(&server);
     }
-    let grown = resident_bytes(server).saturating_sub(before);
+    let grown = resident_bytes(&server).saturating_sub(before);
     assert!(grown < 8 * MIB, "{grown} bytes");
 }
 
@@ -506,8 +526,9 @@ fn header_lists_beyond_the_limit_are_answered_431() {
 
 #[test]
 fn those_who_are_slow_are_closed_at_their_times_whatever_frames_they_send() {
-    let Service { server, .. } = start(|builder| builder.env("HEADER_TIMEOUT_SECONDS", 2).env("KEEP_ALIVE_SECONDS", 4));
-    let server = &server;
+    // With the other time out of reach it shows that each is closed at its own.
+    let hasty = start(|builder| builder.env("HEADER_TIMEOUT_SECONDS", 2).env("KEEP_ALIVE_SECONDS", NEVER_SECONDS));
+    let patient = start(|builder| builder.env("HEADER_TIMEOUT_SECONDS", NEVER_SECONDS).env("KEEP_ALIVE_SECONDS", 4));
     let ping = frame(PING, 0, 0, &[1; 8]);
     // Sends `more` ten times a second until the connection has ended; when that was.
     let close_time = |mut frames: Frames, more: &[u8]| {
@@ -516,6 +537,7 @@ fn those_who_are_slow_are_closed_at_their_times_whatever_frames_they_send() {
         thread::scope(|scope| {
             let ended = scope.spawn(move || (frames.end(), began.elapsed()));
             while !ended.is_finished() {
+                assert!(began.elapsed() < WAIT_MAX, "nobody closes it");
                 let _ = writer.try_send(more);
                 thread::sleep(Duration::from_millis(100));
             }
@@ -523,6 +545,7 @@ fn those_who_are_slow_are_closed_at_their_times_whatever_frames_they_send() {
         })
     };
     thread::scope(|scope| {
+        let server = &hasty.server;
         let heads = [
             ("half a preface", Frames::silent(server), &PREFACE[..10], &b""[..]),
             ("a preface alone", Frames::silent(server), PREFACE, b""),
@@ -534,6 +557,7 @@ fn those_who_are_slow_are_closed_at_their_times_whatever_frames_they_send() {
             let more = more.to_vec();
             (name, scope.spawn(move || close_time(frames, &more)))
         });
+        let server = &patient.server;
         let mut idle = Frames::connect(server);
         idle.ask(1);
         // Whose answer cannot be sent, because the client opens no window for it.
@@ -545,11 +569,11 @@ fn those_who_are_slow_are_closed_at_their_times_whatever_frames_they_send() {
             .map(|(name, frames)| (name, scope.spawn(|| close_time(frames, &ping))));
         for (name, head) in heads {
             let (_, ended) = head.join().expect("no panic");
-            assert!((1500..3500).contains(&ended.as_millis()), "{name}: {ended:?}");
+            assert!(ended >= Duration::from_millis(1500), "{name}: {ended:?}");
         }
         for (name, idle) in idles {
             let (error, ended) = idle.join().expect("no panic");
-            assert!((3500..12_000).contains(&ended.as_millis()), "{name}: {ended:?}");
+            assert!(ended >= Duration::from_millis(3500), "{name}: {ended:?}");
             assert_eq!(error, Some(0), "{name}: told to go before");
         }
     });

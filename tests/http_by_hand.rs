@@ -11,14 +11,17 @@ use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use serde_json::json;
 use support::contract::{assert_problem, event, rows_of};
 use support::flood::allow_connections;
-use support::measure::resident_bytes;
+use support::measure::{open_files, resident_bytes};
 use support::postgres::TestDatabase;
 use support::raw::Raw;
 use support::server::{Builder, Ingestd, get, post};
+use support::{WAIT_MAX, wait_until};
 
 const JSON: &str = "Content-Type: application/json";
 const CHUNKED: &str = "Transfer-Encoding: chunked";
 const MIB: u64 = 1024 * 1024;
+/// For settings: longer than anything that a test waits for.
+const NEVER_SECONDS: u64 = 3600;
 
 struct Service {
     server: Ingestd,
@@ -198,7 +201,7 @@ fn a_hundred_headers_are_fine_and_endless_ones_are_not() {
     let mut endless = Raw::connect(&service().server);
     endless.send(b"GET /livez HTTP/1.1\r\n");
     let before = resident_bytes(&service().server);
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + WAIT_MAX;
     while endless.try_send(b"X-Endless: yes\r\n").is_ok() {
         assert!(Instant::now() < deadline, "it is cut off");
     }
@@ -314,24 +317,26 @@ fn a_client_that_leaves_in_the_middle_of_its_body_takes_its_batch_along() {
 
 #[test]
 fn slow_heads_and_idle_connections_are_closed_at_their_times() {
-    let service = start(|builder| builder.env("HEADER_TIMEOUT_SECONDS", 2).env("KEEP_ALIVE_SECONDS", 4));
+    // With the other time out of reach it shows that each is closed at its own.
+    let hasty = start(|builder| builder.env("HEADER_TIMEOUT_SECONDS", 2).env("KEEP_ALIVE_SECONDS", NEVER_SECONDS));
+    let patient = start(|builder| builder.env("HEADER_TIMEOUT_SECONDS", NEVER_SECONDS).env("KEEP_ALIVE_SECONDS", 4));
     let began = Instant::now();
-    let mut silent = Raw::connect(&service.server);
-    let mut slow = Raw::connect(&service.server);
-    slow.send(b"GET /livez HTTP/1.1\r\nHost: x\r\n");
-    let mut idle = Raw::connect(&service.server);
+    let mut idle = Raw::connect(&patient.server);
     idle.send(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n");
     assert_eq!(idle.answer().status, 200);
-    let mut second = Raw::connect(&service.server);
+    let mut silent = Raw::connect(&hasty.server);
+    let mut slow = Raw::connect(&hasty.server);
+    slow.send(b"GET /livez HTTP/1.1\r\nHost: x\r\nX-Slow: ");
+    let mut second = Raw::connect(&hasty.server);
     second.send(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n");
     assert_eq!(second.answer().status, 200);
     second.send(b"G");
     // Every byte of a head counts against the same time.
-    while began.elapsed() < Duration::from_secs(1) {
+    wait_until("a head that trickles is cut off", WAIT_MAX, || {
         std::thread::sleep(Duration::from_millis(100));
-        slow.send(b"X-A: b\r\n");
-    }
-    for raw in [&mut silent, &mut slow, &mut second] {
+        slow.try_send(b"x").is_err()
+    });
+    for raw in [&mut silent, &mut second] {
         assert!(raw.is_closed());
     }
     let heads = began.elapsed();
@@ -343,18 +348,20 @@ fn slow_heads_and_idle_connections_are_closed_at_their_times() {
 
 #[test]
 fn a_body_that_trickles_is_answered_408_and_a_large_one_that_comes_fast_enough_is_not() {
+    const PACE: Duration = Duration::from_millis(100);
     let service = start(|builder| builder.env("BODY_MIN_KB_PER_SECOND", 64));
     let body = batch("trickle");
     let mut slow = Raw::connect(&service.server);
     slow.post_head(&path(""), &[JSON, &format!("Content-Length: {}", body.len())]);
     slow.send(&body.as_bytes()[..10]);
-    // 12 s at 100 kB/s: beyond the grace, within the rate.
+    // 12 s at 100 kB/s: beyond the grace, within the rate. A piece that is late does not delay those after it.
     let large = json!({"batch_id": "large", "events": [event("large")]}).to_string() + &" ".repeat(1_200_000);
     let mut steady = Raw::connect(&service.server);
     steady.post_head(&path(""), &[JSON, &format!("Content-Length: {}", large.len())]);
-    for piece in large.as_bytes().chunks(10_000) {
+    let begun = Instant::now();
+    for (piece, due) in large.as_bytes().chunks(10_000).zip((0..).map(|number| begun + number * PACE)) {
+        std::thread::sleep(due.saturating_duration_since(Instant::now()));
         steady.send(piece);
-        std::thread::sleep(Duration::from_millis(100));
     }
     assert_eq!(steady.answer().status, 202);
     let problem = slow.answer();
@@ -386,7 +393,7 @@ fn connections_beyond_the_limit_are_told_and_the_others_are_served() {
     last.send(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n");
     assert_eq!(last.answer().status, 200);
     drop(last);
-    support::wait_until("there is room again", Duration::from_secs(10), || {
+    wait_until("there is room again", WAIT_MAX, || {
         support::server::try_get(&service.server.url("/livez")).is_some_and(|reply| reply.status == 200)
     });
 }
@@ -405,7 +412,7 @@ fn without_open_files_left_new_connections_are_closed_and_the_others_are_served(
     assert_eq!(first.answer().status, 200);
     let began = Instant::now();
     let mut crowd: Vec<Raw> = (0..200).map(|_| Raw::connect(&server)).collect();
-    server.wait_for_log("raise the open-file limit", Duration::from_secs(20));
+    server.wait_for_log("raise the open-file limit", WAIT_MAX);
     assert!(crowd.iter_mut().rev().take(20).all(Raw::is_closed), "those that came too late are not left waiting");
     first.send(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n");
     assert_eq!(first.answer().status, 200);
@@ -422,13 +429,13 @@ fn without_open_files_left_new_connections_are_closed_and_the_others_are_served(
     first.post_head(&path(""), &[JSON, &format!("Content-Length: {}", body.len())]);
     first.send(body.as_bytes());
     assert_eq!(first.answer().status, 202);
-    support::wait_until("flushers find no connection", Duration::from_secs(60), || {
+    wait_until("flushers find no connection", WAIT_MAX, || {
         first.send(b"GET /v1/health HTTP/1.1\r\nHost: x\r\n\r\n");
         first.answer().json()["status"] == "degraded"
     });
     drop(crowd);
     allow_files(120);
-    support::wait_until("there is room again", Duration::from_secs(20), || {
+    wait_until("there is room again", WAIT_MAX, || {
         support::server::try_get(&server.url("/livez")).is_some_and(|reply| reply.status == 200)
     });
     let headers = [("Content-Type", "application/json")];
@@ -444,6 +451,8 @@ fn ten_thousand_idle_connections_leave_the_others_alone() {
     let before = resident_bytes(&service.server);
     let idle: Vec<TcpStream> =
         (0..IDLE).map(|_| TcpStream::connect(service.server.address()).expect("a listener")).collect();
+    // The kernel connects; only what the server has accepted costs it anything.
+    wait_until("all of them are accepted", WAIT_MAX, || open_files(&service.server) > IDLE as u64);
     for number in 0..20 {
         let id = format!("beside-{number}");
         let headers = [("Content-Type", "application/json")];

@@ -4,14 +4,13 @@ mod support;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use postgres::Client;
+use support::WAIT_MAX;
 use support::load::{body, wait_until_committed};
 use support::postgres::{TestDatabase, TestPostgres, connect};
 use support::server::{Finished, Ingestd, get, post};
 
-const WAIT_MAX: Duration = Duration::from_secs(60);
 const BATCHES: usize = 5;
 const EVENTS: u64 = 20;
 

@@ -4,7 +4,6 @@ mod support;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::time::Duration;
 
 use ingestd::pg::migrate::{SCHEMA_VERSION, migrate};
 use ingestd::pg::partitions::{Month, ensure};
@@ -17,9 +16,8 @@ use serde_json::Value;
 use support::contract::{accept, batch, send, status_of, wait_until_completed};
 use support::postgres::{PASSWORD, TestDatabase, connect, shared};
 use support::server::{Builder, Finished, Ingestd, get};
-use support::wait_until;
+use support::{WAIT_MAX, wait_until};
 
-const WAIT_MAX: Duration = Duration::from_secs(60);
 const ROLE_PASSWORD: &str = "little's \"right\"";
 
 /// A database with the schema as its owner made it, and a role for the server.

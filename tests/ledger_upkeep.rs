@@ -2,14 +2,10 @@
 
 mod support;
 
-use std::time::Duration;
-
 use postgres::Client;
 use serde_json::json;
 use support::server::{Ingestd, post_json};
-use support::wait_until;
-
-const WAIT_MAX: Duration = Duration::from_secs(60);
+use support::{WAIT_MAX, wait_until};
 
 fn count(client: &mut Client, query: &str) -> i64 {
     client.query_one(&format!("SELECT count(*) FROM {query}"), &[]).expect("a count").get(0)
@@ -48,10 +44,7 @@ fn without_the_setting_the_ledger_forgets_nothing() {
     let mut client = database.connect();
     add_old(&mut client, 4000, 10);
     let server = Ingestd::builder().database(&database).start();
-    // Upkeep has come around once its probe has been answered.
-    wait_until("upkeep", WAIT_MAX, || {
-        support::server::get(&server.url("/v1/health")).json()["uptime_seconds"].as_u64() >= Some(3)
-    });
+    support::contract::wait_for_upkeep(&server, &database);
     assert_eq!(count(&mut client, "ingest_batches"), 10);
 }
 

@@ -2,16 +2,13 @@
 
 mod support;
 
-use std::time::Duration;
-
 use serde_json::{Value, json};
 
+use support::WAIT_MAX;
 use support::load::wait_until_committed;
 use support::postgres::{TestDatabase, shared};
 use support::raw::Raw;
 use support::server::{Finished, Ingestd, get, post_json};
-
-const WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// Breaks lines in every way, clears a terminal, and would pass for a line of the log.
 const NASTY: &str = "x\n2026-01-01T00:00:00Z ERROR forged\r\u{1b}[2J\u{7}\u{8}\u{7f}\u{9b}31m\u{85}\u{2028}\u{202e}y";

@@ -15,10 +15,9 @@ use support::nginx::TestNginx;
 use support::postgres::{TestDatabase, TestPostgres};
 use support::redis::TestRedis;
 use support::server::{Ingestd, get};
-use support::wait_until;
+use support::{WAIT_MAX, wait_until};
 
 const NODES: usize = 3;
-const WAIT_MAX: Duration = Duration::from_secs(60);
 /// Events that are to be acknowledged between one change and the next.
 const STEP_EVENTS: u64 = 10_000;
 
@@ -73,9 +72,8 @@ impl<'a> Nodes<'a> {
 }
 
 fn options(seed: u64) -> LoadOptions {
-    // About 25,000 events a second: an unoptimised server beside other tests commits them as they come, so that the
-    // seconds that a stop may take are enough to commit what is queued.
-    let pause = Duration::from_millis(100);
+    // About 12,000 events a second: an unoptimised server beside other tests commits them as they come.
+    let pause = Duration::from_millis(200);
     LoadOptions { clients: 4, events: u64::MAX, seed, priority_max: 10, pause }
 }
 
@@ -86,6 +84,15 @@ fn step(load: &Load) {
 
 fn accepted_events(node: &Ingestd) -> u64 {
     get(&node.url("/v1/metrics?format=json")).json()["events"]["accepted"].as_u64().expect("a count")
+}
+
+/// Ends a node in good order; it leaves nothing behind. What is queued has a few seconds to be committed then, which on a
+/// machine that does much else are enough only for a node that has just caught up.
+fn terminate_with_nothing_left(node: &mut Ingestd) {
+    let queued = || get(&node.url("/v1/health")).json()["checks"]["database"]["queued_batches"].as_u64();
+    wait_until("the node has caught up", WAIT_MAX, || queued().is_some_and(|batches| batches <= 4));
+    assert_eq!(node.terminate().code(), Some(0), "{}", node.log());
+    assert_eq!(uncommitted_batches(node), 0, "PostgreSQL works, so nothing stays behind");
 }
 
 /// Batches in the journal of a node that has ended which PostgreSQL does not have yet.
@@ -134,8 +141,7 @@ fn a_restart_rolled_through_all_nodes_is_not_seen_by_clients_with_ids() {
     let load = Load::start_through(&nginx, options(seed));
     for node in &mut cluster.nodes {
         step(&load);
-        assert_eq!(node.terminate().code(), Some(0), "{}", node.log());
-        assert_eq!(uncommitted_batches(node), 0, "PostgreSQL works, so nothing stays behind");
+        terminate_with_nothing_left(node);
         step(&load);
         node.begin_restart();
         node.wait_until_ready();
@@ -166,8 +172,7 @@ fn nodes_are_added_under_load_and_taken_away_with_nothing_left_in_their_journals
     nginx.set_nodes(&cluster.ports[..1]);
     let mut left = cluster.nodes.split_off(1);
     for node in &mut left {
-        assert_eq!(node.terminate().code(), Some(0), "{}", node.log());
-        assert_eq!(uncommitted_batches(node), 0, "a node that is taken away leaves nothing behind");
+        terminate_with_nothing_left(node);
     }
     step(&load);
     let outcome = load.stop();

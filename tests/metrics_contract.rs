@@ -7,10 +7,10 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use support::contract::{COMMIT_WAIT_MAX, accept, assert_problem, batch, event, send, wait_until_completed};
+use support::contract::{accept, assert_problem, batch, event, send, wait_until_completed};
 use support::postgres::TestDatabase;
 use support::server::{Ingestd, get, get_with};
-use support::wait_until;
+use support::{WAIT_MAX, wait_until};
 
 /// Every family of docs/monitoring.md#metrics: name, type, the labels of its samples besides `le`.
 const FAMILIES: [(&str, &str, &[&str]); 42] = [
@@ -210,26 +210,46 @@ fn counters_agree_with_the_tables() {
 
 #[test]
 fn clients_that_hang_up_are_counted_as_their_batches_are() {
+    const BATCHES: i64 = 20;
     let database = support::postgres::shared().create_database();
     let server = Ingestd::builder().database(&database).start();
-    for number in 0..20 {
-        let body = batch(&format!("gone-{number}"), 2).to_string();
+    let mut blocker = database.connect();
+    let mut blocking = blocker.transaction().expect("a transaction");
+    blocking.batch_execute("LOCK TABLE events IN SHARE ROW EXCLUSIVE MODE").expect("nobody writes events now");
+    for number in 0..BATCHES {
+        let id = format!("gone-{number}");
+        let body = batch(&id, 2).to_string();
         let mut raw = support::raw::Raw::connect(&server);
         let length = format!("Content-Length: {}", body.len());
         raw.post_head("/v1/ingest/batch?ack=commit", &["Content-Type: application/json", &length]);
         raw.send(body.as_bytes());
-        // Dropped without reading the answer.
+        wait_until("the server has taken it", WAIT_MAX, || {
+            get(&server.url(&format!("/v1/batch/{id}/status"))).status == 200
+        });
+        // Dropped while its answer is still to come.
     }
+    // Those that leave before their batch is whole count as nothing.
+    for number in 0..BATCHES {
+        let body = batch(&format!("half-{number}"), 2).to_string();
+        let mut raw = support::raw::Raw::connect(&server);
+        let length = format!("Content-Length: {}", body.len());
+        raw.post_head("/v1/ingest/batch", &["Content-Type: application/json", &length]);
+        raw.send(&body.as_bytes()[..body.len() / 2]);
+    }
+    blocking.commit().expect("the lock goes");
     let mut client = database.connect();
     let mut rows = || client.query_one("SELECT count(*) FROM events", &[]).expect("a count").get::<_, i64>(0);
-    let value = |name: &str| Scrape::of(&server).value(name);
-    wait_until("what was accepted is committed", COMMIT_WAIT_MAX, || {
-        // Which of them the server still took is a matter of luck; that its figures agree is not.
-        let committed = rows() as f64;
-        value("ingestd_events_accepted_total") == committed
-            && value("ingestd_events_committed_total") == committed
-            && value("ingestd_queue_bytes") == 0.0
+    // Counted a moment after the commit.
+    wait_until("what was accepted is committed", WAIT_MAX, || {
+        let scrape = Scrape::of(&server);
+        rows() == 2 * BATCHES
+            && scrape.value("ingestd_events_committed_total") == 2.0 * BATCHES as f64
+            && scrape.value("ingestd_batches_total{status=\"completed\"}") == BATCHES as f64
+            && scrape.value("ingestd_queue_bytes") == 0.0
     });
+    let scrape = Scrape::of(&server);
+    assert_eq!(scrape.value("ingestd_events_accepted_total"), 2.0 * BATCHES as f64);
+    assert_eq!(scrape.value("ingestd_batches_total{status=\"queued\"}"), BATCHES as f64);
 }
 
 #[test]

@@ -14,6 +14,7 @@ use ingestd::pg::partitions::{Month, PartitionError, cleanup, ensure, ensure_ahe
 use ingestd::types::UnixMicros;
 use postgres::Client;
 use support::postgres::{TestDatabase, shared};
+use support::{WAIT_MAX, wait_until};
 
 fn connect(database: &TestDatabase) -> Client {
     let url = DatabaseUrl::parse(&database.url).expect("a valid URL");
@@ -235,9 +236,7 @@ fn a_cleanup_waits_while_another_partition_is_being_detached() {
             scope.spawn(|| cleanup(&mut connect(&database), within("2026-11"), 3, false).map(|old| old.len()));
         // It has marked the partition, and is refused.
         let marked = |client: &mut Client| list(client).expect("listed").iter().any(|partition| partition.marked);
-        while !marked(&mut client) {
-            std::thread::yield_now();
-        }
+        wait_until("the partition is marked", WAIT_MAX, || marked(&mut client));
         // The two may wait for each other, which PostgreSQL ends by an error for one of them.
         let mut complete = || client.batch_execute("ALTER TABLE events DETACH PARTITION events_2026_10 FINALIZE");
         assert!((0..5).any(|_| complete().is_ok()));

@@ -14,10 +14,10 @@ use proptest::strategy::ValueTree;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use serde_json::{Value, json};
 
-use support::contract::{COMMIT_WAIT_MAX, send};
+use support::contract::send;
 use support::postgres::TestDatabase;
 use support::server::Ingestd;
-use support::wait_until;
+use support::{WAIT_MAX, wait_until};
 
 /// Documents generated, besides the awkward ones.
 const GENERATED: usize = 2000;
@@ -142,7 +142,7 @@ fn documents_are_accepted_and_stored_as_postgresqls_own_cast_has_it() {
 fn assert_stored(client: &mut Client, numbers: &[String], documents: &[&[u8]]) {
     let mut count = |query: &str| client.query_one(query, &[]).expect("a count").get::<_, i64>(0);
     let expected = numbers.len() as i64;
-    wait_until("all documents have landed", COMMIT_WAIT_MAX, || {
+    wait_until("all documents have landed", WAIT_MAX, || {
         count("SELECT (SELECT count(*) FROM events) + (SELECT count(*) FROM dead_letter_events)") == expected
     });
     assert_eq!(count("SELECT count(*) FROM dead_letter_events"), 0, "PostgreSQL took them all");

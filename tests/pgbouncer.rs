@@ -13,9 +13,8 @@ use support::load::{Load, LoadOptions, seed, wait_until_committed};
 use support::pgbouncer::PgBouncer;
 use support::postgres::{TestDatabase, TestPostgres, shared};
 use support::server::{Finished, Ingestd, get, post_json};
-use support::wait_until;
+use support::{WAIT_MAX, wait_until};
 
-const WAIT_MAX: Duration = Duration::from_secs(90);
 /// How PgBouncer treats the parameter that would tell sessions apart: refuses the session, or ignores the parameter.
 const WAYS: [&[(&str, &str)]; 2] = [&[], &[("ignore_startup_parameters", "options")]];
 
@@ -281,7 +280,11 @@ fn a_pool_that_postgresql_has_no_room_for_is_told_at_the_start_and_by_check_conf
         let checked = Ingestd::run_to_exit(&["check-config", "--connect"], &settings);
         assert_eq!(checked.code, Some(0), "{checked:?}");
         assert_eq!(checked.stdout.contains(said), is_told, "{checked:?}");
-        assert_eq!(checked.stdout.contains("room for 8 connections of this role: enough for 1 nodes"), !is_told, "{checked:?}");
+        assert_eq!(
+            checked.stdout.contains("room for 8 connections of this role: enough for 1 nodes"),
+            !is_told,
+            "{checked:?}"
+        );
     }
     drop(owner);
     let mut admin = database.connect();

@@ -10,9 +10,8 @@ use support::load::{Load, LoadOptions, body, seed, wait_until_committed};
 use support::postgres::{TestPostgres, connect};
 use support::proxy::{Mode, Proxy};
 use support::server::{Builder, Ingestd, get, post, post_json};
-use support::wait_until;
+use support::{WAIT_MAX, wait_until};
 
-const WAIT_MAX: Duration = Duration::from_secs(90);
 /// `transaction.commit()` of the driver, as the bytes of a simple query.
 const COMMIT: &[u8] = b"COMMIT\0";
 
@@ -62,7 +61,7 @@ fn postgresql_killed_and_restarted_under_load_costs_nothing() {
     wait_until_committed(&server, WAIT_MAX);
     let tally = outcome.assert_exactly_once(&mut connect(&database.url));
     assert_eq!((tally.refused, tally.unknown), (0, 0), "no client noticed: {tally}");
-    assert!(is_working(&server));
+    wait_until("all is well", WAIT_MAX, || is_working(&server));
 }
 
 #[test]
@@ -144,7 +143,7 @@ fn a_table_that_has_a_partitions_name_holds_up_only_the_batches_that_need_it() {
     client.batch_execute(&format!("DROP TABLE {table}")).expect("it was in the way");
     wait_until_committed(&server, WAIT_MAX);
     assert_eq!(count(&mut client, "events"), 31);
-    assert!(database_check()["stuck_batches"].is_null(), "{}", database_check());
+    wait_until("nothing is stuck any more", WAIT_MAX, || database_check()["stuck_batches"].is_null());
 }
 
 #[test]
@@ -177,7 +176,7 @@ fn tables_that_are_gone_for_a_while_are_waited_for() {
         wait_until_committed(&server, WAIT_MAX);
     }
     assert_eq!(count(&mut client, "events"), 30);
-    assert!(is_working(&server));
+    wait_until("all is well", WAIT_MAX, || is_working(&server));
 }
 
 /// Waits until health gives a reason that contains `part`; the node takes traffic all the same.

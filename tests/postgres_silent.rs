@@ -7,22 +7,21 @@ use std::time::Duration;
 use postgres::Client;
 use serde_json::json;
 
-use support::contract::{accept, batch, event, rows_of, send, wait_until_completed};
+use support::contract::{accept, batch, event, rows_of, send, status_of, wait_until_completed};
 use support::load::{Load, LoadOptions, seed, wait_until_committed};
 use support::postgres::TestDatabase;
 use support::proxy::{Mode, Proxy};
-use support::server::{Ingestd, get};
-use support::wait_until;
+use support::server::{Builder, Ingestd, get};
+use support::{WAIT_MAX, wait_until};
 
-const WAIT_MAX: Duration = Duration::from_secs(90);
 /// Longer than the watch looks on.
 const SLOW: Duration = Duration::from_secs(14);
 /// What the watch says.
 const CLOSING: &str = "closing a dead connection";
 const TERMINATING: &str = "terminating a PostgreSQL session";
 
-fn behind(proxy: &Proxy, database: &TestDatabase) -> Ingestd {
-    Ingestd::builder().database(database).env("DATABASE_URL", database.url_through(proxy.port())).start()
+fn behind(proxy: &Proxy, database: &TestDatabase) -> Builder {
+    Ingestd::builder().database(database).env("DATABASE_URL", database.url_through(proxy.port()))
 }
 
 #[test]
@@ -30,7 +29,7 @@ fn connections_whose_other_ends_are_lost_are_given_up_with_what_they_hold_in_pos
     let seed = seed("connections_whose_other_ends_are_lost");
     let postgres = support::postgres::shared();
     let (database, proxy) = (postgres.create_database(), Proxy::start(postgres.port()));
-    let server = behind(&proxy, &database);
+    let server = behind(&proxy, &database).start();
     let options = LoadOptions { clients: 3, events: 60_000, seed, priority_max: 10, pause: Duration::from_millis(2) };
     let load = Load::start(&server, options);
     load.wait_for_acked(20_000, WAIT_MAX);
@@ -39,20 +38,25 @@ fn connections_whose_other_ends_are_lost_are_given_up_with_what_they_hold_in_pos
     wait_until_committed(&server, WAIT_MAX);
     outcome.assert_exactly_once(&mut database.connect());
     assert!(server.log().contains(CLOSING), "{}", server.log());
-    assert_eq!(get(&server.url("/v1/health")).json()["checks"]["database"]["status"], "ok");
+    wait_until("all is well", WAIT_MAX, || {
+        get(&server.url("/v1/health")).json()["checks"]["database"]["status"] == "ok"
+    });
 }
 
 #[test]
 fn connections_that_were_accepted_and_never_answered_do_not_exhaust_the_pool() {
+    const POOL: u64 = 2;
     let postgres = support::postgres::shared();
     let (database, proxy) = (postgres.create_database(), Proxy::start(postgres.port()));
-    let server = behind(&proxy, &database);
+    let builder = behind(&proxy, &database);
+    let server = builder.env("DB_POOL_MIN_SIZE", POOL).env("DB_POOL_MAX_SIZE", POOL).start();
     assert_eq!(send(&server, "ack=commit", batch("before", 1).to_string().as_bytes()).status, 200);
     proxy.set_mode(Mode::Stall);
+    let before = proxy.connections();
     proxy.cut();
     accept(&server, "", &batch("meanwhile", 1));
-    // The pool connects again, and waits for a greeting that never comes, even when all is well for others.
-    std::thread::sleep(Duration::from_secs(6));
+    // The whole pool connects again, and waits for greetings that never come, even when all is well for others.
+    wait_until("the pool connects again", WAIT_MAX, || proxy.connections() >= before + POOL);
     proxy.freeze();
     proxy.set_mode(Mode::Forward);
     wait_until("the batch lands", WAIT_MAX, || rows_of(&database, "meanwhile") == 1);
@@ -118,7 +122,13 @@ fn a_session_of_somebody_else_in_the_way_is_waited_for() {
     let server = Ingestd::builder().database(&database).start();
     let mut somebody = hold_row(&database, "psql", "shared");
     accept(&server, "", &json!({ "batch_id": "shared", "events": [event("e")] }));
-    std::thread::sleep(SLOW);
+    wait_until("it is in the way", WAIT_MAX, || status_of(&server, "shared")["status"] == "processing");
+    // What a dead node left later is terminated meanwhile: the watch has looked for long enough at both.
+    let _dead_node = hold_row(&database, "ingestd", "other");
+    accept(&server, "", &json!({ "batch_id": "other", "priority": 10, "events": [event("f")] }));
+    assert_eq!(wait_until_completed(&server, "other")["inserted"], 1);
+    assert!(server.log().contains(TERMINATING), "{}", server.log());
+    assert_eq!(status_of(&server, "shared")["status"], "processing");
     somebody.batch_execute("ROLLBACK").expect("nobody has terminated it");
     assert_eq!(wait_until_completed(&server, "shared")["inserted"], 1);
 }

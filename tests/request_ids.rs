@@ -3,16 +3,13 @@
 
 mod support;
 
-use std::time::Duration;
-
 use serde_json::{Value, json};
 
 use support::contract::{assert_problem, batch, event};
 use support::postgres::{TestDatabase, shared};
 use support::server::{Ingestd, Reply, get, get_with, post};
-use support::wait_until;
+use support::{WAIT_MAX, wait_until};
 
-const WAIT_MAX: Duration = Duration::from_secs(30);
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 
 fn server(database: &TestDatabase, level: &str) -> Ingestd {

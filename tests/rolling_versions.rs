@@ -6,7 +6,6 @@ mod support;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
 
 use ingestd::journal::frame::{FRAME_HEADER_BYTES, MAGIC};
 use ingestd::journal::segment::SEGMENT_HEADER_BYTES;
@@ -18,9 +17,8 @@ use support::load::{body, wait_until_committed};
 use support::postgres::{TestDatabase, shared};
 use support::redis::TestRedis;
 use support::server::{Finished, Ingestd, get, post, post_json};
-use support::wait_until;
+use support::{WAIT_MAX, wait_until};
 
-const WAIT_MAX: Duration = Duration::from_secs(60);
 /// A migration as the policy in `src/pg/migrate.rs` allows it.
 const ADDITIVE: &str = "
     ALTER TABLE events ADD COLUMN region text, ADD COLUMN rank integer NOT NULL DEFAULT 7;

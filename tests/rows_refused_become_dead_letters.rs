@@ -2,18 +2,15 @@
 
 mod support;
 
-use std::time::Duration;
-
 use ingestd::status::model::rfc3339;
 use ingestd::sys::clock::wall_now;
 use ingestd::types::UnixMicros;
 use postgres::Client;
 use serde_json::{Value, json};
+use support::WAIT_MAX;
 use support::load::{body, wait_until_committed};
 use support::postgres::TestDatabase;
 use support::server::{Ingestd, get, post, post_json};
-
-const WAIT_MAX: Duration = Duration::from_secs(60);
 
 fn event(id: usize, payload: Value) -> Value {
     json!({"event_id": format!("e{id}"), "service_name": "s", "event_type": "t", "payload": payload})

@@ -5,17 +5,15 @@ mod support;
 
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
 
 use support::contract::{accept, batch, wait_until_completed};
 use support::postgres::{PASSWORD, TestDatabase, shared};
 use support::redis::TestRedis;
 use support::server::{Builder, Finished, Ingestd, get_with};
-use support::wait_until;
+use support::{WAIT_MAX, wait_until};
 
 /// What must not be seen.
 const SECRET: &str = "Zanzibar-7f3a91";
-const WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// How a URL is given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,12 +128,12 @@ fn a_server_shows_its_passwords_nowhere_however_they_are_given_and_whatever_fail
 
 #[test]
 fn errors_and_reports_never_show_a_password() {
-    let closed = support::free_port();
+    let closed = support::ClosedPort::take();
     let right = shared().url("postgres");
     let wrong = right.replace(PASSWORD, SECRET);
-    let unreachable = format!("postgresql://u:{SECRET}@127.0.0.1:{closed}/d");
+    let unreachable = format!("postgresql://u:{SECRET}@{}/d", closed.address());
     let broken = format!("postgresql://u:{SECRET}@:1/d");
-    let redis = format!("redis://:{SECRET}@127.0.0.1:{closed}/");
+    let redis = format!("redis://:{SECRET}@{}/", closed.address());
     for way in ALL {
         for (command, url, code) in [
             ("migrate", &wrong, 2),

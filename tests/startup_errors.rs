@@ -7,13 +7,11 @@ use std::fs;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::time::Duration;
 
 use support::load::{body, wait_until_committed};
 use support::postgres::{TestPostgres, connect};
 use support::server::{Finished, Ingestd, get, post};
-
-const WAIT_MAX: Duration = Duration::from_secs(60);
+use support::{WAIT_MAX, wait_until};
 
 fn serve(folder: &Path, settings: &[(&str, &str)]) -> Finished {
     let journal = folder.join("journal");
@@ -146,5 +144,5 @@ fn a_postgresql_that_is_away_at_the_start_is_waited_for() {
         client.query_one("SELECT count(*) FROM events", &[]).expect("the schema was made").get::<_, i64>(0),
         200
     );
-    assert_eq!(get(&server.url("/v1/health")).json()["status"], "healthy");
+    wait_until("all is well", WAIT_MAX, || get(&server.url("/v1/health")).json()["status"] == "healthy");
 }

@@ -7,9 +7,7 @@ use std::time::Duration;
 use support::postgres::{TestPostgres, connect};
 use support::redis::TestRedis;
 use support::server::Ingestd;
-use support::wait_until;
-
-const WAIT_MAX: Duration = Duration::from_secs(30);
+use support::{WAIT_MAX, wait_until};
 
 #[test]
 fn each_test_has_a_database_of_its_own_that_goes_with_it() {

@@ -490,7 +490,16 @@ mod tests {
     }
 
     #[test]
-    fn settings_of_later_versions_are_refused_not_ignored() {}
+    fn settings_of_later_versions_are_refused_not_ignored() {
+        let file = tempfile::NamedTempFile::new().expect("temporary file");
+        std::fs::write(file.path(), "batch_size = 7\nbatch_shape = \"round\"\n").expect("written");
+        let raw = Raw::gather(Sources { file: Some(file.path()), ..Sources::default() });
+        let problems = config(&raw).expect_err("must be refused").to_string();
+        assert!(problems.contains("unknown setting 'batch_shape'"), "{problems}");
+        // Words that a setting may know later are none of its words today.
+        assert!(problem(Key::Ack, "quorum").contains("must be one of memory, journal, commit"));
+        assert!(problem(Key::Sharding, "columns").starts_with("SHARDING=columns: must be "));
+    }
 
     #[test]
     fn a_certificate_needs_its_key_and_the_other_way_round() {

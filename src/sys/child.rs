@@ -72,13 +72,13 @@ mod tests {
     fn a_child_ends_with_the_thread_that_spawned_it() {
         let mut child = std::thread::spawn(|| {
             let mut command = Command::new("sleep");
-            command.arg("60").stdin(Stdio::null());
+            command.arg("600").stdin(Stdio::null());
             end_with_thread(&mut command, Signal::TERM);
             command.spawn().expect("sleep starts")
         })
         .join()
         .expect("the thread ends");
-        let status = wait_at_most(&mut child, Duration::from_secs(10)).expect("the child is ours");
+        let status = wait_at_most(&mut child, Duration::from_secs(120)).expect("the child is ours");
         let signal = status.and_then(|status| std::os::unix::process::ExitStatusExt::signal(&status));
         assert_eq!(signal, Some(Signal::TERM.as_raw()));
     }
@@ -93,7 +93,7 @@ mod tests {
 
     #[test]
     fn a_wait_for_a_child_is_bounded() {
-        let mut child = Command::new("sleep").arg("60").spawn().expect("sleep starts");
+        let mut child = Command::new("sleep").arg("600").spawn().expect("sleep starts");
         let outcome = wait_at_most(&mut child, Duration::from_millis(20)).expect("the child is ours");
         assert_eq!(outcome, None);
         child.kill().expect("the child is ours");

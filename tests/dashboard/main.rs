@@ -20,9 +20,7 @@ use support::contract::event;
 use support::load::{Load, LoadOptions, seed, wait_until_committed};
 use support::postgres::{TestPostgres, shared};
 use support::server::{Ingestd, get, get_with, post_json};
-use support::{checkout, python};
-
-const WAIT_MAX: Duration = Duration::from_secs(60);
+use support::{WAIT_MAX, checkout, python};
 
 /// The browser: the machine's, or the one that `deploy/setup.sh` brought.
 fn chromium() -> PathBuf {

@@ -15,7 +15,7 @@ import urllib.parse
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect, sync_playwright
 
-WAIT_MS = 30_000
+WAIT_MS = 120_000
 PHONE, LAPTOP, WALL = (390, 844), (1280, 900), (2560, 1440)
 # Chromium asks hosts of its own for this and that, and as root it has no sandbox.
 QUIET = ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run", "--no-sandbox"]

@@ -6,11 +6,9 @@ use serde_json::{Value, json};
 
 use super::service;
 use super::support;
-use super::support::contract::{
-    COMMIT_WAIT_MAX, accept, assert_problem, batch, event, ingest_url, rows_of, send, wait_until_completed,
-};
+use super::support::contract::{accept, assert_problem, batch, event, ingest_url, rows_of, send, wait_until_completed};
 use super::support::server::{Ingestd, Reply, post};
-use super::support::wait_until;
+use super::support::{WAIT_MAX, wait_until};
 
 /// Sends `body` under the id that `headers` and `query` give.
 fn send_as(server: &Ingestd, query: &str, headers: &[(&str, &str)], body: &Value) -> Reply {
@@ -141,7 +139,7 @@ fn after_a_restart_the_ledger_and_the_journal_still_know_every_batch() {
     server.restart();
     check(&server, "after kill -9 and a restart");
     let rows = || database.connect().query_one("SELECT count(*) FROM events", &[]).expect("a count").get::<_, i64>(0);
-    wait_until("all batches are in PostgreSQL", COMMIT_WAIT_MAX, || rows() == 1002);
+    wait_until("all batches are in PostgreSQL", WAIT_MAX, || rows() == 1002);
 }
 
 #[test]

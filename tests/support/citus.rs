@@ -2,7 +2,6 @@
 //! may create databases and extensions on all of its nodes.
 
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
 
 use postgres::{Client, NoTls};
 
@@ -10,9 +9,6 @@ use super::cluster_database::{self, of_database};
 use super::postgres::{TestDatabase, connect};
 
 pub use super::cluster_database::URL_VARIABLE;
-
-/// How long a killed node may take to come back.
-const RESTART_WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// A fresh database on all nodes of the cluster, dropped with the value.
 pub fn create_database() -> TestDatabase {
@@ -36,8 +32,8 @@ pub fn crash(node: &str) {
     killer.batch_execute("CREATE TEMPORARY TABLE said (line text)").expect("a table");
     // It is ended by what it does.
     let _ = killer.batch_execute(&format!("COPY said FROM PROGRAM 'kill -9 {pid}'"));
-    super::wait_until("the node is down", RESTART_WAIT_MAX, || victim.batch_execute("SELECT 1").is_err());
-    super::wait_until("the node is back", RESTART_WAIT_MAX, || {
+    super::wait_until("the node is down", super::WAIT_MAX, || victim.batch_execute("SELECT 1").is_err());
+    super::wait_until("the node is back", super::WAIT_MAX, || {
         Client::connect(node, NoTls).is_ok_and(|mut client| client.batch_execute("SELECT 1").is_ok())
     });
 }

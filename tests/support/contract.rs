@@ -1,15 +1,10 @@
 //! What the tests of the HTTP API (docs/api.md) share: small batches, and what every refusal must look like.
 
-use std::time::Duration;
-
 use serde_json::{Value, json};
 
 use super::postgres::TestDatabase;
 use super::server::{Ingestd, Reply, get, post};
-use super::wait_until;
-
-/// How long a batch may take to be committed by a PostgreSQL that works.
-pub const COMMIT_WAIT_MAX: Duration = Duration::from_secs(30);
+use super::{WAIT_MAX, wait_until};
 
 /// Words that would tell a client about our inside: SQL, files of this machine, Rust.
 const INTERNALS: [&str; 12] = [
@@ -61,19 +56,43 @@ pub fn accept(server: &Ingestd, query: &str, body: &Value) -> Value {
     answer
 }
 
-/// The status document of a batch that is known.
+/// The status document of a batch that is known. PostgreSQL on a busy machine may take longer to be asked than the server
+/// waits for it: then it says to come again.
 pub fn status_of(server: &Ingestd, batch_id: &str) -> Value {
-    let reply = get(&server.url(&format!("/v1/batch/{batch_id}/status")));
+    let ask = || get(&server.url(&format!("/v1/batch/{batch_id}/status")));
+    let mut reply = ask();
+    wait_until(&format!("the status of {batch_id} can be known"), WAIT_MAX, || {
+        let is_known = reply.status != 503;
+        if !is_known {
+            reply = ask();
+        }
+        is_known
+    });
     assert_eq!(reply.status, 200, "{}", reply.text());
     reply.json()
 }
 
 /// Waits until the server says that `batch_id` is in PostgreSQL; its status document.
 pub fn wait_until_completed(server: &Ingestd, batch_id: &str) -> Value {
-    wait_until(&format!("batch {batch_id} is completed"), COMMIT_WAIT_MAX, || {
+    wait_until(&format!("batch {batch_id} is completed"), WAIT_MAX, || {
         status_of(server, batch_id)["status"] == "completed"
     });
     status_of(server, batch_id)
+}
+
+/// Waits until the server's upkeep has come around with all that was due, as dropping partitions and forgetting batches.
+/// What only upkeep sees tells: it finds a schema that is newer than it knows, and in a later round, in which nothing of
+/// that was due any more, that the schema is not newer.
+pub fn wait_for_upkeep(server: &Ingestd, database: &TestDatabase) {
+    let is_noticed = || {
+        let check = get(&server.url("/v1/health")).json()["checks"]["database"].clone();
+        check["reason"].as_str().is_some_and(|reason| reason.contains("version 9999"))
+    };
+    let mut client = database.connect();
+    client.batch_execute("INSERT INTO ingestd_migrations (version, name) VALUES (9999, 'later')").expect("a row");
+    wait_until("upkeep finds a newer schema", WAIT_MAX, is_noticed);
+    client.batch_execute("DELETE FROM ingestd_migrations WHERE version = 9999").expect("a row");
+    wait_until("upkeep finds the schema as it was", WAIT_MAX, || !is_noticed());
 }
 
 /// Rows of `events` that came with `batch_id`.

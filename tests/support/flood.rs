@@ -25,8 +25,6 @@ use super::server::{Ingestd, Reply};
 pub const BATCH_EVENTS: u64 = 1000;
 /// Requests under way at most; more that are due are counted as unsent.
 const CONNECTIONS_MAX: usize = 6000;
-/// How long one exchange may take.
-const ANSWER_WAIT_MAX: Duration = Duration::from_secs(60);
 /// Pause of a connection of [`Pace::Closed`] that was turned away.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
 /// Stands for the tag in the ready-made body: as long as a tag, and nowhere else in it.
@@ -246,7 +244,7 @@ impl Sender {
         let begun = Instant::now();
         self.result.borrow_mut().sent += 1;
         self.under_way.set(self.under_way.get() + 1);
-        let reply = tokio::time::timeout(ANSWER_WAIT_MAX, self.exchange(&tag)).await;
+        let reply = tokio::time::timeout(super::WAIT_MAX, self.exchange(&tag)).await;
         self.under_way.set(self.under_way.get() - 1);
         let reply = reply.unwrap_or_else(|_| Err(io::Error::other("no answer in time")));
         self.note(tag, begun.elapsed(), reply)

@@ -10,13 +10,12 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use parking_lot::Mutex;
 use postgres::Client;
 
+use super::WAIT_MAX;
 use super::nginx::TestNginx;
 use super::server::{self, Ingestd};
 
 /// Events of one batch.
 const BATCH_EVENTS: std::ops::RangeInclusive<u64> = 200..=1000;
-/// How long a client tries to get one batch in, over restarts of the server.
-const BATCH_WAIT_MAX: Duration = Duration::from_secs(120);
 /// Pause of a client that was turned away or found no server.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
 
@@ -224,9 +223,9 @@ impl Shared {
 
     /// Sends one batch; false when its outcome stays unknown, which only a batch without an id may leave so.
     fn send(&self, body: &str, batch_id: Option<&str>) -> bool {
-        let deadline = Instant::now() + BATCH_WAIT_MAX;
+        let deadline = Instant::now() + WAIT_MAX;
         loop {
-            assert!(Instant::now() < deadline, "a batch could not be sent within {BATCH_WAIT_MAX:?}");
+            assert!(Instant::now() < deadline, "a batch could not be sent within {WAIT_MAX:?}");
             let base = self.base.lock().clone();
             let mut headers = vec![("Content-Type", "application/json")];
             headers.extend(batch_id.filter(|_| self.balanced).map(|id| ("Idempotency-Key", id)));
@@ -258,7 +257,7 @@ impl Shared {
             if server::try_get(&format!("{base}/livez")).is_some() {
                 return;
             }
-            assert!(Instant::now() < deadline, "no server within {BATCH_WAIT_MAX:?}");
+            assert!(Instant::now() < deadline, "no server within {WAIT_MAX:?}");
             thread::sleep(RETRY_PAUSE);
         }
     }

@@ -33,6 +33,11 @@ fn status_bytes(server: &Ingestd, name: &str) -> u64 {
     kib * 1024
 }
 
+/// Files that the server says it has open, connections among them.
+pub fn open_files(server: &Ingestd) -> u64 {
+    metrics(server)["process"]["open_fds"].as_u64().expect("a figure")
+}
+
 /// The server's metrics as JSON.
 pub fn metrics(server: &Ingestd) -> Value {
     get(&server.url("/v1/metrics?format=json")).json()

@@ -27,7 +27,8 @@ pub mod urgent;
 
 use std::fs;
 use std::io::{self, Write};
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -37,11 +38,18 @@ use std::time::{Duration, Instant};
 
 use ingestd::pg::embedded;
 use ingestd::sys::child;
+use rustix::net::{AddressFamily, SocketType};
 use rustix::process::Signal;
 use tempfile::TempDir;
 
 /// How the folders of a test process are called; its process number follows.
 const FOLDER_PREFIX: &str = "ingestd-test-";
+
+/// How long anything may take that a test waits for. The one bound of all tests: long enough for a machine that does much
+/// else at the same time, so that whatever takes longer counts as what never comes.
+pub const WAIT_MAX: Duration = Duration::from_secs(120);
+/// Names the file that [`not_run`] adds to.
+const NOT_RUN_VARIABLE: &str = "INGESTD_NOT_RUN";
 
 /// Waits until `condition` holds; panics with `what` after `wait_max`.
 pub fn wait_until(what: &str, wait_max: Duration, mut condition: impl FnMut() -> bool) {
@@ -49,6 +57,15 @@ pub fn wait_until(what: &str, wait_max: Duration, mut condition: impl FnMut() ->
     while !condition() {
         assert!(Instant::now() < deadline, "waited {wait_max:?} in vain: {what}");
         thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Does its work when it goes, whichever way: what has to be told to end before a scope of threads can end.
+pub struct OnDrop<F: FnMut()>(pub F);
+
+impl<F: FnMut()> Drop for OnDrop<F> {
+    fn drop(&mut self) {
+        (self.0)();
     }
 }
 
@@ -106,11 +123,28 @@ fn remove_stale_folders(base: &Path) {
     }
 }
 
-/// A port on 127.0.0.1 that was free a moment ago. Another program can take it first: whoever starts a server
-/// on it tries again with another one.
+/// A port on 127.0.0.1 that was free a moment ago, below those that the system gives to outgoing connections. Another
+/// program can still take it first: a test that starts a server on it tries again with another one.
 pub fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port on 127.0.0.1");
-    listener.local_addr().expect("it is bound").port()
+    deployed::lasting_port()
+}
+
+/// A port on 127.0.0.1 where nobody listens, and nobody can while the value lives.
+#[derive(Debug)]
+pub struct ClosedPort(OwnedFd);
+
+impl ClosedPort {
+    /// Takes a free port, and never listens on it.
+    pub fn take() -> Self {
+        let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).expect("a socket");
+        rustix::net::bind(&socket, &SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0)).expect("a free port on 127.0.0.1");
+        Self(socket)
+    }
+
+    /// `127.0.0.1:PORT`.
+    pub fn address(&self) -> SocketAddr {
+        rustix::net::getsockname(&self.0).ok().and_then(|name| name.try_into().ok()).expect("it is bound")
+    }
 }
 
 /// The checkout, where `deploy/setup.sh` puts what it brings.
@@ -124,6 +158,21 @@ pub fn python(brought: &Path, folder: &Path) -> Command {
     command.current_dir(folder).stdin(Stdio::null());
     command.env("PYTHONPATH", brought).env("PYTHONNOUSERSITE", "1").env("PYTHONDONTWRITEBYTECODE", "1");
     command
+}
+
+/// Reports that `test` (or a part of it, by name) was not run for `reason`, which is something that this machine lacks.
+/// Says so on stderr, and adds the line `test: reason` to the file that `INGESTD_NOT_RUN` names, so that `make test` can
+/// end with a list: a test that returned early counts as passed, and nobody reads thousands of lines.
+pub fn not_run(test: &str, reason: &str) {
+    announce(&format!("NOT RUN: {test}: {reason}"));
+    let Some(path) = std::env::var_os(NOT_RUN_VARIABLE).filter(|path| !path.is_empty()) else { return };
+    // One write: tests of several processes may add at the same time.
+    let added = fs::File::options()
+        .create(true)
+        .append(true)
+        .open(&path)
+        .and_then(|mut file| file.write_all(format!("{test}: {reason}\n").as_bytes()));
+    added.unwrap_or_else(|error| panic!("{NOT_RUN_VARIABLE}={}: {error}", path.display()));
 }
 
 /// Says `line` on stderr also when the test harness captures output.

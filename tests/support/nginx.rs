@@ -1,17 +1,14 @@
 //! A real nginx before nodes under test, with the files of `deploy/nginx`.
 
 use std::process::Child;
-use std::time::Duration;
 
 use ingestd::sys::child;
 use rustix::process::{Signal, kill_process};
 use tempfile::TempDir;
 
 use super::deployed::{self, NginxFiles};
-use super::server;
+use super::{WAIT_MAX, server};
 
-/// How long a start, a reload and a stop may take.
-const WAIT_MAX: Duration = Duration::from_secs(20);
 /// How often a start is tried again because another program took the port that was free.
 const PORT_TRIES: usize = 5;
 

@@ -14,8 +14,8 @@ use tempfile::TempDir;
 
 use super::postgres::{TestDatabase, TestPostgres};
 
-/// How long a start may take.
-const START_WAIT_MAX: Duration = Duration::from_secs(20);
+/// How often a start is tried again because another program took the port that was free.
+const PORT_TRIES: usize = 5;
 /// PgBouncer refuses to run as root, and becomes this user then.
 const USER: &str = "nobody";
 
@@ -32,11 +32,20 @@ impl PgBouncer {
     /// machines that have none.
     pub fn start(postgres: &TestPostgres, settings: &[(&str, &str)]) -> Option<Self> {
         let Some(program) = program() else {
-            super::announce("NOT TRIED: there is no pgbouncer on this machine, and deploy/setup.sh could not bring it");
+            let test = std::thread::current().name().unwrap_or("a test").to_owned();
+            super::not_run(
+                &format!("pgbouncer::{test}"),
+                "there is no pgbouncer here, and the setup could not bring it",
+            );
             return None;
         };
+        let started = (0..PORT_TRIES).find_map(|_| Self::start_on(&program, super::free_port(), postgres, settings));
+        Some(started.expect("PgBouncer starts on one of the ports that were free"))
+    }
+
+    /// `None` when it ends instead, as on a port that another program has taken.
+    fn start_on(program: &Path, port: u16, postgres: &TestPostgres, settings: &[(&str, &str)]) -> Option<Self> {
         let folder = super::folder();
-        let port = super::free_port();
         let config: Config = postgres.url("postgres").parse().expect("a URL");
         let password = String::from_utf8_lossy(config.get_password().expect("a password")).into_owned();
         let server = postgres.port();
@@ -54,10 +63,9 @@ impl PgBouncer {
         let file = folder.path().join("pgbouncer.ini");
         fs::File::create(&file).and_then(|mut out| out.write_all(text.as_bytes())).expect("ours");
         fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).expect("ours");
-        let child = launch(&program, &folder);
-        let bouncer = Self { child, program, folder, port };
-        bouncer.wait_until_listening();
-        Some(bouncer)
+        let child = launch(program, &folder);
+        let mut bouncer = Self { child, program: program.to_owned(), folder, port };
+        bouncer.is_listening().then_some(bouncer)
     }
 
     /// The port on 127.0.0.1.
@@ -86,15 +94,18 @@ impl PgBouncer {
     pub fn restart(&mut self) {
         self.kill9();
         self.child = launch(&self.program, &self.folder);
-        self.wait_until_listening();
+        assert!(self.is_listening(), "PgBouncer ended, see {}", self.folder.path().join("log").display());
     }
 
-    fn wait_until_listening(&self) {
+    /// Waits until it listens; false when it ends instead.
+    fn is_listening(&mut self) -> bool {
         let address = SocketAddr::from(([127, 0, 0, 1], self.port));
-        let log = self.folder.path().join("log");
-        super::wait_until(&format!("PgBouncer listens, see {}", log.display()), START_WAIT_MAX, || {
-            TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_ok()
+        let (log, mut has_ended) = (self.folder.path().join("log"), false);
+        super::wait_until(&format!("PgBouncer listens, see {}", log.display()), super::WAIT_MAX, || {
+            has_ended = self.child.try_wait().expect("it is our child").is_some();
+            has_ended || TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_ok()
         });
+        !has_ended
     }
 }
 

@@ -14,8 +14,6 @@ use super::measure;
 
 /// How often a start is tried again because another program took the port that was free.
 const PORT_TRIES: usize = 5;
-/// How long the kernel may take to stop a process.
-const STOP_WAIT_MAX: std::time::Duration = std::time::Duration::from_secs(10);
 /// What the loopback port asks for.
 pub const PASSWORD: &str = "test-only";
 /// Settings of every test server: parallel tests open many connections, and no test cuts the power (a killed
@@ -160,7 +158,7 @@ impl TestPostgres {
                 let stat = std::fs::read_to_string(format!("/proc/{postmaster}/stat")).unwrap_or_default();
                 stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
             };
-            super::wait_until("the postmaster stands still", STOP_WAIT_MAX, stands);
+            super::wait_until("the postmaster stands still", super::WAIT_MAX, stands);
         }
         self.processes().into_iter().skip(1).for_each(send);
     }

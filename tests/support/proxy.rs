@@ -126,6 +126,11 @@ impl Proxy {
         self.shared.state.lock().trap = Some(Trap::Before(request.to_vec()));
     }
 
+    /// How many connections have come so far.
+    pub fn connections(&self) -> u64 {
+        self.shared.state.lock().connections
+    }
+
     /// How many traps have closed a connection.
     pub fn sprung(&self) -> u32 {
         self.shared.state.lock().sprung

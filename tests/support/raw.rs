@@ -2,12 +2,9 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::time::Duration;
 
+use super::WAIT_MAX;
 use super::server::{Ingestd, Reply};
-
-/// How long an answer may take.
-const ANSWER_WAIT_MAX: Duration = Duration::from_secs(20);
 
 /// One connection, written and read by hand.
 #[derive(Debug)]
@@ -17,8 +14,8 @@ impl Raw {
     /// Connects to `server`.
     pub fn connect(server: &Ingestd) -> Self {
         let stream = TcpStream::connect(server.address()).expect("the server listens");
-        stream.set_read_timeout(Some(ANSWER_WAIT_MAX)).expect("a bound on reading");
-        stream.set_write_timeout(Some(ANSWER_WAIT_MAX)).expect("a bound on writing");
+        stream.set_read_timeout(Some(WAIT_MAX)).expect("a bound on reading");
+        stream.set_write_timeout(Some(WAIT_MAX)).expect("a bound on writing");
         Self(stream)
     }
 

@@ -8,7 +8,6 @@ use tempfile::TempDir;
 
 use super::tls::Certificates;
 
-const START_WAIT_MAX: Duration = Duration::from_secs(20);
 /// How often a start is tried again because another program took the port that was free.
 const PORT_TRIES: usize = 5;
 
@@ -110,7 +109,7 @@ fn launch(port: u16, arguments: &[String], folder: &TempDir) -> Option<Child> {
     command.arg("--dir").arg(folder.path()).stdin(Stdio::null()).stdout(log.try_clone().expect("a file")).stderr(log);
     let mut process = super::spawn(command).expect("redis-server runs");
     let client = redis::Client::open(url(port)).expect("a well-formed URL");
-    let deadline = Instant::now() + START_WAIT_MAX;
+    let deadline = Instant::now() + super::WAIT_MAX;
     loop {
         if process.try_wait().expect("Redis is our child").is_some() {
             return None;

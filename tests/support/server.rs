@@ -15,17 +15,10 @@ use rustix::process::{Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use super::WAIT_MAX;
 use super::postgres::TestDatabase;
 use super::redis::TestRedis;
 
-/// How long a start may take, a first `initdb` included.
-const START_WAIT_MAX: Duration = Duration::from_secs(120);
-/// How long an ordered shutdown may take.
-const STOP_WAIT_MAX: Duration = Duration::from_secs(60);
-/// How long a command that ends by itself may take.
-const EXIT_WAIT_MAX: Duration = Duration::from_secs(60);
-/// How long a request may take.
-const REQUEST_WAIT_MAX: Duration = Duration::from_secs(60);
 /// The user that owns nothing.
 const NOBODY: u32 = 65534;
 /// What the server logs once it takes connections; scheme and address follow.
@@ -142,7 +135,7 @@ impl Ingestd {
     /// Asks the server to end (SIGTERM); its exit status. Panics when it takes too long.
     pub fn terminate(&mut self) -> ExitStatus {
         self.signal(Signal::TERM);
-        self.wait_for_exit(STOP_WAIT_MAX)
+        self.wait_for_exit(WAIT_MAX)
     }
 
     /// Waits for the server to end by itself.
@@ -198,7 +191,7 @@ impl Ingestd {
         let mut child = super::spawn(command).expect("the binary runs");
         let stdout = read_all(child.stdout.take().expect("it is a pipe"));
         let stderr = read_all(child.stderr.take().expect("it is a pipe"));
-        let status = child::wait_at_most(&mut child, EXIT_WAIT_MAX).expect("it is our child");
+        let status = child::wait_at_most(&mut child, WAIT_MAX).expect("it is our child");
         if status.is_none() {
             child.kill().and_then(|()| child.wait()).expect("it is our child");
         }
@@ -210,7 +203,7 @@ impl Ingestd {
 
     /// Waits for the address in the log, then for `/readyz`; where that takes HTTPS, the log is enough.
     pub fn wait_until_ready(&mut self) {
-        let deadline = Instant::now() + START_WAIT_MAX;
+        let deadline = Instant::now() + WAIT_MAX;
         loop {
             // Short waits, so that a server that ends at once is noticed at once.
             let found = self.process.log.wait_for(Duration::from_millis(50), address_in);
@@ -231,7 +224,7 @@ impl Ingestd {
     fn assert_alive(&mut self, deadline: Instant, goal: &str) {
         let ended = self.process.child.try_wait().expect("the server is our child");
         assert!(ended.is_none(), "the server ended ({ended:?}) before it was {goal}:\n{}", self.log());
-        assert!(Instant::now() < deadline, "the server was not {goal} within {START_WAIT_MAX:?}:\n{}", self.log());
+        assert!(Instant::now() < deadline, "the server was not {goal} within {WAIT_MAX:?}:\n{}", self.log());
     }
 }
 
@@ -412,7 +405,7 @@ fn agent() -> ureq::Agent {
     thread_local! {
         static AGENT: ureq::Agent = ureq::Agent::config_builder()
             .http_status_as_error(false)
-            .timeout_global(Some(REQUEST_WAIT_MAX))
+            .timeout_global(Some(WAIT_MAX))
             .proxy(None)
             .build()
             .into();

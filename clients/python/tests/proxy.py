@@ -7,6 +7,8 @@ import socket
 import threading
 from urllib.parse import urlsplit
 
+from .server import WAIT_SECONDS
+
 
 class Proxy:
     """Drops the first `lose` answers and resets their connections; then passes everything on."""
@@ -32,8 +34,8 @@ class Proxy:
 
     def _serve(self, client: socket.socket) -> None:
         with contextlib.suppress(OSError), client, socket.create_connection(self._target) as server:
-            client.settimeout(10)
-            server.settimeout(10)
+            client.settimeout(WAIT_SECONDS)
+            server.settimeout(WAIT_SECONDS)
             while (request := _message(client)) is not None:
                 server.sendall(request)
                 answer = _message(server)

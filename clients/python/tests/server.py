@@ -14,9 +14,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-START_SECONDS = 60.0
-STOP_SECONDS = 30.0
-COMMAND_SECONDS = 30.0
+WAIT_SECONDS = 120.0
+"""How long anything may take that a test waits for: long enough for a machine that does much else."""
 
 RELOADED = "reloaded API keys"
 """What it logs after SIGHUP."""
@@ -49,7 +48,7 @@ class Server:
                 stdout=output,
                 stderr=output,
             )
-        end = time.monotonic() + START_SECONDS
+        end = time.monotonic() + WAIT_SECONDS
         while not (found := re.search(r"listening on (http://(\S+))", log.read_text())):
             assert self._process.poll() is None, log.read_text()
             assert time.monotonic() < end, log.read_text()
@@ -65,7 +64,7 @@ class Server:
         """Ends the server at once; its PostgreSQL may live on."""
         if self._process is not None:
             self._process.kill()
-            self._process.wait(STOP_SECONDS)
+            self._process.wait(WAIT_SECONDS)
 
     def remove(self) -> None:
         """Ends it at once, and its PostgreSQL: their data are forgotten."""
@@ -75,25 +74,25 @@ class Server:
     def sql(self, query: str) -> str:
         """What psql answers: rows by line, columns by |."""
         command = [*self._psql, "--no-psqlrc", "--tuples-only", "--no-align", "--command", query]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_SECONDS, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
     @contextlib.contextmanager
     def commits_held_back(self) -> Iterator[None]:
         """Nothing is written to `events` within the block."""
-        lock = "BEGIN; LOCK TABLE events IN SHARE ROW EXCLUSIVE MODE; SELECT pg_sleep(60)"
+        lock = "BEGIN; LOCK TABLE events IN SHARE ROW EXCLUSIVE MODE; SELECT pg_sleep(600)"
         asleep = "pg_stat_activity WHERE wait_event = 'PgSleep'"
         command = [*self._psql, "--no-psqlrc", "--quiet", "--command", lock]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            end = time.monotonic() + COMMAND_SECONDS
+            end = time.monotonic() + WAIT_SECONDS
             while self.sql(f"SELECT count(*) FROM {asleep}") == "0":
                 assert time.monotonic() < end
             yield
         finally:
             self.sql(f"SELECT pg_terminate_backend(pid) FROM {asleep}")
-            process.wait(COMMAND_SECONDS)
+            process.wait(WAIT_SECONDS)
 
     def reload(self) -> None:
         """Makes it read its keys again; returns when it has."""
@@ -101,7 +100,7 @@ class Server:
         log = self.folder / "log"
         before = log.read_text().count(RELOADED)
         self._process.send_signal(signal.SIGHUP)
-        end = time.monotonic() + COMMAND_SECONDS
+        end = time.monotonic() + WAIT_SECONDS
         while log.read_text().count(RELOADED) == before:
             assert time.monotonic() < end, log.read_text()
             time.sleep(0.01)
@@ -119,7 +118,7 @@ class Server:
             env=self._environment(),
             capture_output=True,
             text=True,
-            timeout=COMMAND_SECONDS,
+            timeout=WAIT_SECONDS,
             check=True,
         )
         return done.stdout.strip()
@@ -143,7 +142,7 @@ def end_postgres(pid_file: Path) -> None:
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         pid = int(pid_file.read_text().splitlines()[0])
         os.kill(pid, signal.SIGQUIT)
-        end = time.monotonic() + STOP_SECONDS
+        end = time.monotonic() + WAIT_SECONDS
         while time.monotonic() < end:
             os.kill(pid, 0)
             time.sleep(0.01)

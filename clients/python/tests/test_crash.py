@@ -13,13 +13,13 @@ import pytest
 import ingestd_client as ic
 
 from .conftest import NewClient, event
-from .server import Server
+from .server import WAIT_SECONDS, Server
 
 pytestmark = pytest.mark.anyio
 
 KILLS = 2
 EVENTS = 4000
-PATIENT = ic.RetryPolicy(attempts_max=100, backoff_max_seconds=0.5)
+PATIENT = ic.RetryPolicy(attempts_max=1000, time_max_seconds=WAIT_SECONDS, backoff_max_seconds=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -58,14 +58,14 @@ async def test_batches_land_once_through_kills(mortal: Server, new_client: NewCl
             sent.append(await client.send_batch([event(f"{prefix}{first + n}") for n in range(size)]))
             progress[0] += size
 
-    with anyio.fail_after(50):
+    with anyio.fail_after(WAIT_SECONDS):
         async with new_client(mortal.url, retry=PATIENT) as client:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(kill_and_restart, mortal, progress)
                 for lane in range(4):
                     tasks.start_soon(send_some, client, range(lane * size, EVENTS, 4 * size))
             for result in sent:
-                assert (await client.wait_for_batch(result.batch_id, timeout=20)).status == "completed"
+                assert (await client.wait_for_batch(result.batch_id, timeout=WAIT_SECONDS)).status == "completed"
     assert len({result.batch_id for result in sent}) == EVENTS // size
     assert_exactly_once(mortal, prefix)
 
@@ -82,7 +82,7 @@ async def test_buffered_events_land_once_through_kills(mortal: Server, new_clien
             if number % 50 == 0:
                 await anyio.sleep(0.005)
 
-    with anyio.fail_after(50):
+    with anyio.fail_after(WAIT_SECONDS):
         async with (
             new_client(mortal.url, retry=PATIENT) as client,
             client.buffered(options, on_error=failed.append) as sender,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -15,7 +15,7 @@ import ingestd_client as ic
 
 from .conftest import NewClient, event
 from .proxy import Proxy
-from .server import Server
+from .server import WAIT_SECONDS, Server
 
 pytestmark = pytest.mark.anyio
 
@@ -44,7 +44,7 @@ async def test_flush_and_age_send_without_waiting_for_more(server: Server, new_c
             assert server.rows(prefix) == 1
         async with client.buffered(ic.SenderOptions(batch_age_seconds=0.05, ack="commit")) as sender:
             await sender.send(event(f"{prefix}2"))
-            with anyio.fail_after(10):
+            with anyio.fail_after(WAIT_SECONDS):
                 while server.rows(prefix) < 2:
                     await anyio.sleep(0.02)
 
@@ -68,14 +68,24 @@ async def test_a_full_buffer_holds_the_caller_back(server: Server, new_client: N
     # Nothing is committed, and so nothing acknowledged: only 20 kB may wait.
     options = ic.SenderOptions(batch_bytes=5000, buffered_bytes=20_000, batches_in_flight=2, ack="commit")
     taken = 0
+
+    async def fill(sender: Any) -> None:
+        nonlocal taken
+        for number in range(40):
+            await sender.send(event(f"{prefix}{number}", payload={"text": "x" * 1000}))
+            taken += 1
+
     async with new_client(server.url) as client, client.buffered(options) as sender:
         with server.commits_held_back():
-            with anyio.move_on_after(0.8) as waiting:
-                for number in range(40):
-                    await sender.send(event(f"{prefix}{number}", payload={"text": "x" * 1000}))
-                    taken += 1
-            assert waiting.cancelled_caught, "the buffer never filled"
-            assert 10 < taken < 20
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(fill, sender)
+                before = 0
+                with anyio.fail_after(WAIT_SECONDS):
+                    while taken <= 10 or taken != before:
+                        before = taken
+                        await anyio.sleep(0.8)
+                tasks.cancel_scope.cancel()
+            assert taken < 20, "the buffer never filled"
         await sender.flush()
         for number in range(40, 60):
             await sender.send(event(f"{prefix}{number}", payload={"text": "x" * 1000}))
@@ -191,9 +201,8 @@ async def test_closing_is_bounded(new_client: NewClient) -> None:
         async with client.buffered(options, on_error=failed.append) as sender:
             for number in range(20):
                 await sender.send(event(str(number)))
-            begun = time.monotonic()
-        assert time.monotonic() - begun < 2
     assert sorted(failed_ids(failed), key=int) == [str(number) for number in range(20)]
+    # Not given up by their own attempts, which would have gone on for a minute.
     assert {type(failure.error) for failure in failed} == {ic.CloseTimeout}
 
 
@@ -206,7 +215,7 @@ async def test_a_cancelled_caller_loses_nothing(
         async with ic.IngestionClient(server.url) as client, client.buffered(ic.SenderOptions(ack="commit")) as sender:
             await sender.send(event(f"{prefix}1"))
             scope.cancel()
-            await anyio.sleep(10)
+            await anyio.sleep(WAIT_SECONDS)
     assert scope.cancelled_caught
     assert server.rows(prefix) == 1
 
@@ -238,7 +247,7 @@ def test_a_sync_sender_that_nobody_closed_is_closed_at_exit(server: Server) -> N
         [sys.executable, "-c", f"import sys; sys.path[:] = {path!r}\n{program}"],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=WAIT_SECONDS,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")

@@ -204,7 +204,7 @@ mod tests {
     use super::*;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    const WAIT_MAX: Duration = Duration::from_secs(10);
+    const WAIT_MAX: Duration = Duration::from_secs(120);
 
     fn keeper_of(program: &'static str, argument: &'static str) -> (Keeper, Arc<AtomicUsize>) {
         let runs = Arc::new(AtomicUsize::new(0));
@@ -236,7 +236,7 @@ mod tests {
 
     #[test]
     fn what_is_killed_while_up_is_started_again_until_it_is_stopped() {
-        let (mut keeper, runs) = keeper_of("sleep", "60");
+        let (mut keeper, runs) = keeper_of("sleep", "600");
         wait_for("the first run", || keeper.pid().is_some());
         keeper.allow_restarts();
         let first = keeper.pid().expect("it runs");
@@ -249,7 +249,7 @@ mod tests {
 
     #[test]
     fn a_stop_during_the_pause_ends_the_pause() {
-        let (mut keeper, runs) = keeper_of("sleep", "60");
+        let (mut keeper, runs) = keeper_of("sleep", "600");
         wait_for("the first run", || keeper.pid().is_some());
         keeper.allow_restarts();
         let killed = keeper.pid().expect("it runs");

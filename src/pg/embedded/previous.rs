@@ -104,7 +104,7 @@ mod tests {
     fn a_lock_file_whose_number_is_another_programs_is_removed_and_that_program_lives() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let lock_file = folder.path().join("postmaster.pid");
-        let mut other = std::process::Command::new("sleep").arg("60").spawn().expect("sleep starts");
+        let mut other = std::process::Command::new("sleep").arg("600").spawn().expect("sleep starts");
         fs::write(&lock_file, format!("{}\n{}\n", other.id(), folder.path().display())).expect("ours");
         see_out(folder.path()).expect("nothing of PostgreSQL runs");
         assert!(!lock_file.exists());

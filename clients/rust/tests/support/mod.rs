@@ -1,7 +1,6 @@
 //! A real server, with a PostgreSQL of its own, on a port that stays over restarts.
 
 use std::fs::{self, File, Permissions};
-use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -11,8 +10,8 @@ use std::time::{Duration, Instant};
 use postgres::NoTls;
 use tempfile::TempDir;
 
-const START_WAIT_MAX: Duration = Duration::from_secs(60);
-const STOP_WAIT_MAX: Duration = Duration::from_secs(30);
+/// How long anything may take that a test waits for: long enough for a machine that does much else.
+pub const WAIT_MAX: Duration = Duration::from_secs(120);
 const POLL: Duration = Duration::from_millis(20);
 
 /// `ingestd serve` in a folder of its own; stopped when dropped, with its PostgreSQL.
@@ -29,8 +28,8 @@ impl Server {
         let folder = tempfile::Builder::new().prefix("ingestd-client-").tempdir().expect("a folder");
         // PostgreSQL's user must be able to enter it where the tests run as root.
         fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).expect("it is ours");
-        let port = TcpListener::bind("127.0.0.1:0").and_then(|bound| bound.local_addr()).expect("a free port").port();
-        let mut server = Self { folder, port, settings: settings.to_vec(), child: None };
+        // The system chooses a port that nobody has, and later starts keep it.
+        let mut server = Self { folder, port: 0, settings: settings.to_vec(), child: None };
         server.begin();
         server.wait_until_ready();
         server
@@ -57,7 +56,16 @@ impl Server {
 
     /// Returns once it may take traffic.
     pub fn wait_until_ready(&mut self) {
-        let deadline = Instant::now() + START_WAIT_MAX;
+        let deadline = Instant::now() + WAIT_MAX;
+        while self.port == 0 {
+            let log = self.log();
+            let rest = log.split_once("listening on http://127.0.0.1:").map(|(_, rest)| rest);
+            let port = rest.and_then(|rest| rest.split_once(|end: char| !end.is_ascii_digit()));
+            self.port = port.map_or(0, |(port, _)| port.parse().expect("a port"));
+            let ended = self.child.as_mut().expect("it was begun").try_wait().expect("it is our child");
+            assert!(ended.is_none() && Instant::now() < deadline, "the server does not listen ({ended:?}):\n{log}");
+            thread::sleep(POLL);
+        }
         let address = format!("127.0.0.1:{}", self.port);
         let mut healthcheck = Command::new(binary());
         healthcheck.args(["healthcheck", "--listen-addr", &address]).stdout(Stdio::null()).stderr(Stdio::null());
@@ -92,7 +100,7 @@ impl Server {
 
     /// Waits until `query` gives `wanted`.
     pub fn wait_for_count(&self, query: &str, wanted: i64) {
-        let deadline = Instant::now() + START_WAIT_MAX;
+        let deadline = Instant::now() + WAIT_MAX;
         while self.count(query) != wanted {
             assert!(Instant::now() < deadline, "{query}: {} instead of {wanted}", self.count(query));
             thread::sleep(POLL);
@@ -117,7 +125,7 @@ impl Drop for Server {
         }
         let mut child = self.child.take().expect("it was begun");
         let _ = Command::new("kill").args(["-TERM", &child.id().to_string()]).status();
-        let deadline = Instant::now() + STOP_WAIT_MAX;
+        let deadline = Instant::now() + WAIT_MAX;
         while Instant::now() < deadline && !matches!(child.try_wait(), Ok(Some(_))) {
             thread::sleep(POLL);
         }

@@ -75,7 +75,7 @@ fn refused_events_are_told_with_the_request_that_brought_them() {
     let parent = format!("00-{TRACE}-00f067aa0ba902b7-00");
     let reply = send(&server, &mixed, &[("X-Request-Id", "mixed-1"), ("traceparent", &parent)]);
     assert_eq!(reply.json()["dead_lettered"], 1, "{}", reply.text());
-    let told = line_of(&server, "PostgreSQL refused events", "mixed-1");
+    let told = line_of(&server, "PostgreSQL rejected events", "mixed-1");
     let seen = |name: &str| told[name].clone();
     assert_eq!((seen("batch"), seen("request_id"), seen("trace_id")), (json!("mixed"), json!("mixed-1"), json!(TRACE)));
     assert_eq!((seen("level"), seen("dead_lettered"), seen("events")), (json!("WARN"), json!(1), json!(2)));

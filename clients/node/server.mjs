@@ -44,7 +44,7 @@ export class Server {
       const listening = /listening on (http:\/\/(\S+))/.exec(text);
       if (listening) {
         [, this.url, this.#address] = listening;
-        this.#psql = /to look inside: (.+?) version=/.exec(text)[1].split(" ");
+        this.#psql = /inspect it with: (.+?) version=/.exec(text)[1].split(" ");
         break;
       }
       if (this.#process.exitCode !== null || Date.now() > end) throw new Error(text);

@@ -398,7 +398,7 @@ mod tests {
         assert_eq!(config.journal_dir, PathBuf::from("data/journal"));
         assert_eq!(config.journal_bytes_max, 4096 * MIB as u64);
         assert_eq!((config.body_bytes_max, config.batch_events_max), (16 * MIB, 10_000));
-        assert_eq!(config.event_age_max.as_secs(), 365 * 86_400);
+        assert_eq!(config.event_age_max.as_secs(), 3650 * 86_400);
         assert_eq!((config.partitions_ahead_months, config.partition_retention_months), (3, None));
         assert!(!config.node_id.is_empty());
         assert_eq!(config.embedded_dir(), PathBuf::from("data/postgres"));

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use postgres::{Client, NoTls};
 use rustix::process::{Pid, Signal, kill_process};
+use support::contract::wait_for_quick_lookups;
 use support::load::{Load, LoadOptions, body, seed, wait_until_committed};
 use support::postgres::{TestDatabase, TestPostgres};
 use support::server::{Builder, Ingestd, post};
@@ -175,6 +176,7 @@ fn a_retry_of_what_another_node_committed_without_a_flush_is_answered_after_one(
     let text = body("other", Some("other"), 0, 1);
     let (mut other, second) = OtherNode::that_has(&text, &postgres);
     other.run("INSERT INTO ingest_batches SELECT * FROM copy");
+    wait_for_quick_lookups(&second);
     let retry = post(&second.url("/v1/ingest/batch"), &[], text.as_bytes());
     assert_eq!((retry.status, &retry.json()["duplicate"]), (200, &true.into()), "{}", retry.text());
     postgres.kill_all();

@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 use support::WAIT_MAX;
 use support::clock::WallClock;
 use support::contract::{
-    accept, assert_problem, batch, event, rows_of, send, status_of, wait_for_upkeep, wait_until_completed,
+    accept, assert_problem, batch, event, rows_of, send, status_of, wait_for_quick_lookups, wait_for_upkeep,
+    wait_until_completed,
 };
 use support::load::wait_until_committed;
 use support::postgres::{TestDatabase, TestPostgres};
@@ -84,6 +85,7 @@ fn a_clock_that_jumps_breaks_neither_order_nor_ids_nor_expiry() {
     drop(paused);
     server.wait_until_ready();
     assert_eq!(wait_until_completed(&server, "before-the-crash")["inserted"], 3);
+    wait_for_quick_lookups(&server);
     let again = send(&server, "ack=commit", batch("before-the-crash", 3).to_string().as_bytes());
     assert_eq!((again.status, &again.json()["duplicate"]), (200, &json!(true)), "{}", again.text());
     assert_eq!(rows_of(&database, "before-the-crash"), 3);
@@ -104,6 +106,7 @@ fn a_clock_far_ahead_drops_no_partition_and_forgets_no_batch() {
     wait_until_committed(&server, WAIT_MAX);
     wait_for_upkeep(&server, &database);
     assert_eq!(rows_of(&database, "of-today"), 2, "its partition is there: {}", server.log());
+    wait_for_quick_lookups(&server);
     let again = send(&server, "", body.as_bytes());
     assert_eq!((again.status, &again.json()["duplicate"]), (200, &json!(true)), "{}", again.text());
     let late = send(&server, "ack=commit", batch("far-ahead", 2).to_string().as_bytes());

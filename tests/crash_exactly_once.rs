@@ -6,6 +6,7 @@ use std::fs;
 use std::time::Duration;
 
 use rustix::process::Signal;
+use support::contract::wait_for_quick_lookups;
 use support::load::{Load, LoadOptions, Outcome, Random, body, seed, wait_until_committed};
 use support::postgres::{TestDatabase, TestPostgres, connect};
 use support::server::{Builder, Ingestd, get, post};
@@ -63,6 +64,7 @@ fn batches_sent_again_after_a_kill_are_known() {
     let send = |server: &Ingestd| post(&server.url("/v1/ingest/batch?ack=commit"), &[], body.as_bytes());
     assert_eq!(send(&server).json()["inserted"], 500);
     server.restart();
+    wait_for_quick_lookups(&server);
     let reply = send(&server);
     assert_eq!((reply.status, &reply.json()["duplicate"]), (200, &true.into()), "{}", reply.text());
     let other = support::load::body("other", Some("again"), 0, 1);

@@ -72,7 +72,8 @@ fn a_copy_that_takes_long_is_waited_for() {
         SLOW.as_secs()
     );
     database.connect().batch_execute(&slow).expect("a trigger");
-    assert_eq!(send(&server, "ack=commit", batch("slow", 3).to_string().as_bytes()).status, 200);
+    accept(&server, "", &batch("slow", 3));
+    assert_eq!(wait_until_completed(&server, "slow")["inserted"], 3);
     assert!(!server.log().contains(CLOSING) && !server.log().contains(TERMINATING), "{}", server.log());
 }
 

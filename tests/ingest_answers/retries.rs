@@ -6,7 +6,9 @@ use serde_json::{Value, json};
 
 use super::service;
 use super::support;
-use super::support::contract::{accept, assert_problem, batch, event, ingest_url, rows_of, send, wait_until_completed};
+use super::support::contract::{
+    accept, assert_problem, batch, event, ingest_url, rows_of, send, wait_for_quick_lookups, wait_until_completed,
+};
 use super::support::server::{Ingestd, Reply, post};
 use super::support::{WAIT_MAX, wait_until};
 
@@ -122,6 +124,7 @@ fn after_a_restart_the_ledger_and_the_journal_still_know_every_batch() {
         }
     });
     let check = |server: &Ingestd, when: &str| {
+        wait_for_quick_lookups(server);
         let again = send(server, "", first.to_string().as_bytes());
         let answer = again.json();
         assert_eq!(

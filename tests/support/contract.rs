@@ -1,5 +1,8 @@
 //! What the tests of the HTTP API (docs/api.md) share: small batches, and what every refusal must look like.
 
+use std::time::Instant;
+
+use ingestd::limits::LOOKUP_INGEST_WAIT_MAX;
 use serde_json::{Value, json};
 
 use super::postgres::TestDatabase;
@@ -93,6 +96,16 @@ pub fn wait_for_upkeep(server: &Ingestd, database: &TestDatabase) {
     wait_until("upkeep finds a newer schema", WAIT_MAX, is_noticed);
     client.batch_execute("DELETE FROM ingestd_migrations WHERE version = 9999").expect("a row");
     wait_until("upkeep finds the schema as it was", WAIT_MAX, || !is_noticed());
+}
+
+/// Waits until the server learns from the ledger well within the quarter of a second that ingestion waits for it: beyond that
+/// a batch is taken, and found out at its commit. Before a test asks whether a batch of an earlier process is known.
+pub fn wait_for_quick_lookups(server: &Ingestd) {
+    wait_until("look-ups are quick", WAIT_MAX, || {
+        let begun = Instant::now();
+        let answer = get(&server.url("/v1/batch/nobody-has-this/status"));
+        answer.status == 404 && begun.elapsed() < LOOKUP_INGEST_WAIT_MAX / 4
+    });
 }
 
 /// Rows of `events` that came with `batch_id`.

@@ -47,7 +47,7 @@ const FOLDER_PREFIX: &str = "ingestd-test-";
 
 /// How long anything may take that a test waits for. The one bound of all tests: long enough for a machine that does much
 /// else at the same time, so that whatever takes longer counts as what never comes.
-pub const WAIT_MAX: Duration = Duration::from_secs(120);
+pub const WAIT_MAX: Duration = Duration::from_secs(240);
 /// Names the file that [`not_run`] adds to.
 const NOT_RUN_VARIABLE: &str = "INGESTD_NOT_RUN";
 
@@ -161,8 +161,8 @@ pub fn python(brought: &Path, folder: &Path) -> Command {
 }
 
 /// Reports that `test` (or a part of it, by name) was not run for `reason`, which is something that this machine lacks.
-/// Says so on stderr, and adds the line `test: reason` to the file that `INGESTD_NOT_RUN` names, so that `make test` can
-/// end with a list: a test that returned early counts as passed, and nobody reads thousands of lines.
+/// Says so on stderr, and adds the line `test: reason` to the file that `INGESTD_NOT_RUN` names by its whole path, so
+/// that `make test` can end with a list: a test that returned early counts as passed, and nobody reads thousands of lines.
 pub fn not_run(test: &str, reason: &str) {
     announce(&format!("NOT RUN: {test}: {reason}"));
     let Some(path) = std::env::var_os(NOT_RUN_VARIABLE).filter(|path| !path.is_empty()) else { return };

@@ -303,6 +303,9 @@ pub const POSTGRES_MAJOR_RECOMMENDED: u32 = 18;
 pub const POSTGRES_INIT_WAIT_MAX: Duration = Duration::from_secs(120);
 /// How long PostgreSQL may take until it answers on its socket at all.
 pub const POSTGRES_ANSWER_WAIT_MAX: Duration = Duration::from_secs(60);
+/// An embedded PostgreSQL that answers but takes no connection for longer than this is reported in the log: a plain start is
+/// over by then, a recovery may take minutes.
+pub const POSTGRES_START_REPORTED_AFTER: Duration = Duration::from_secs(2);
 /// How long PostgreSQL may take to replay its WAL after a crash (`max_wal_size` is 4 GB).
 pub const POSTGRES_RECOVERY_WAIT_MAX: Duration = Duration::from_secs(15 * 60);
 /// How long the PostgreSQL of a killed ingestd may take to end.

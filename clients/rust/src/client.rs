@@ -190,7 +190,7 @@ impl Client {
         loop {
             let Some(status) = self.batch_status(batch_id).await? else {
                 let detail = format!("there is no batch {batch_id:?}");
-                let problem = Problem { status: 404, code: "unknown_batch".into(), detail, ..Problem::default() };
+                let problem = Problem { status: 404, code: "batch_unknown".into(), detail, ..Problem::default() };
                 return Err(Error::Refused(Box::new(problem)));
             };
             if status.status.is_final() {

@@ -41,7 +41,7 @@ use self::keeper::{Ending, Keeper, Launch};
 use self::place::{Place, SocketDir};
 use crate::limits::{
     POSTGRES_ANSWER_WAIT_MAX, POSTGRES_FAST_STOP_WAIT_MAX, POSTGRES_IMMEDIATE_STOP_WAIT_MAX,
-    POSTGRES_MAJOR_RECOMMENDED, POSTGRES_POLL_PAUSE, POSTGRES_RECOVERY_WAIT_MAX,
+    POSTGRES_MAJOR_RECOMMENDED, POSTGRES_POLL_PAUSE, POSTGRES_RECOVERY_WAIT_MAX, POSTGRES_START_REPORTED_AFTER,
 };
 
 /// The role that ingestd connects as; it owns everything.
@@ -210,7 +210,7 @@ impl Embedded {
         let log = self.place.log_path.clone();
         let mut config = self.config();
         config.dbname("postgres").connect_timeout(POSTGRES_ANSWER_WAIT_MAX);
-        let mut recovers = false;
+        let mut reported = false;
         loop {
             let error = match config.connect(NoTls) {
                 Ok(_) => return Ok(()),
@@ -224,11 +224,11 @@ impl Embedded {
                 return Err(EmbeddedError::StartFailed { ending: ending.to_string(), quote, log });
             }
             let answered = error.code() == Some(&SqlState::CANNOT_CONNECT_NOW);
-            if answered && !recovers {
-                recovers = true;
-                tracing::info!("embedded PostgreSQL is recovering from a crash; waiting for it");
-            }
             let waited = began.elapsed();
+            if answered && !reported && waited > POSTGRES_START_REPORTED_AFTER {
+                reported = true;
+                tracing::info!("embedded PostgreSQL is still starting up, as it does after a crash; waiting for it");
+            }
             if waited > if answered { POSTGRES_RECOVERY_WAIT_MAX } else { POSTGRES_ANSWER_WAIT_MAX } {
                 return Err(EmbeddedError::NoAnswer { waited, reason: on_one_line(&error.to_string()), log });
             }

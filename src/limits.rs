@@ -218,8 +218,14 @@ pub const UNFLUSHED_FOR_MAX: Duration = Duration::from_millis(200);
 pub const RETRY_WAIT_MIN: Duration = Duration::from_millis(50);
 /// See [`RETRY_WAIT_MIN`].
 pub const RETRY_WAIT_MAX: Duration = Duration::from_secs(2);
-/// Longest time for which a batch is put aside that cannot land while others can.
+/// How long nothing may have landed before a fault counts as PostgreSQL's, and not as one session's. Longer than
+/// [`RETRY_WAIT_MAX`], so that a flusher has tried again in between.
+pub const OUTAGE_AFTER: Duration = Duration::from_secs(3);
+/// Longest time for which a batch is put aside that cannot land while others can; the first time it is [`RETRY_WAIT_MIN`],
+/// as a cancelled statement or a lost session looks the same, and it doubles.
 pub const POSTPONE_MAX: Duration = Duration::from_secs(30);
+/// A batch that was put aside so often, within about two seconds, is reported in the log.
+pub const POSTPONED_REPORTED_AT: u32 = 5;
 /// Refused rows in a row after which a batch goes row by row: bisecting finds nothing that lands.
 pub const REFUSALS_IN_A_ROW_MAX: u32 = 32;
 /// Pause after each refused row from there on, so that a constraint that refuses everything does not keep PostgreSQL
@@ -234,6 +240,7 @@ pub const PARTITION_ATTEMPTS_MAX: u32 = 3;
 pub const REMOTE_FAULTS_MAX: u32 = 2;
 
 const _: () = assert!(RETRY_WAIT_MIN.as_millis() < RETRY_WAIT_MAX.as_millis());
+const _: () = assert!(RETRY_WAIT_MAX.as_millis() < OUTAGE_AFTER.as_millis());
 
 // --- PostgreSQL connections ----------------------------------------------------------------------
 
@@ -362,6 +369,8 @@ pub const UPKEEP_INTERVAL: Duration = Duration::from_secs(1);
 pub const PROBE_INTERVAL: Duration = Duration::from_secs(5);
 /// Partitions ahead are made, and old ones dropped, this often.
 pub const PARTITION_UPKEEP_INTERVAL: Duration = Duration::from_secs(3600);
+/// Maintenance that PostgreSQL refused is tried again after this.
+pub const MAINTENANCE_RETRY_INTERVAL: Duration = Duration::from_secs(60);
 /// Rows of the ledger that are forgotten at once (`LEDGER_RETENTION_DAYS`); while there are more, once an
 /// [`UPKEEP_INTERVAL`].
 pub const LEDGER_FORGET_ROWS_MAX: i64 = 20_000;

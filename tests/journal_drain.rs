@@ -8,6 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use ingestd::limits::{OUTAGE_AFTER, RETRY_WAIT_MAX};
 use ingestd::sys::child;
 use postgres::Client;
 use redis::Commands;
@@ -292,6 +293,8 @@ fn postgresql_may_go_away_in_the_middle_and_come_back() {
     wait_until("some has landed", WAIT_MAX, || rows(&mut client) > 0);
     assert!(rows(&mut client) < BATCHES * EVENTS, "too late to show anything");
     postgres.kill9();
+    // A shorter absence is no outage, and not reported as one.
+    std::thread::sleep(OUTAGE_AFTER + 2 * RETRY_WAIT_MAX);
     postgres.start();
     database.connect().batch_execute("DROP TRIGGER slow ON events").expect("it is there");
     let ended = finish(child);

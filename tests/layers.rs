@@ -16,6 +16,7 @@ const LAYERS: &[&[&str]] = &[
         "flush::group",
         "flush::cut",
         "flush::admission",
+        "flush::culprit",
         "pg::sqlstate",
     ],
     &["journal", "pg", "status"],
@@ -37,6 +38,7 @@ const PURE: &[&str] = &[
     "flush::group",
     "flush::cut",
     "flush::admission",
+    "flush::culprit",
     "pg::sqlstate",
 ];
 const IO: &[&str] = &["std::net", "std::fs", "tokio::", "hyper::", "postgres::Client", "r2d2", "redis::", "socket2"];

@@ -9,14 +9,15 @@
 //! On a Citus cluster a worker's refusal of a COPY says nothing about its reason: the same way once more, in case it was the
 //! worker's state, then staged, whose INSERT tells.
 //!
-//! What is left is either PostgreSQL's fault, and everybody waits, or lies with one of the batches: a table has the
-//! name of the partition that it needs, say. Then it must not hold up the others.
+//! What is left belongs to the narrowest thing that explains it, see [`Failure`]. Which of several batches it is finds
+//! [`crate::flush::culprit`].
 
 use std::sync::Arc;
 
 use crate::encode::block::Block;
 use crate::encode::pool::BlockPool;
 use crate::encode::tuple::tuples;
+use crate::flush::culprit::Kind;
 use crate::flush::queue::Waiting;
 use crate::limits::{PARTITION_ATTEMPTS_MAX, REMOTE_FAULTS_MAX, STAGED_COPIES_AFTER_DUPLICATE};
 use crate::metrics::{Metrics, SqlstateClass};
@@ -35,12 +36,39 @@ pub(super) struct InHand {
     pub resident: bool,
 }
 
-/// Why nothing landed.
+/// Why nothing landed: the narrowest thing that explains it. docs/faults.md#whose-fault-it-is has the table.
 pub(super) enum Failure {
-    /// PostgreSQL, or the way to it: the same batches again, later.
-    Postgres(Fault),
-    /// One of the batches at least: PostgreSQL takes others.
+    /// This session broke: the same batches again over another one.
+    Session(Fault),
+    /// This transaction met another one (deadlock, serialization): the same batches again, at once.
+    Transaction(Fault),
+    /// PostgreSQL answered, and does not take these batches as they are; others it may.
+    Refused(Fault),
+    /// One of the batches at least, for certain: PostgreSQL itself works.
     Batches(Fault),
+}
+
+impl Failure {
+    /// What kind it is, and what PostgreSQL said.
+    pub fn into_parts(self) -> (Kind, Fault) {
+        match self {
+            Self::Session(fault) => (Kind::Session, fault),
+            Self::Transaction(fault) => (Kind::Transaction, fault),
+            Self::Refused(fault) => (Kind::Refused, fault),
+            Self::Batches(fault) => (Kind::Batches, fault),
+        }
+    }
+
+    /// `fault` as it was met over `session`.
+    fn of(fault: Fault, session: &mut Session) -> Self {
+        // PostgreSQL documentation, appendix A: class 40 is "transaction rollback", and 08 is ours for a broken socket.
+        match &fault.sqlstate[..2] {
+            _ if session.client().is_closed() => Self::Session(fault),
+            "08" => Self::Session(fault),
+            "40" => Self::Transaction(fault),
+            _ => Self::Refused(fault),
+        }
+    }
 }
 
 /// What a flusher remembers from one attempt to the next.
@@ -97,7 +125,7 @@ impl Attempt {
                 (Verdict::Duplicates | Verdict::RowFault | Verdict::MissingPartition | Verdict::Remote, _) => {
                     return Err(Failure::Batches(fault));
                 }
-                (Verdict::Retry | Verdict::Schema, _) => return Err(Failure::Postgres(fault)),
+                (Verdict::Retry | Verdict::Schema, _) => return Err(Failure::of(fault, session)),
             };
             self.metrics.db_errors.add(SqlstateClass::of(Some(&fault.sqlstate)), 1);
             tracing::debug!(%fault, ?way, "retrying the same batches with another insert method");
@@ -114,11 +142,15 @@ impl Attempt {
     }
 }
 
+/// Whatever keeps a month from being made concerns the batches with events of it, unless the session broke.
 fn make_partitions(session: &mut Session, landings: &[Landing<'_>]) -> Result<(), Failure> {
-    let made = partitions::ensure(session.client(), &months_of(landings));
-    made.map(drop).map_err(|error| {
-        let fault = Fault::lost(error.to_string());
-        if error.is_of_one_month() { Failure::Batches(fault) } else { Failure::Postgres(fault) }
+    let Err(error) = partitions::ensure(session.client(), &months_of(landings)) else { return Ok(()) };
+    let is_of_one_month = error.is_of_one_month();
+    let fault = error.into_fault();
+    Err(match () {
+        () if session.client().is_closed() => Failure::Session(fault),
+        () if is_of_one_month => Failure::Batches(fault),
+        () => Failure::Refused(fault),
     })
 }
 

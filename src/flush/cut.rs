@@ -74,7 +74,7 @@ pub struct RowsTarget {
 }
 
 impl RowsTarget {
-    /// Starts at `BATCH_SIZE`, which is also its floor.
+    /// Starts at `BATCH_SIZE`, which is also the floor of what a slow COPY teaches.
     pub fn new(batch_size: u32, sharding: Sharding) -> Self {
         let duration = match sharding {
             Sharding::None => COPY_DURATION_TARGET,
@@ -88,11 +88,16 @@ impl RowsTarget {
         self.rows
     }
 
+    /// Learns from a COPY that PostgreSQL gave up or cancelled: half as many rows may pass, down to a single batch.
+    pub fn gave_up(&mut self) {
+        self.rows = (self.rows / 2).max(1);
+    }
+
     /// Learns from a COPY: up by half when it was full and quick, down by a quarter when slow.
     pub fn observe(&mut self, is_full: bool, took: Duration) {
         if took > self.duration {
             let smaller = self.rows - self.rows / 4;
-            self.rows = smaller.max(self.rows_min);
+            self.rows = smaller.max(self.rows_min.min(self.rows));
         } else if is_full && took < self.duration / 2 {
             self.rows = (self.rows + self.rows / 2 + 1).min(self.rows_max);
         }
@@ -154,6 +159,21 @@ mod tests {
         assert_eq!(target.rows(), 1000);
         target.observe(false, Duration::from_millis(1));
         assert_eq!(target.rows(), 1000, "a COPY that was not full says nothing");
+    }
+
+    #[test]
+    fn copies_that_postgresql_cancels_become_smaller_than_a_batch_size_and_grow_again() {
+        let mut target = RowsTarget::new(1000, Sharding::None);
+        for _ in 0..20 {
+            target.gave_up();
+        }
+        assert_eq!(target.rows(), 1);
+        target.observe(true, Duration::from_secs(1));
+        assert_eq!(target.rows(), 1, "slow, but it landed");
+        for _ in 0..40 {
+            target.observe(true, Duration::from_millis(10));
+        }
+        assert_eq!(target.rows(), COPY_ROWS_MAX);
     }
 
     #[test]

@@ -3,8 +3,8 @@
 //! ```text
 //!  park ◀─ nothing due ─ take ─▶ attempt ─ committed ─▶ settle (status, journal release, acks) ─▶ take …
 //!                         ▲         │
-//!                         ├─ back ◀─┤ PostgreSQL's fault: put back, wait, retry for ever
-//!                         │         │ the batches' own: each by itself
+//!                         ├─ back ◀─┤ PostgreSQL's fault, or the session's: put back, wait, retry for ever
+//!                         │         │ refused: each half by itself, down to the culprit (`culprit`)
 //!                         └─ later ◀┴─ a single batch's own: postponed, the others go on
 //! ```
 //!
@@ -22,7 +22,7 @@ use r2d2::PooledConnection;
 
 use crate::encode::block::Block;
 use crate::encode::pool::BlockPool;
-use crate::flush::attempt::{Attempt, Failure, InHand};
+use crate::flush::attempt::{Attempt, InHand};
 use crate::flush::cut::RowsTarget;
 use crate::flush::merge::{Cut, Item, Moment, Next};
 use crate::flush::queue::{FlushQueue, Queued, Waiting};
@@ -31,13 +31,12 @@ use crate::flush::sleepers::Seat;
 use crate::flush::unflushed::{Outcome, Unflushed};
 use crate::journal::{JournalHealth, JournalReader, ReadError, Releaser};
 use crate::limits::{REFUSED_EVENTS_TOLD_EVERY, RETRY_WAIT_MAX, RETRY_WAIT_MIN};
-use crate::metrics::{Metrics, SqlstateClass};
+use crate::metrics::Metrics;
 use crate::pg::health::{DatabaseHealth, Witness};
 use crate::pg::land::{Done, Landed, Timings};
 use crate::pg::pool::{Pool, SessionManager};
 use crate::pg::sqlstate::Fault;
 use crate::pg::wal::{self, Commit, Run};
-use crate::sharding::{IngestShard, Sharding};
 use crate::status::memory::BatchMap;
 use crate::status::model::{Batch, Phase};
 use crate::status::recent::{Reason, Recent};
@@ -45,6 +44,10 @@ use crate::status::shared::StatusFeed;
 use crate::sys::clock::wall_now;
 use crate::telemetry::{Copied, Traces};
 use crate::types::PRIORITY_RESERVED_MIN;
+
+mod blame;
+
+use blame::Go;
 
 /// What flushers need besides the queue.
 pub struct FlushTools {
@@ -146,7 +149,11 @@ impl Flusher {
                     let rows = cut.items.iter().map(|item| u64::from(item.rows)).sum();
                     let node = cut.node;
                     self.queue.rows_under_way().fetch_add(rows, Ordering::SeqCst);
+                    let is_retry = cut.is_retry;
                     self.flush(session, cut);
+                    if is_retry {
+                        self.queue.retried();
+                    }
                     self.queue.rows_under_way().fetch_sub(rows, Ordering::SeqCst);
                     self.queue.done(node);
                 }
@@ -215,7 +222,7 @@ impl Flusher {
 
     /// Records a fault that ended an attempt.
     fn note(&self, fault: &Fault) {
-        self.tools.metrics.db_errors.add(SqlstateClass::of(Some(&fault.sqlstate)), 1);
+        self.count(fault);
         self.tools.health.fails(Witness::Copy, &fault.message);
     }
 
@@ -241,28 +248,31 @@ impl Flusher {
             batch.item.value.batch.set_phase(Phase::Processing);
             self.metrics.queue_latency.record_elapsed(started - batch.item.value.accepted_at.min(started));
         }
-        let commit = self.commit_of(&in_hand);
-        match self.attempt.land(&mut session, &in_hand, commit) {
-            Ok(done) => {
-                self.record(&in_hand, cut.is_full, &done.timings, taken_at.elapsed());
-                self.landed(in_hand, done, commit);
+        let whole = in_hand.len();
+        let mut go = Go { taken_at, to_land: vec![in_hand], suspects: Vec::new(), collisions: 0 };
+        while let Some(part) = go.to_land.pop() {
+            if self.queue.is_stopping() && part.len() < whole {
+                // The COPY in hand was the last; what is left of the cut stays in the journal.
+                go.to_land.push(part);
+                break;
             }
-            Err(Failure::Batches(_)) if in_hand.len() > 1 => self.flush_one_by_one(session, in_hand),
-            Err(failure) => self.failed(session, in_hand, failure),
-        }
-    }
-
-    /// One of `in_hand` keeps the others from landing: each goes by itself.
-    fn flush_one_by_one(&mut self, mut session: PooledConnection<SessionManager>, in_hand: Vec<InHand>) {
-        let mut left = in_hand.into_iter();
-        while let Some(one) = left.next() {
-            let one = vec![one];
-            match self.attempt.land(&mut session, &one, Commit::Flushed) {
-                Ok(done) => self.landed(one, done, Commit::Flushed),
-                Err(Failure::Batches(fault)) => self.postpone(one, &fault),
-                Err(failure) => return self.failed(session, one.into_iter().chain(left).collect(), failure),
+            let is_whole = part.len() == whole;
+            let commit = if is_whole { self.commit_of(&part) } else { Commit::Flushed };
+            match self.attempt.land(&mut session, &part, commit) {
+                Ok(done) => {
+                    self.record(&part, is_whole && cut.is_full, &done.timings, taken_at.elapsed());
+                    self.landed(part, done, commit);
+                }
+                Err(failure) => match self.blame(&mut session, &mut go, part, failure) {
+                    None => {}
+                    Some(fault) => return self.give_up(session, go, &fault),
+                },
             }
         }
+        let left = std::mem::take(&mut go.to_land);
+        self.judge_suspects(session, go);
+        let left = left.into_iter().rev().flatten().map(|in_hand| in_hand.into_item(&self.tools.blocks)).collect();
+        self.put_back(left);
     }
 
     /// Whether the next COMMIT has to flush: when somebody waits for one of its batches, when one is urgent, and when
@@ -276,6 +286,7 @@ impl Flusher {
     }
 
     fn landed(&mut self, in_hand: Vec<InHand>, done: Done, commit: Commit) {
+        self.tools.health.landed_now();
         self.postgres_works();
         if let Some(first) = in_hand.first() {
             self.queue.release(first.item.shard);
@@ -349,41 +360,6 @@ impl Flusher {
             self.queue.admission.excuse_all();
         }
         (self.retry_wait, self.failed_at) = (RETRY_WAIT_MIN, None);
-    }
-
-    fn failed(&mut self, mut session: PooledConnection<SessionManager>, in_hand: Vec<InHand>, failure: Failure) {
-        match failure {
-            Failure::Batches(fault) => self.postpone(in_hand, &fault),
-            Failure::Postgres(fault) => {
-                let shard = in_hand.first().map(|in_hand| in_hand.item.shard);
-                self.give_up_for_now(in_hand);
-                match shard.filter(|_| session.sharding() == Sharding::Citus && !session.client().is_closed()) {
-                    Some(shard) => self.hold(session, shard, &fault),
-                    None => self.let_go(session, &fault),
-                }
-            }
-        }
-    }
-
-    /// The coordinator answers, but a worker may be away: only its shards wait.
-    fn hold(&mut self, mut session: PooledConnection<SessionManager>, shard: IngestShard, fault: &Fault) {
-        self.queue.hold(shard, &fault.message);
-        self.tools.metrics.db_errors.add(SqlstateClass::of(Some(&fault.sqlstate)), 1);
-        session.discard();
-    }
-
-    /// Puts batches aside for a while that cannot land, so that they do not hold up the others.
-    fn postpone(&mut self, in_hand: Vec<InHand>, fault: &Fault) {
-        self.postgres_works();
-        self.tools.metrics.db_errors.add(SqlstateClass::of(Some(&fault.sqlstate)), 1);
-        for in_hand in in_hand {
-            let item = in_hand.into_item(&self.tools.blocks);
-            let batch = &item.value.batch;
-            tracing::error!(batch = %batch.key, request_id = batch.request_id(), trace_id = batch.trace_id(), reason = fault.message,
-                "PostgreSQL accepts other batches but not this one; it stays in the journal and will be retried");
-            batch.set_phase(Phase::Queued);
-            self.queue.postpone(item, &fault.message);
-        }
     }
 
     /// Brings the bytes of `items` into memory. A second batch of an id that is in the cut already goes back:
@@ -500,11 +476,6 @@ impl Flusher {
         tracing::warn!(batch = %batch.key, request_id = batch.request_id(), trace_id = batch.trace_id(),
             dead_lettered = batch.counts().dead_lettered, events = batch.events,
             "PostgreSQL rejected events; list them with 'ingestd dead-letter list'");
-    }
-
-    /// Puts everything back where it came from.
-    fn give_up_for_now(&self, in_hand: Vec<InHand>) {
-        self.put_back(in_hand.into_iter().map(|in_hand| in_hand.into_item(&self.tools.blocks)).collect());
     }
 
     fn put_back(&self, items: Vec<Waiting>) {

@@ -191,7 +191,7 @@ impl<T> Taken<T> {
     }
 
     fn into_cut(self) -> Cut<T> {
-        Cut { items: self.items, is_full: self.is_full, node: NodeGroup::default() }
+        Cut { items: self.items, is_full: self.is_full, node: NodeGroup::default(), is_retry: false }
     }
 
     /// Counts `item` in when it fits; the first always does.

@@ -79,6 +79,8 @@ pub struct Cut<T> {
     pub is_full: bool,
     /// The node that its rows go to.
     pub node: NodeGroup,
+    /// It is one batch that was postponed, tried again.
+    pub is_retry: bool,
 }
 
 /// All waiting batches of the node, by shard and priority.
@@ -180,6 +182,13 @@ impl<T> Merge<T> {
             *self.under_way.entry(cut.node).or_default() += 1;
         }
         next
+    }
+
+    /// `item` by itself, whatever else waits: it was postponed.
+    pub fn alone(&mut self, item: Box<Item<T>>) -> Next<T> {
+        let node = self.shards.node_of(self.shards.shard_of(item.shard));
+        *self.under_way.entry(node).or_default() += 1;
+        Next::Copy(Cut { items: vec![item], is_full: false, node, is_retry: true })
     }
 
     /// A COPY to `node` has ended.

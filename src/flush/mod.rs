@@ -1,6 +1,6 @@
 //! From lanes to COPY: which batches go into the next COPY, when it starts, and who runs it.
 //!
-//! [`merge`], [`cut`] and [`admission`] are pure: they decide. [`queue`] holds what waits, [`postponed`] what could
+//! [`merge`], [`cut`], [`admission`] and `culprit` are pure: they decide. [`queue`] holds what waits, [`postponed`] what could
 //! not land and `unflushed` what PostgreSQL may still lose. [`flusher`] owns the threads and does what they decide,
 //! through [`crate::pg`].
 //!
@@ -11,6 +11,7 @@
 
 pub mod admission;
 mod attempt;
+mod culprit;
 pub mod cut;
 pub mod flusher;
 mod group;

@@ -42,6 +42,8 @@ pub struct Queued {
     pub on_commit: Option<oneshot::Sender<()>>,
     /// How often it was put aside because it could not land.
     pub postponed_times: u32,
+    /// How often a session broke that held nothing but this batch.
+    pub sessions_lost: u32,
 }
 
 /// A queued batch as lanes and flushers pass it on; boxed, so that a long lane that grows moves pointers.
@@ -200,6 +202,11 @@ impl FlushQueue {
         self.postponed.lock().put(item, times, reason, Instant::now());
     }
 
+    /// Puts a batch aside for a moment, so that others show whether it is the only one that cannot land.
+    pub(super) fn suspect(&self, item: Waiting, reason: &str) {
+        self.postponed.lock().put(item, 0, reason, Instant::now());
+    }
+
     /// When the first postponed batch is due.
     pub(super) fn postponed_until(&self) -> Option<Instant> {
         self.postponed.lock().due()
@@ -280,14 +287,21 @@ impl FlushQueue {
 
     /// True when `role` has something to take, now or after a linger.
     pub(super) fn has_work(&self, role: Role) -> bool {
-        let merge = self.gathered();
-        merge.has_work(role)
+        let has_work = self.gathered().has_work(role);
+        has_work || (role == Role::General && self.postponed_until().is_some_and(|due| due <= Instant::now()))
     }
 
     /// Decides for a flusher of `role`; passes the wake-up on when there is more to take.
     pub(super) fn next(&self, role: Role, moment: &Moment) -> Next<Queued> {
         let mut merge = self.gathered();
-        let next = merge.next(role, moment);
+        let due = match role {
+            Role::General => self.postponed.lock().take_due(merge.has_work(role), moment.now),
+            Role::Reserved => None,
+        };
+        let next = match due {
+            Some(item) => merge.alone(item),
+            None => merge.next(role, moment),
+        };
         let more = merge.has_work(Role::General);
         drop(merge);
         if more && matches!(next, Next::Copy(_)) {
@@ -296,11 +310,15 @@ impl FlushQueue {
         next
     }
 
+    /// The batch of a cut that was a retry has landed, or is postponed again.
+    pub(super) fn retried(&self) {
+        self.postponed.lock().retried();
+    }
+
     /// The merge, with everything in it that the lanes held.
     fn gathered(&self) -> MutexGuard<'_, Merge<Queued>> {
         let mut merge = self.merge.lock();
         self.gather(&mut merge);
-        self.postponed.lock().take_due(Instant::now(), |item| merge.put_back(vec![item]));
         merge
     }
 
@@ -357,6 +375,7 @@ mod tests {
             accepted_at: Instant::now(),
             on_commit: None,
             postponed_times: 0,
+            sessions_lost: 0,
         }
     }
 

@@ -91,7 +91,16 @@ mod tests {
         let now = Instant::now();
         let batch = Arc::new(Batch::new(key, BodyDigest::of(b"body"), priority, 1, UnixMicros(0)));
         let (block, location, on_commit) = (None, None, None);
-        let value = Queued { batch, block, location, memory_bytes: 0, accepted_at: now, on_commit, postponed_times: 0 };
+        let value = Queued {
+            batch,
+            block,
+            location,
+            memory_bytes: 0,
+            accepted_at: now,
+            on_commit,
+            postponed_times: 0,
+            sessions_lost: 0,
+        };
         let item = Item { priority, rows: 1, bytes: BYTES, shard: IngestShard::default(), queued_at: now, value };
         (Box::new(item), Landed::Now(Counts::default()))
     }

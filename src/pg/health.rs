@@ -4,13 +4,18 @@
 //! a lock, a missing table). So a probe that succeeds takes back what a probe has said, and nothing else; a
 //! COPY that succeeds takes back everything. A flusher that failed tries again until it succeeds, so its
 //! verdict does not outlive the fault.
+//!
+//! One session's fault says nothing about PostgreSQL while others land: only when nothing has landed for
+//! [`OUTAGE_AFTER`] it counts as an outage. A shorter one changes nothing for batches that wait: neither their ageing nor
+//! who may join the queue.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use parking_lot::Mutex;
 
 use super::citus::cluster::Cluster;
+use crate::limits::OUTAGE_AFTER;
 
 /// Shared verdict on the database; written by flushers and the probe, read by health and look-ups.
 pub struct DatabaseHealth {
@@ -18,7 +23,10 @@ pub struct DatabaseHealth {
     /// A pooler lends the sessions their backends.
     pooled: AtomicBool,
     detail: Mutex<Detail>,
-    doubts: Mutex<[Option<String>; 3]>,
+    made_at: Instant,
+    /// When a flusher has last landed batches, in microseconds after `made_at`; 0: never.
+    landed_us: AtomicU64,
+    doubts: Mutex<[Option<String>; 4]>,
     cluster: Mutex<Option<Cluster>>,
 }
 
@@ -34,6 +42,8 @@ pub enum Doubt {
     Schema,
     /// Workers of a Citus cluster are away, or transactions on them are undecided.
     Cluster,
+    /// A chore fails: partitions ahead, retention of partitions or of the ledger.
+    Maintenance,
 }
 
 /// Who has found a fault.
@@ -48,6 +58,8 @@ pub enum Witness {
 #[derive(Debug)]
 struct Detail {
     since: Instant,
+    /// Since when it worked before it failed.
+    worked_since: Instant,
     /// What is wrong, by [`Witness`]; `None` when it has nothing to say.
     faults: [Option<String>; 2],
 }
@@ -55,10 +67,12 @@ struct Detail {
 impl DatabaseHealth {
     /// Not working until somebody has seen it work.
     pub fn new() -> Self {
-        let detail = Detail { since: Instant::now(), faults: [Some(NOT_YET.to_owned()), None] };
+        let now = Instant::now();
+        let detail = Detail { since: now, worked_since: now, faults: [Some(NOT_YET.to_owned()), None] };
         let (working, pooled) = (AtomicBool::new(false), AtomicBool::new(false));
         let (doubts, cluster) = (Mutex::default(), Mutex::default());
-        Self { working, pooled, detail: Mutex::new(detail), doubts, cluster }
+        let landed_us = AtomicU64::new(0);
+        Self { working, pooled, detail: Mutex::new(detail), made_at: now, landed_us, doubts, cluster }
     }
 
     /// Notes whether a session was opened over a pooler. Logs what is new.
@@ -84,6 +98,22 @@ impl DatabaseHealth {
         self.working.load(Ordering::Relaxed)
     }
 
+    /// A flusher has landed batches.
+    pub fn landed_now(&self) {
+        // Relaxed, here and below: a figure; nobody reads other memory because of it.
+        self.landed_us.store(self.micros(Instant::now()), Ordering::Relaxed);
+    }
+
+    /// True when any flusher has landed batches since `moment`.
+    pub fn has_landed_since(&self, moment: Instant) -> bool {
+        self.landed_us.load(Ordering::Relaxed) >= self.micros(moment)
+    }
+
+    /// At least 1.
+    fn micros(&self, moment: Instant) -> u64 {
+        moment.saturating_duration_since(self.made_at).as_micros() as u64 + 1
+    }
+
     /// Records success; true when that ends an outage. Logs the return after a failure.
     pub fn works(&self, witness: Witness) -> bool {
         if self.is_working() {
@@ -96,19 +126,26 @@ impl DatabaseHealth {
             detail.faults[Witness::Probe as usize] = None;
         }
         let is_back = detail.faults.iter().all(Option::is_none) && !self.working.swap(true, Ordering::Relaxed);
-        if is_back {
-            let away = detail.since.elapsed();
-            detail.since = Instant::now();
-            if !first_time {
-                let away_ms = away.as_millis() as u64;
-                tracing::info!(away_ms, "PostgreSQL is accepting batches again; queued batches are being committed");
-            }
+        if !is_back {
+            return false;
         }
-        is_back
+        let away = detail.since.elapsed();
+        let was_outage = first_time || away >= OUTAGE_AFTER;
+        detail.since = if was_outage { Instant::now() } else { detail.worked_since };
+        if !first_time {
+            let away_ms = away.as_millis() as u64;
+            tracing::info!(away_ms, "PostgreSQL is accepting batches again; queued batches are being committed");
+        }
+        was_outage
     }
 
-    /// Records failure. Logs the first of a row, and then only a changed reason.
+    /// Records failure, unless batches have just landed: then it was one session's, or one chore's. Logs the first of a
+    /// row, and then only a changed reason.
     pub fn fails(&self, witness: Witness, reason: &str) {
+        let now = Instant::now();
+        if now.checked_sub(OUTAGE_AFTER).is_some_and(|before| self.has_landed_since(before)) {
+            return;
+        }
         let mut detail = self.detail.lock();
         let was_working = self.working.swap(false, Ordering::Relaxed);
         if was_working || detail.reason() != reason {
@@ -118,7 +155,7 @@ impl DatabaseHealth {
             );
         }
         if was_working {
-            detail.since = Instant::now();
+            (detail.worked_since, detail.since) = (detail.since, now);
         }
         detail.faults[witness as usize] = Some(reason.to_owned());
     }

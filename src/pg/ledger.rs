@@ -38,8 +38,15 @@ pub struct LedgerRow {
 
 /// Inserts rows for `$1..$6`, all counted as inserted; gives back the backend, its run and the ids that were free, in one
 /// row at least. `$8`: this transaction's COMMIT flushes nothing. `$9`, where sharded: the values of `ingest_shard`.
+///
+/// The role's, the database's or the URL's limits of time do not decide how long a COPY may take: the first statement of its
+/// transaction lifts them for all that follow. On a Citus cluster [`crate::pg::connect::TRANSACTION_LIMITS`] has set ours.
 pub fn claim_statement(sharding: Sharding) -> String {
     let commit = commit_column("$8");
+    let limits = match sharding {
+        Sharding::None => OWN_LIMITS_COLUMN,
+        Sharding::Citus => "",
+    };
     let (column, values) = match sharding {
         Sharding::None => ("", ""),
         Sharding::Citus => (", ingest_shard", ", $9::int4[]"),
@@ -51,9 +58,15 @@ pub fn claim_statement(sharding: Sharding) -> String {
               AS batch (owner, batch_id, body_digest, priority, events, received_at{column}) \
          ORDER BY owner, batch_id \
          ON CONFLICT DO NOTHING RETURNING owner, batch_id) \
-         SELECT pg_backend_pid(), owner, batch_id, {RUN_COLUMNS}, {commit} FROM (VALUES (1)) AS one LEFT JOIN free ON true"
+         SELECT pg_backend_pid(), owner, batch_id, {RUN_COLUMNS}, {commit}{limits} FROM (VALUES (1)) AS one LEFT JOIN free ON true"
     )
 }
+
+/// Evaluated once, whatever the number of rows. A session that froze must not keep its locks, so the time without a statement
+/// stays limited. PostgreSQL has `transaction_timeout` from 17 on.
+const OWN_LIMITS_COLUMN: &str = ", (SELECT concat(set_config('statement_timeout', '0', true), set_config('lock_timeout', '0', true), \
+    set_config('idle_in_transaction_session_timeout', '60s', true), \
+    CASE WHEN current_setting('transaction_timeout', true) IS NOT NULL THEN set_config('transaction_timeout', '0', true) END))";
 
 /// A macro, as a constant could not be put together from it.
 macro_rules! row_columns {

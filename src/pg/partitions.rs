@@ -34,6 +34,7 @@ use super::citus::layout::layout_of;
 use super::connect::one_line;
 use super::migrate::{ADVISORY_PARTITIONS, lock};
 pub use super::month::Month;
+use super::sqlstate::Fault;
 use crate::limits::{
     PARTITION_DETACH_RETRY_PAUSE, PARTITION_DETACH_WAIT_MAX, PARTITION_LOCK_WAIT_MAX, PARTITIONS_PER_TRANSACTION_MAX,
     SHARDED_DROP_WAIT_MAX,
@@ -109,6 +110,19 @@ impl PartitionError {
     /// True when only the month in question is affected, until a person has put it right.
     pub fn is_of_one_month(&self) -> bool {
         matches!(self, Self::NameTaken { .. } | Self::Detaching { .. })
+    }
+}
+
+impl PartitionError {
+    /// The same with its SQLSTATE. What is no error of PostgreSQL's is its state: 55000 is "object not in prerequisite state".
+    pub fn into_fault(self) -> Fault {
+        match self {
+            Self::Postgres(error) => Fault::from(error),
+            Self::LockTimeout => Fault::retry(&SqlState::LOCK_NOT_AVAILABLE, self.to_string()),
+            Self::NameTaken { .. } | Self::Detaching { .. } | Self::InUse => {
+                Fault::retry(&SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE, self.to_string())
+            }
+        }
     }
 }
 

@@ -73,6 +73,12 @@ impl Fault {
         Self { verdict: Verdict::Retry, sqlstate: "08000".to_owned(), message: one_line(message.as_ref()) }
     }
 
+    /// The state of the database, found out by ingestd itself.
+    pub fn retry(code: &SqlState, message: impl AsRef<str>) -> Self {
+        let message = one_line(message.as_ref());
+        Self { verdict: Verdict::Retry, sqlstate: code.code().to_owned(), message }
+    }
+
     /// A row was neither stored nor refused: a `BEFORE` trigger answered NULL. SQLSTATE 02000 is "no data".
     pub fn left_out() -> Self {
         let message = "a trigger on events discarded the row: it returned NULL (SQLSTATE 02000)".to_owned();

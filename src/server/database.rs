@@ -214,8 +214,12 @@ impl Schema {
     pub fn prepare(&self, client: &mut Client) -> Result<Option<String>, Fault> {
         let newer = newer_only(migrate_by(client, self.owner.as_ref()).map(drop))?;
         self.arrange(client).map_err(|error| Fault::lost(error.to_string()))?;
-        ensure_ahead(client, self.partitions_ahead_months).map_err(|error| Fault::lost(error.to_string()))?;
         Ok(newer)
+    }
+
+    /// Makes the partitions ahead (`PARTITIONS_AHEAD`).
+    pub fn make_partitions_ahead(&self, client: &mut Client) -> Result<(), Fault> {
+        ensure_ahead(client, self.partitions_ahead_months).map_err(PartitionError::into_fault)
     }
 }
 
@@ -256,7 +260,7 @@ pub fn drop_old_partitions(client: &mut Client, months: u32) -> Result<(), Fault
             tracing::warn!(%error, "could not drop old partitions yet (PARTITION_RETENTION_MONTHS); retrying later");
             return Ok(());
         }
-        outcome => outcome.map_err(|error| Fault::lost(error.to_string()))?,
+        outcome => outcome.map_err(PartitionError::into_fault)?,
     };
     for partition in dropped {
         tracing::info!(

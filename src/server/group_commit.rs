@@ -186,7 +186,16 @@ impl GroupCommit {
             };
             (block, QUEUED_BATCH_BYTES)
         };
-        let queued = Queued { batch, block, location, memory_bytes, accepted_at, on_commit, postponed_times: 0 };
+        let queued = Queued {
+            batch,
+            block,
+            location,
+            memory_bytes,
+            accepted_at,
+            on_commit,
+            postponed_times: 0,
+            sessions_lost: 0,
+        };
         self.queue.push(&self.app.metrics, core, queued, tuple_bytes);
     }
 

@@ -77,6 +77,7 @@ pub fn open(
             accepted_at: Instant::now(),
             on_commit: None,
             postponed_times: 0,
+            sessions_lost: 0,
         };
         queue.push(metrics, recovered_batches % cores, queued, tuple_bytes);
         recovered_batches += 1;

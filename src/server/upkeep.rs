@@ -10,8 +10,8 @@ use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use crate::config::Config;
 use crate::http::app::App;
 use crate::limits::{
-    CLUSTER_LOOK_INTERVAL, EXPIRY_INTERVAL, FLUSH_STOP_WAIT_MAX, LEDGER_FORGET_ROWS_MAX, PARTITION_UPKEEP_INTERVAL,
-    PROBE_INTERVAL, UPKEEP_INTERVAL,
+    CLUSTER_LOOK_INTERVAL, EXPIRY_INTERVAL, FLUSH_STOP_WAIT_MAX, LEDGER_FORGET_ROWS_MAX, MAINTENANCE_RETRY_INTERVAL,
+    PARTITION_UPKEEP_INTERVAL, PROBE_INTERVAL, UPKEEP_INTERVAL,
 };
 use crate::pg::citus::{cluster, layout};
 use crate::pg::clock;
@@ -128,17 +128,49 @@ impl Chores {
             // After an outage it may be another database: restored, or failed over to.
             self.app.database.doubt(Doubt::Schema, self.schema.prepare(client)?);
             self.prepared = true;
-            if let Some(months) = self.retention_months {
-                database::drop_old_partitions(client, months)?;
-            }
-            self.partitions_due = now + PARTITION_UPKEEP_INTERVAL;
-            return Ok(());
+            let done = self.maintain(client);
+            return self.note_maintenance(client, done, now);
         }
         if self.forgets(now) {
-            return self.forget(client, now);
+            let done = self.forget(client, now);
+            return self.note_maintenance(client, done, now);
         }
         client.is_valid(Duration::from_secs(5))?;
         self.app.database.doubt(Doubt::Schema, database::check_schema(client)?);
+        Ok(())
+    }
+
+    /// Makes partitions ahead and drops old ones.
+    fn maintain(&mut self, client: &mut postgres::Client) -> Result<(), Fault> {
+        self.schema.make_partitions_ahead(client)?;
+        match self.retention_months {
+            Some(months) => database::drop_old_partitions(client, months),
+            None => Ok(()),
+        }
+    }
+
+    /// A chore that PostgreSQL refuses concerns that chore: batches land all the same, so it is a doubt, and no outage.
+    fn note_maintenance(
+        &mut self,
+        client: &postgres::Client,
+        done: Result<(), Fault>,
+        now: Instant,
+    ) -> Result<(), Fault> {
+        let refused = match done {
+            Err(fault) if client.is_closed() => return Err(fault),
+            outcome => outcome.err(),
+        };
+        let pause = if refused.is_some() { MAINTENANCE_RETRY_INTERVAL } else { PARTITION_UPKEEP_INTERVAL };
+        self.partitions_due = now + pause;
+        let reason = refused.map(|fault| {
+            self.ledger_due = self.ledger_due.max(now + pause);
+            format!(
+                "maintenance failed, batches are not affected: {}; retrying every {} s",
+                fault.message,
+                pause.as_secs()
+            )
+        });
+        self.app.database.doubt(Doubt::Maintenance, reason);
         Ok(())
     }
 

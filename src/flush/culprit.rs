@@ -1,0 +1,136 @@
+//! Whose fault it is when batches do not land: one decision table, held against docs/faults.md#whose-fault-it-is.
+//!
+//! A failure belongs to the narrowest thing that explains it, and only what it explains waits. A COPY of several batches
+//! that PostgreSQL refuses is halved, so that the good ones land in `O(refused · log n)` transactions. A batch that is
+//! refused by itself is the culprit if anything else has landed meanwhile, or lands from the same cut. If a second one is
+//! refused by itself before anything has landed, it is PostgreSQL's fault, and everything waits.
+//!
+//! Pure: no I/O, no clock.
+
+/// What went wrong with a part of a cut; see [`crate::flush::attempt::Failure`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The session broke.
+    Session,
+    /// Another transaction was in the way (deadlock, serialization).
+    Transaction,
+    /// PostgreSQL refused the batches as they are.
+    Refused,
+    /// One of the batches cannot land, while PostgreSQL itself works.
+    Batches,
+}
+
+/// What was seen so far.
+#[derive(Clone, Copy, Debug)]
+pub struct Evidence {
+    /// Batches in the part that failed; at least 1.
+    pub batches: usize,
+    /// How often another transaction was in the way of this cut.
+    pub collisions: u32,
+    /// Anything has landed since the cut was taken, by whichever flusher.
+    pub others_landed: bool,
+    /// Batches of this cut that were refused by themselves, and are neither landed nor postponed.
+    pub suspects: usize,
+    /// The batch was postponed before, so it is the culprit already.
+    pub known: bool,
+    /// How often a session broke before that held nothing but this batch.
+    pub sessions_lost: u32,
+}
+
+/// What to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// The same batches again, at once.
+    Again,
+    /// Each half by itself.
+    Halve,
+    /// The batch waits by itself; everything else goes on.
+    Postpone,
+    /// The batch is set apart until more is known; the rest of the cut goes on.
+    Suspect,
+    /// Everything goes back, to be sent over another session.
+    OtherSession,
+    /// Everything goes back; PostgreSQL is asked again after a pause.
+    Wait,
+}
+
+/// Collisions of one cut that are answered by sending the same batches again at once.
+pub const COLLISIONS_MAX: u32 = 3;
+
+/// Sessions that may break with the same batch alone in them before that is the batch's fault, if others land.
+pub const SESSIONS_LOST_MAX: u32 = 3;
+
+/// The table.
+pub fn decide(kind: Kind, evidence: Evidence) -> Action {
+    let Evidence { batches, collisions, others_landed, suspects, known, sessions_lost } = evidence;
+    match kind {
+        // A batch that breaks each session that it is sent over, while others land: its size, or what it does to a backend.
+        Kind::Session if batches == 1 && known => Action::Postpone,
+        Kind::Session if batches == 1 && others_landed && sessions_lost >= SESSIONS_LOST_MAX => Action::Postpone,
+        Kind::Session => Action::OtherSession,
+        Kind::Transaction if collisions < COLLISIONS_MAX => Action::Again,
+        Kind::Transaction | Kind::Refused | Kind::Batches if batches > 1 => Action::Halve,
+        Kind::Batches => Action::Postpone,
+        Kind::Transaction | Kind::Refused if others_landed || known => Action::Postpone,
+        Kind::Transaction | Kind::Refused if suspects > 0 => Action::Wait,
+        Kind::Transaction | Kind::Refused => Action::Suspect,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOTHING_KNOWN: Evidence =
+        Evidence { batches: 1, collisions: 0, others_landed: false, suspects: 0, known: false, sessions_lost: 0 };
+
+    #[test]
+    fn several_batches_that_are_refused_are_halved_whatever_else_is_known() {
+        for others_landed in [false, true] {
+            for suspects in [0, 1] {
+                let evidence = Evidence { batches: 2, others_landed, suspects, ..NOTHING_KNOWN };
+                assert_eq!(decide(Kind::Refused, evidence), Action::Halve);
+                assert_eq!(decide(Kind::Batches, evidence), Action::Halve);
+            }
+        }
+    }
+
+    #[test]
+    fn a_batch_is_the_culprit_when_others_land() {
+        assert_eq!(decide(Kind::Refused, Evidence { others_landed: true, ..NOTHING_KNOWN }), Action::Postpone);
+        assert_eq!(decide(Kind::Refused, Evidence { known: true, ..NOTHING_KNOWN }), Action::Postpone);
+        assert_eq!(decide(Kind::Batches, NOTHING_KNOWN), Action::Postpone, "certain without any other");
+    }
+
+    #[test]
+    fn two_that_are_refused_while_nothing_lands_are_postgresqls_fault() {
+        assert_eq!(decide(Kind::Refused, NOTHING_KNOWN), Action::Suspect);
+        assert_eq!(decide(Kind::Refused, Evidence { suspects: 1, ..NOTHING_KNOWN }), Action::Wait);
+    }
+
+    #[test]
+    fn a_broken_session_says_nothing_about_its_batches_unless_it_happens_to_one_again_and_again() {
+        for others_landed in [false, true] {
+            for batches in [1, 9] {
+                let evidence = Evidence { batches, others_landed, ..NOTHING_KNOWN };
+                assert_eq!(decide(Kind::Session, evidence), Action::OtherSession);
+            }
+        }
+        let often = Evidence { sessions_lost: SESSIONS_LOST_MAX, ..NOTHING_KNOWN };
+        assert_eq!(decide(Kind::Session, often), Action::OtherSession, "nothing else lands");
+        let others_landed = Evidence { others_landed: true, ..often };
+        assert_eq!(decide(Kind::Session, others_landed), Action::Postpone);
+        assert_eq!(decide(Kind::Session, Evidence { batches: 9, ..others_landed }), Action::OtherSession);
+    }
+
+    #[test]
+    fn a_collision_is_tried_again_a_bounded_number_of_times() {
+        let mut evidence = Evidence { batches: 4, ..NOTHING_KNOWN };
+        for collisions in 0..COLLISIONS_MAX {
+            evidence.collisions = collisions;
+            assert_eq!(decide(Kind::Transaction, evidence), Action::Again);
+        }
+        evidence.collisions = COLLISIONS_MAX;
+        assert_eq!(decide(Kind::Transaction, evidence), Action::Halve);
+    }
+}

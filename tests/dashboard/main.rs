@@ -28,7 +28,7 @@ fn chromium() -> PathBuf {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let installed = ["chromium", "chromium-browser", "google-chrome"].into_iter();
     let mut candidates = installed.flat_map(|name| std::env::split_paths(&path).map(move |folder| folder.join(name)));
-    candidates.find(|candidate| candidate.is_file()).unwrap_or(brought)
+    candidates.find(|candidate| support::deployed::runs(candidate, "--version")).unwrap_or(brought)
 }
 
 /// Where pictures are left, for people.

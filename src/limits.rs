@@ -226,11 +226,43 @@ pub const OUTAGE_AFTER: Duration = Duration::from_secs(3);
 pub const POSTPONE_MAX: Duration = Duration::from_secs(30);
 /// A batch that was put aside so often, within about two seconds, is reported in the log.
 pub const POSTPONED_REPORTED_AT: u32 = 5;
+/// Collisions of one cut (deadlock, serialization) that are answered by sending the same batches again at once.
+pub const COLLISIONS_MAX: u32 = 3;
+/// Sessions that may break with the same batch alone in them before that is the batch's fault, if others land.
+pub const SESSIONS_LOST_MAX: u32 = 3;
+/// How long a COPY waits for a lock that another session has on a partition, and how long where it is a part of a cut, a
+/// retry or urgent: others may be waiting behind it.
+pub const COPY_LOCK_WAIT_MAX: Duration = Duration::from_millis(500);
+/// See [`COPY_LOCK_WAIT_MAX`].
+pub const COPY_LOCK_WAIT_SHORT: Duration = Duration::from_millis(100);
+/// How long it waits when every COPY has to wait for the lock.
+pub const COPY_LOCK_WAIT_LONG: Duration = Duration::from_secs(30);
+/// How long a COPY of several batches may take; a part of it as much as its share of the rows, but
+/// [`COPY_LOCK_WAIT_SHORT`] at least. [`COPY_DURATION_TARGET`] is a small part of it.
+pub const COPY_TIME_MAX: Duration = Duration::from_secs(2);
+/// How long a COPY of a single batch may take while others wait; after that it is landed by itself, and may take as long as it
+/// needs. Shorter than [`TCP_USER_TIMEOUT`]: PostgreSQL does not read what it is sent while it is busy with the rows.
+pub const COPY_TIME_ALONE_MAX: Duration = Duration::from_secs(8);
+/// For how much of one flusher's time batches are retried that do not land: after a failed one it rests so many times as long
+/// as that took, up to [`RETRY_REST_MAX`].
+pub const RETRY_REST_FACTOR: u32 = 9;
+/// See [`RETRY_REST_FACTOR`].
+pub const RETRY_REST_MAX: Duration = Duration::from_secs(2);
+/// Batches of one month that are refused one after the other, none of it landing, before its batches are not tried with
+/// others any more.
+pub const REFUSED_IN_A_ROW_OF_A_MONTH: u32 = 3;
+/// After so long without a refusal a month or a partition is tried together with others again.
+pub const HELD_FOR_MAX: Duration = Duration::from_secs(60);
+/// How often a batch is tried row by row before all of its rows become dead letters.
+pub const ROW_BY_ROW_ATTEMPTS_MAX: u32 = 3;
+/// Such reports are at least so far apart.
+pub const STUCK_TOLD_EVERY: Duration = Duration::from_secs(30);
 /// Refused rows in a row after which a batch goes row by row: bisecting finds nothing that lands.
 pub const REFUSALS_IN_A_ROW_MAX: u32 = 32;
-/// Pause after each refused row from there on, so that a constraint that refuses everything does not keep PostgreSQL
-/// from better work.
-pub const REFUSED_ROW_PAUSE: Duration = Duration::from_millis(2);
+/// Refused rows that one statement writes to the dead letters at most, and about how many bytes of them.
+pub const DEAD_LETTERS_PER_STATEMENT_MAX: usize = 1000;
+/// See [`DEAD_LETTERS_PER_STATEMENT_MAX`].
+pub const DEAD_LETTERS_BYTES_MAX: usize = 4 * MIB;
 /// After duplicates were seen the next COPYs go through the staging table at once: a unique violation costs a whole
 /// COPY, staging costs about 1.6 of one (`docs/design/0004-ledger-makes-it-exactly-once.md`).
 pub const STAGED_COPIES_AFTER_DUPLICATE: u32 = 8;
@@ -239,6 +271,8 @@ pub const PARTITION_ATTEMPTS_MAX: u32 = 3;
 /// How often in one attempt what a Citus worker refuses without a reason is sent again as it is.
 pub const REMOTE_FAULTS_MAX: u32 = 2;
 
+const _: () = assert!(COPY_DURATION_TARGET.as_millis() * 5 < COPY_TIME_MAX.as_millis());
+const _: () = assert!(COPY_TIME_ALONE_MAX.as_millis() < TCP_USER_TIMEOUT.as_millis());
 const _: () = assert!(RETRY_WAIT_MIN.as_millis() < RETRY_WAIT_MAX.as_millis());
 const _: () = assert!(RETRY_WAIT_MAX.as_millis() < OUTAGE_AFTER.as_millis());
 
@@ -248,6 +282,8 @@ const _: () = assert!(RETRY_WAIT_MAX.as_millis() < OUTAGE_AFTER.as_millis());
 pub const SERVER_VERSION_MIN: i32 = 15_00_00;
 /// How long a flusher waits for a connection of the pool before it counts PostgreSQL as away.
 pub const POOL_WAIT_MAX: Duration = Duration::from_secs(5);
+/// How long a session may take to answer after an error before it is replaced.
+pub const RENEW_WAIT_MAX: Duration = Duration::from_secs(2);
 /// How long connecting to one address may take.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a command or the start waits until a connection answers, all addresses together.

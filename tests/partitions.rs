@@ -142,7 +142,7 @@ fn a_table_that_someone_detached_is_neither_attached_nor_dropped() {
     insert(&mut client, "kept", "2025-01-01T00:00:00Z").expect("inserted");
     client.batch_execute("ALTER TABLE events DETACH PARTITION events_2025_01").expect("detached");
     let error = ensure(&mut client, &[month("2025-01")]).expect_err("must be refused");
-    assert!(matches!(error, PartitionError::NameTaken { .. }), "{error}");
+    assert!(matches!(error.error, PartitionError::NameTaken { .. }), "{error}");
     assert!(cleanup(&mut client, within("2026-11"), 3, false).expect("nothing to do").is_empty());
     let kept: i64 = client.query_one("SELECT count(*) FROM events_2025_01", &[]).expect("there").get(0);
     assert_eq!(kept, 1);
@@ -283,7 +283,7 @@ fn a_detach_that_was_cancelled_is_completed_if_it_was_a_cleanups() {
         }
         let reading = interrupt_detach(&database, &mut client, "events_2026_10");
         let error = ensure(&mut client, &[month("2026-10")]).expect_err("must be refused");
-        assert!(matches!(error, PartitionError::Detaching { .. }), "{error}");
+        assert!(matches!(error.error, PartitionError::Detaching { .. }), "{error}");
         drop(reading);
         // The month is not old: only the mark says that a cleanup wanted it gone.
         let done = cleanup(&mut client, within("2026-11"), 3, false).expect("completed");

@@ -85,7 +85,7 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
 fn create(matches: &ArgMatches) -> Result<(), Failure> {
     let mut client = database::connect_migrated_as_owner(&settings::config(matches)?)?;
     let months: Vec<Month> = matches.get_many("month").into_iter().flatten().copied().collect();
-    let made = partitions::ensure(&mut client, &months)?;
+    let made = partitions::ensure(&mut client, &months).map_err(PartitionError::from)?;
     let mut out = stdout().lock();
     for month in months {
         let did = if made.contains(&month.partition_name()) { "created" } else { "already present:" };

@@ -175,6 +175,8 @@ pub struct Config {
     pub rate_limits: RateLimits,
     /// `TLS_CERT_FILE` and the others; `None`: plain HTTP.
     pub tls: Option<TlsFiles>,
+    /// `STUCK_BATCH_MINUTES`.
+    pub stuck_after: Duration,
     /// `STATUS_TTL_SECONDS`.
     pub status_ttl: Duration,
     /// `NODE_ID`, by default the host name.

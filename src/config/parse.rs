@@ -67,6 +67,7 @@ pub(super) fn config(raw: &Raw) -> Result<Config, Problems> {
             requests: reader.rate_limit(Key::RateLimitRequestsPerSecond, Key::RateLimitRequestsBurst),
         },
         tls: reader.tls(),
+        stuck_after: Duration::from_secs(60 * reader.whole(Key::StuckBatchMinutes)),
         status_ttl: Duration::from_secs(reader.whole(Key::StatusTtlSeconds)),
         node_id: reader.node_id(),
         sharding: reader.sharding(),

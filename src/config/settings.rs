@@ -53,6 +53,7 @@ pub enum Key {
     TlsCertFile,
     TlsKeyFile,
     TlsClientCaFile,
+    StuckBatchMinutes,
     StatusTtlSeconds,
     NodeId,
     Sharding,
@@ -118,7 +119,7 @@ use Fallback::{Unset, Value};
 use Kind::{Addresses, Choice, HttpUrl, Name, Path, PostgresUrl, RedisUrl, Whole, WordOrWhole};
 
 /// How many settings there are.
-pub const SETTINGS_COUNT: usize = 53;
+pub const SETTINGS_COUNT: usize = 54;
 
 /// Every setting; `docs/settings.md#all-settings` lists them by group.
 #[rustfmt::skip]
@@ -240,6 +241,9 @@ pub const SETTINGS: [Setting; SETTINGS_COUNT] = [
     row(Key::TlsClientCaFile, "TLS_CLIENT_CA_FILE", Unset("clients are not asked for certificates"), Path,
         "authorities (PEM) that must have signed a client's certificate; clients without a certificate are still \
          served; reloaded on SIGHUP"),
+    row(Key::StuckBatchMinutes, "STUCK_BATCH_MINUTES", Value("60"), Whole(0, 525_600),
+        "a batch that cannot be committed although others can is committed row by row after this long: rows that \
+         PostgreSQL refuses become dead letters with its reason; 0: as soon as it has been refused by itself"),
     row(Key::StatusTtlSeconds, "STATUS_TTL_SECONDS", Value("86400"), Whole(1, 31_536_000),
         "how long the status of a finished batch is kept in process (200,000 batches at most) and in Redis; after that \
          the ledger answers, for LEDGER_RETENTION_DAYS or for ever"),
@@ -301,8 +305,8 @@ impl Key {
             | Sharding
             | DataDir
             | IngestdPgBin => Group::Storage,
-            BatchSize | BatchTimeoutSeconds | MaxBatchMemoryMb | BatchLingerMs | Ack | JournalDir | JournalMaxMb
-            | MemoryLimitMb => Group::Batching,
+            BatchSize | BatchTimeoutSeconds | MaxBatchMemoryMb | BatchLingerMs | StuckBatchMinutes | Ack
+            | JournalDir | JournalMaxMb | MemoryLimitMb => Group::Batching,
             ListenAddr | Workers | TlsCertFile | TlsKeyFile | TlsClientCaFile => Group::Serving,
             MaxBodyMb
             | MaxEventsPerBatch

@@ -1,8 +1,8 @@
 //! One attempt to land batches: the way that PostgreSQL's answers lead to, and whose fault it is when there is none.
 //!
 //! ```text
-//!  plain ─ duplicates ─▶ staged ─ a row refused ─▶ quarantine        (see `crate::pg::land` for the ways)
-//!    │ ▲                   │ ▲                        │
+//!  plain ─ duplicates ─▶ staged ─ a row refused ─▶ quarantine        (see `crate::pg::land` for the ways; quarantine only
+//!    │ ▲                   │ ▲                        │               where the plan allows it)
 //!    └─┴ no partition: make it, the same way again ┴──┘
 //! ```
 //!
@@ -13,6 +13,9 @@
 //! [`crate::flush::culprit`].
 
 use std::sync::Arc;
+use std::time::Duration;
+
+use postgres::error::SqlState;
 
 use crate::encode::block::Block;
 use crate::encode::pool::BlockPool;
@@ -21,9 +24,13 @@ use crate::flush::culprit::Kind;
 use crate::flush::queue::Waiting;
 use crate::limits::{PARTITION_ATTEMPTS_MAX, REMOTE_FAULTS_MAX, STAGED_COPIES_AFTER_DUPLICATE};
 use crate::metrics::{Metrics, SqlstateClass};
-use crate::pg::land::{Done, Landed, Landing, Way, land};
-use crate::pg::partitions::{self, Month};
+use crate::pg::connect::one_line;
+use crate::pg::land::{Done, Landed, Landing, Terms, Way, land};
+use crate::pg::ledger::TimeLimits;
+use crate::pg::locks::{self, Blocked, Obstacle};
+use crate::pg::partitions::{self, Month, NotMade};
 use crate::pg::pool::Session;
+use crate::pg::quarantine::GivenUp;
 use crate::pg::sqlstate::{Fault, Verdict};
 use crate::pg::wal::Commit;
 use crate::sharding::Sharding;
@@ -36,39 +43,66 @@ pub(super) struct InHand {
     pub resident: bool,
 }
 
-/// Why nothing landed: the narrowest thing that explains it. docs/faults.md#whose-fault-it-is has the table.
-pub(super) enum Failure {
-    /// This session broke: the same batches again over another one.
-    Session(Fault),
-    /// This transaction met another one (deadlock, serialization): the same batches again, at once.
-    Transaction(Fault),
-    /// PostgreSQL answered, and does not take these batches as they are; others it may.
-    Refused(Fault),
-    /// One of the batches at least, for certain: PostgreSQL itself works.
-    Batches(Fault),
+/// Why nothing landed: the narrowest thing that explains it. docs/operations.md#whose-fault-it-is has the table.
+pub(super) struct Failure {
+    pub kind: Kind,
+    /// What PostgreSQL said.
+    pub fault: Fault,
+    /// Rows that cannot land because of it, where that is known.
+    pub blocked: Vec<Blocked>,
 }
 
 impl Failure {
-    /// What kind it is, and what PostgreSQL said.
-    pub fn into_parts(self) -> (Kind, Fault) {
-        match self {
-            Self::Session(fault) => (Kind::Session, fault),
-            Self::Transaction(fault) => (Kind::Transaction, fault),
-            Self::Refused(fault) => (Kind::Refused, fault),
-            Self::Batches(fault) => (Kind::Batches, fault),
-        }
+    fn new(kind: Kind, fault: Fault) -> Self {
+        Self { kind, fault, blocked: Vec::new() }
     }
 
     /// `fault` as it was met over `session`.
     fn of(fault: Fault, session: &mut Session) -> Self {
         // PostgreSQL documentation, appendix A: class 40 is "transaction rollback", and 08 is ours for a broken socket.
-        match &fault.sqlstate[..2] {
-            _ if session.client().is_closed() => Self::Session(fault),
-            "08" => Self::Session(fault),
-            "40" => Self::Transaction(fault),
-            _ => Self::Refused(fault),
+        if fault.ends_session {
+            return Self::new(Kind::Session, fault);
         }
+        if let Err(lost) = session.renew() {
+            return Self::new(Kind::Session, lost);
+        }
+        let kind = match &fault.sqlstate[..2] {
+            "08" => Kind::Session,
+            "40" => Kind::Transaction,
+            _ if session.sharding() == Sharding::Citus => Kind::Refused,
+            _ if fault.sqlstate == SqlState::LOCK_NOT_AVAILABLE.code() => return Self::of_lock(fault, session),
+            _ if fault.sqlstate == SqlState::QUERY_CANCELED.code() => Kind::Slow,
+            _ => Kind::Refused,
+        };
+        Self::new(kind, fault)
     }
+
+    /// Some lock was awaited for too long: whose it is, and what else it keeps from landing.
+    fn of_lock(mut fault: Fault, session: &mut Session) -> Self {
+        // Nobody is found when it has ended meanwhile, and where it is a row's and no table's.
+        let obstacles = locks::obstacles(session.client()).unwrap_or_else(|error| {
+            tracing::debug!(reason = one_line(&error), "could not ask who holds a lock");
+            Vec::new()
+        });
+        if let Some(reason) = obstacles.iter().find_map(Obstacle::of_all_tables) {
+            reason.clone_into(&mut fault.message);
+            return Self::new(Kind::Locked, fault);
+        }
+        let blocked = obstacles.into_iter().filter_map(Obstacle::into_blocked).collect();
+        Self { kind: Kind::Slow, fault, blocked }
+    }
+}
+
+/// How one attempt goes about it.
+pub(super) struct Plan {
+    pub commit: Commit,
+    pub limits: TimeLimits,
+    /// How long making a partition may wait for a lock.
+    pub partition_wait: Duration,
+    /// The way to begin with; [`Way::Plain`] may become [`Way::Staged`].
+    pub begin: Way,
+    /// Refused rows are looked for, which takes long.
+    pub may_quarantine: bool,
 }
 
 /// What a flusher remembers from one attempt to the next.
@@ -85,14 +119,15 @@ impl Attempt {
     }
 
     /// Lands `in_hand` in one transaction, changing the way as PostgreSQL demands.
-    pub fn land(&mut self, session: &mut Session, in_hand: &[InHand], commit: Commit) -> Result<Done, Failure> {
+    pub fn land(&mut self, session: &mut Session, in_hand: &[InHand], plan: &Plan) -> Result<Done, Failure> {
         let _waiting = session.wait();
         let landings: Vec<Landing<'_>> = in_hand.iter().map(InHand::landing).collect();
-        let mut way = if self.staged_left > 0 { Way::Staged } else { Way::Plain };
+        let mut way = if self.staged_left > 0 && plan.begin == Way::Plain { Way::Staged } else { plan.begin };
         let (mut partition_attempts, mut remote_faults) = (0, 0);
         let sharding = session.sharding();
+        let terms = Terms { commit: plan.commit, limits: plan.limits, given_up: given_up(session, &landings, plan)? };
         loop {
-            let fault = match land(session, &landings, way, commit, &self.node) {
+            let fault = match land(session, &landings, way, &terms, &self.node) {
                 Ok(done) => {
                     self.remember_duplicates(way, &done.landed);
                     return Ok(done);
@@ -100,21 +135,28 @@ impl Attempt {
                 Err(fault) => fault,
             };
             way = match (fault.verdict_on(sharding), way) {
+                (_, Way::RowByRow | Way::Buried) => return Err(Failure::of(fault, session)),
                 (Verdict::Duplicates, Way::Plain) => Way::Staged,
+                (Verdict::RowFault, Way::Plain | Way::Staged) if !plan.may_quarantine => {
+                    return Err(Failure::new(Kind::Rows, fault));
+                }
                 (Verdict::RowFault, Way::Plain | Way::Staged) => {
                     if sharding == Sharding::Citus {
                         // There, quarantine takes a missing partition for a row's fault.
-                        make_partitions(session, &landings)?;
+                        make_partitions(session, &landings, plan)?;
                     }
                     Way::Quarantine
                 }
                 // Its partition is there by now: a worker does not name the constraint that a row breaks.
                 (Verdict::MissingPartition, Way::Staged) if sharding == Sharding::Citus && partition_attempts > 0 => {
+                    if !plan.may_quarantine {
+                        return Err(Failure::new(Kind::Rows, fault));
+                    }
                     Way::Quarantine
                 }
                 (Verdict::MissingPartition, _) if partition_attempts < PARTITION_ATTEMPTS_MAX => {
                     partition_attempts += 1;
-                    make_partitions(session, &landings)?;
+                    make_partitions(session, &landings, plan)?;
                     way
                 }
                 (Verdict::Remote, Way::Plain) if remote_faults >= REMOTE_FAULTS_MAX => Way::Staged,
@@ -123,7 +165,7 @@ impl Attempt {
                     way
                 }
                 (Verdict::Duplicates | Verdict::RowFault | Verdict::MissingPartition | Verdict::Remote, _) => {
-                    return Err(Failure::Batches(fault));
+                    return Err(Failure::new(Kind::Batches, fault));
                 }
                 (Verdict::Retry | Verdict::Schema, _) => return Err(Failure::of(fault, session)),
             };
@@ -137,21 +179,45 @@ impl Attempt {
         self.staged_left = match way {
             _ if duplicates => STAGED_COPIES_AFTER_DUPLICATE,
             Way::Plain => 0,
-            Way::Staged | Way::Quarantine => self.staged_left.saturating_sub(1),
+            Way::Staged | Way::Quarantine | Way::RowByRow | Way::Buried => self.staged_left.saturating_sub(1),
         };
     }
 }
 
 /// Whatever keeps a month from being made concerns the batches with events of it, unless the session broke.
-fn make_partitions(session: &mut Session, landings: &[Landing<'_>]) -> Result<(), Failure> {
-    let Err(error) = partitions::ensure(session.client(), &months_of(landings)) else { return Ok(()) };
+fn make_partitions(session: &mut Session, landings: &[Landing<'_>], plan: &Plan) -> Result<(), Failure> {
+    let made = partitions::ensure_within(session.client(), &months_of(landings), plan.partition_wait);
+    let Err(NotMade { month, error }) = made else { return Ok(()) };
     let is_of_one_month = error.is_of_one_month();
     let fault = error.into_fault();
-    Err(match () {
-        () if session.client().is_closed() => Failure::Session(fault),
-        () if is_of_one_month => Failure::Batches(fault),
-        () => Failure::Refused(fault),
-    })
+    let kind = match () {
+        () if fault.ends_session => Kind::Session,
+        () if is_of_one_month => Kind::Batches,
+        () => Kind::Refused,
+    };
+    let blocked = month.map(|month| Blocked::month(month, &fault.message)).into_iter().collect();
+    Err(Failure { kind, fault, blocked })
+}
+
+/// What is not tried: with [`Way::RowByRow`] the rows of months that cannot be made.
+fn given_up(session: &mut Session, landings: &[Landing<'_>], plan: &Plan) -> Result<GivenUp, Failure> {
+    let mut given_up = GivenUp::default();
+    match plan.begin {
+        Way::Plain | Way::Staged | Way::Quarantine => {}
+        Way::Buried => given_up.all = Some(Fault::given_up()),
+        Way::RowByRow => {
+            for month in months_of(landings) {
+                let made = partitions::ensure_within(session.client(), &[month], plan.partition_wait);
+                let Err(not_made) = made else { continue };
+                let fault = not_made.error.into_fault();
+                if fault.ends_session {
+                    return Err(Failure::new(Kind::Session, fault));
+                }
+                given_up.months.insert(month, fault);
+            }
+        }
+    }
+    Ok(given_up)
 }
 
 /// The months that the rows of `landings` fall into.

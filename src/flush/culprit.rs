@@ -1,4 +1,4 @@
-//! Whose fault it is when batches do not land: one decision table, held against docs/faults.md#whose-fault-it-is.
+//! Whose fault it is when batches do not land: one decision table, held against docs/operations.md#whose-fault-it-is.
 //!
 //! A failure belongs to the narrowest thing that explains it, and only what it explains waits. A COPY of several batches
 //! that PostgreSQL refuses is halved, so that the good ones land in `O(refused · log n)` transactions. A batch that is
@@ -6,6 +6,8 @@
 //! refused by itself before anything has landed, it is PostgreSQL's fault, and everything waits.
 //!
 //! Pure: no I/O, no clock.
+
+use crate::limits::{COLLISIONS_MAX, SESSIONS_LOST_MAX};
 
 /// What went wrong with a part of a cut; see [`crate::flush::attempt::Failure`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +20,12 @@ pub enum Kind {
     Refused,
     /// One of the batches cannot land, while PostgreSQL itself works.
     Batches,
+    /// It took longer than ingestd lets it take while others wait: for a lock, or for the rows.
+    Slow,
+    /// Rows of one of the batches are refused, and have to be found.
+    Rows,
+    /// A lock keeps every COPY waiting.
+    Locked,
 }
 
 /// What was seen so far.
@@ -46,6 +54,8 @@ pub enum Action {
     Halve,
     /// The batch waits by itself; everything else goes on.
     Postpone,
+    /// The batch goes to whoever tries batches one by one, at once: only there refused rows are looked for.
+    Quarantine,
     /// The batch is set apart until more is known; the rest of the cut goes on.
     Suspect,
     /// Everything goes back, to be sent over another session.
@@ -53,12 +63,6 @@ pub enum Action {
     /// Everything goes back; PostgreSQL is asked again after a pause.
     Wait,
 }
-
-/// Collisions of one cut that are answered by sending the same batches again at once.
-pub const COLLISIONS_MAX: u32 = 3;
-
-/// Sessions that may break with the same batch alone in them before that is the batch's fault, if others land.
-pub const SESSIONS_LOST_MAX: u32 = 3;
 
 /// The table.
 pub fn decide(kind: Kind, evidence: Evidence) -> Action {
@@ -69,8 +73,10 @@ pub fn decide(kind: Kind, evidence: Evidence) -> Action {
         Kind::Session if batches == 1 && others_landed && sessions_lost >= SESSIONS_LOST_MAX => Action::Postpone,
         Kind::Session => Action::OtherSession,
         Kind::Transaction if collisions < COLLISIONS_MAX => Action::Again,
-        Kind::Transaction | Kind::Refused | Kind::Batches if batches > 1 => Action::Halve,
-        Kind::Batches => Action::Postpone,
+        Kind::Locked => Action::Wait,
+        Kind::Transaction | Kind::Refused | Kind::Batches | Kind::Slow | Kind::Rows if batches > 1 => Action::Halve,
+        Kind::Batches | Kind::Slow => Action::Postpone,
+        Kind::Rows => Action::Quarantine,
         Kind::Transaction | Kind::Refused if others_landed || known => Action::Postpone,
         Kind::Transaction | Kind::Refused if suspects > 0 => Action::Wait,
         Kind::Transaction | Kind::Refused => Action::Suspect,
@@ -99,7 +105,23 @@ mod tests {
     fn a_batch_is_the_culprit_when_others_land() {
         assert_eq!(decide(Kind::Refused, Evidence { others_landed: true, ..NOTHING_KNOWN }), Action::Postpone);
         assert_eq!(decide(Kind::Refused, Evidence { known: true, ..NOTHING_KNOWN }), Action::Postpone);
-        assert_eq!(decide(Kind::Batches, NOTHING_KNOWN), Action::Postpone, "certain without any other");
+        for kind in [Kind::Batches, Kind::Slow] {
+            assert_eq!(decide(kind, NOTHING_KNOWN), Action::Postpone, "certain without any other");
+        }
+    }
+
+    #[test]
+    fn refused_rows_are_looked_for_in_one_batch_at_a_time() {
+        assert_eq!(decide(Kind::Rows, Evidence { batches: 2, ..NOTHING_KNOWN }), Action::Halve);
+        assert_eq!(decide(Kind::Rows, NOTHING_KNOWN), Action::Quarantine);
+    }
+
+    #[test]
+    fn a_lock_that_everybody_waits_for_is_nobodys_fault() {
+        for (batches, others_landed) in [(1, true), (1, false), (9, true)] {
+            let evidence = Evidence { batches, others_landed, known: true, ..NOTHING_KNOWN };
+            assert_eq!(decide(Kind::Locked, evidence), Action::Wait);
+        }
     }
 
     #[test]

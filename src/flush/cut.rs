@@ -2,7 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use crate::limits::{COPY_DURATION_TARGET, COPY_ROWS_MAX, LINGER_ADAPTIVE_MAX, SHARDED_COPY_DURATION_TARGET};
+use crate::flush::merge::Role;
+use crate::limits::{
+    COPY_DURATION_TARGET, COPY_LOCK_WAIT_LONG, COPY_LOCK_WAIT_MAX, COPY_LOCK_WAIT_SHORT, COPY_ROWS_MAX,
+    COPY_TIME_ALONE_MAX, COPY_TIME_MAX, LINGER_ADAPTIVE_MAX, SHARDED_COPY_DURATION_TARGET,
+};
+use crate::pg::ledger::TimeLimits;
 use crate::sharding::Sharding;
 
 /// How long a free flusher waits for more rows.
@@ -61,6 +66,40 @@ pub fn start_at(settings: &CutSettings, waiting: &Waiting, others_rows: u64) -> 
         Linger::Adaptive => LINGER_ADAPTIVE_MAX,
     };
     waiting.oldest_queued_at + linger.min(settings.timeout)
+}
+
+/// A part of a cut.
+#[derive(Clone, Copy, Debug)]
+pub struct Share {
+    /// Its batches.
+    pub batches: usize,
+    /// Their rows.
+    pub rows: u64,
+    /// Batches of the cut.
+    pub of_batches: usize,
+    /// Its rows.
+    pub of_rows: u64,
+}
+
+/// How long PostgreSQL may take for `share` while others wait behind it. `own_turn`: a batch that is tried by itself takes as long
+/// as it needs once it has its locks. `tables_are_locked`: there is nothing better to do than to wait.
+pub fn limits(share: Share, role: Role, own_turn: bool, tables_are_locked: bool) -> TimeLimits {
+    let is_part = share.batches < share.of_batches;
+    let lock = match role {
+        _ if tables_are_locked => COPY_LOCK_WAIT_LONG,
+        Role::General if !is_part && !own_turn => COPY_LOCK_WAIT_MAX,
+        Role::General | Role::Reserved => COPY_LOCK_WAIT_SHORT,
+    };
+    let statement = match () {
+        () if own_turn || tables_are_locked => None,
+        () if is_part => {
+            let part = COPY_TIME_MAX.mul_f64(share.rows as f64 / share.of_rows.max(1) as f64);
+            Some(part.max(COPY_LOCK_WAIT_SHORT))
+        }
+        () if share.batches > 1 => Some(COPY_TIME_MAX),
+        () => Some(COPY_TIME_ALONE_MAX),
+    };
+    TimeLimits { lock: Some(lock), statement: statement.map(|limit| limit.max(lock)) }
 }
 
 /// Rows that the next COPY may take, adapted so that a COPY lasts about [`COPY_DURATION_TARGET`], or

@@ -18,23 +18,27 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crossbeam::sync::Unparker;
+use postgres::error::SqlState;
 use r2d2::PooledConnection;
 
 use crate::encode::block::Block;
 use crate::encode::pool::BlockPool;
-use crate::flush::attempt::{Attempt, InHand};
-use crate::flush::cut::RowsTarget;
-use crate::flush::merge::{Cut, Item, Moment, Next};
-use crate::flush::queue::{FlushQueue, Queued, Waiting};
+use crate::flush::attempt::{Attempt, InHand, Plan};
+use crate::flush::cut::{RowsTarget, Share, limits};
+use crate::flush::merge::{Cut, Item, Moment, Next, Role};
+use crate::flush::queue::{FlushQueue, Queued, Trouble, Waiting};
 use crate::flush::record::FlushRecorders;
 use crate::flush::sleepers::Seat;
 use crate::flush::unflushed::{Outcome, Unflushed};
 use crate::journal::{JournalHealth, JournalReader, ReadError, Releaser};
-use crate::limits::{REFUSED_EVENTS_TOLD_EVERY, RETRY_WAIT_MAX, RETRY_WAIT_MIN};
+use crate::limits::{
+    COPY_LOCK_WAIT_MAX, COPY_LOCK_WAIT_SHORT, REFUSED_EVENTS_TOLD_EVERY, RETRY_WAIT_MAX, RETRY_WAIT_MIN,
+    ROW_BY_ROW_ATTEMPTS_MAX,
+};
 use crate::metrics::Metrics;
 use crate::pg::health::{DatabaseHealth, Witness};
-use crate::pg::land::{Done, Landed, Timings};
-use crate::pg::pool::{Pool, SessionManager};
+use crate::pg::land::{Done, Landed, Timings, Way};
+use crate::pg::pool::{Pool, Session, SessionManager};
 use crate::pg::sqlstate::Fault;
 use crate::pg::wal::{self, Commit, Run};
 use crate::status::memory::BatchMap;
@@ -77,6 +81,8 @@ pub struct FlushTools {
     pub journal_health: Arc<JournalHealth>,
     /// `BATCH_SIZE`.
     pub batch_size: u32,
+    /// `STUCK_BATCH_MINUTES`.
+    pub stuck_after: Duration,
     /// Bytes of rows that one flusher may have committed without a flush (`SYNCHRONOUS_COMMIT=off`), else 0.
     pub unflushed_bytes_max: u64,
     /// Wakes the journal thread, which reclaims what was released.
@@ -93,6 +99,8 @@ pub struct Flusher {
     metrics: FlushRecorders,
     attempt: Attempt,
     unflushed: Unflushed,
+    /// The last COPY had to wait for a lock that all have to wait for.
+    tables_are_locked: bool,
     retry_wait: Duration,
     /// When the last wait began; `None` once a COPY has landed after it.
     failed_at: Option<Instant>,
@@ -125,6 +133,7 @@ impl Flusher {
             metrics,
             attempt,
             unflushed,
+            tables_are_locked: false,
             retry_wait,
             failed_at: None,
             refused_told_at: None,
@@ -149,11 +158,7 @@ impl Flusher {
                     let rows = cut.items.iter().map(|item| u64::from(item.rows)).sum();
                     let node = cut.node;
                     self.queue.rows_under_way().fetch_add(rows, Ordering::SeqCst);
-                    let is_retry = cut.is_retry;
                     self.flush(session, cut);
-                    if is_retry {
-                        self.queue.retried();
-                    }
                     self.queue.rows_under_way().fetch_sub(rows, Ordering::SeqCst);
                     self.queue.done(node);
                 }
@@ -170,9 +175,9 @@ impl Flusher {
         }
     }
 
-    /// Sleeps until somebody wakes this flusher, or a postponed batch is due.
+    /// Sleeps until somebody wakes this flusher, or a postponed batch is due that it may take.
     fn rest(&self) {
-        match self.queue.postponed_until() {
+        match self.queue.postponed_until().filter(|_| self.seat.role == Role::General) {
             Some(due) => self.seat.parker.park_deadline(due),
             None => self.seat.parker.park(),
         }
@@ -239,40 +244,94 @@ impl Flusher {
 
     fn flush(&mut self, mut session: PooledConnection<SessionManager>, cut: Cut<Queued>) {
         let taken_at = Instant::now();
-        let in_hand = self.take_in_hand(cut.items);
-        if in_hand.is_empty() {
-            return;
+        let mut in_hand = self.take_in_hand(cut.items);
+        if self.queue.holds_rows() && !cut.is_retry {
+            in_hand = self.put_held_aside(in_hand);
         }
         let started = Instant::now();
         for batch in &in_hand {
             batch.item.value.batch.set_phase(Phase::Processing);
             self.metrics.queue_latency.record_elapsed(started - batch.item.value.accepted_at.min(started));
         }
-        let whole = in_hand.len();
-        let mut go = Go { taken_at, to_land: vec![in_hand], suspects: Vec::new(), collisions: 0 };
-        while let Some(part) = go.to_land.pop() {
-            if self.queue.is_stopping() && part.len() < whole {
+        let (batches, rows) = (in_hand.len(), in_hand.iter().map(|batch| u64::from(batch.item.rows)).sum());
+        let to_land = if in_hand.is_empty() { Vec::new() } else { vec![in_hand] };
+        let (suspect, collisions, has_turn) = (None, 0, cut.is_retry);
+        let mut go = Go { taken_at, to_land, batches, rows, suspect, collisions, has_turn };
+        let ended_by = self.land_parts(&mut session, &mut go, cut.is_full);
+        if go.has_turn {
+            self.queue.tried(self.tools.health.has_landed_since(taken_at) && ended_by.is_none());
+        }
+        if let Some(fault) = ended_by {
+            return self.give_up(session, go, &fault);
+        }
+        let left =
+            go.to_land.into_iter().rev().flatten().map(|in_hand| in_hand.into_item(&self.tools.blocks)).collect();
+        self.put_back(left);
+        if let Some(suspect) = go.suspect {
+            self.judge_suspect(session, taken_at, suspect);
+        }
+    }
+
+    /// Lands what is to land, one part after the other, until all has its place or a fault ends it.
+    fn land_parts(&mut self, session: &mut Session, go: &mut Go, is_full: bool) -> Option<Fault> {
+        while let Some(mut part) = go.to_land.pop() {
+            let is_whole = part.len() == go.batches;
+            if self.queue.is_stopping() && !is_whole {
                 // The COPY in hand was the last; what is left of the cut stays in the journal.
                 go.to_land.push(part);
-                break;
+                return None;
             }
-            let is_whole = part.len() == whole;
-            let commit = if is_whole { self.commit_of(&part) } else { Commit::Flushed };
-            match self.attempt.land(&mut session, &part, commit) {
+            let plan = self.plan(go, &part);
+            if let (Way::RowByRow, [alone]) = (plan.begin, &mut part[..]) {
+                alone.item.value.trouble.row_by_row += 1;
+            }
+            match self.attempt.land(session, &part, &plan) {
                 Ok(done) => {
-                    self.record(&part, is_whole && cut.is_full, &done.timings, taken_at.elapsed());
-                    self.landed(part, done, commit);
+                    self.record(&part, is_whole && is_full, &done.timings, go.taken_at.elapsed());
+                    self.landed(part, done, plan.commit);
                 }
-                Err(failure) => match self.blame(&mut session, &mut go, part, failure) {
-                    None => {}
-                    Some(fault) => return self.give_up(session, go, &fault),
-                },
+                Err(failure) => {
+                    if let Some(fault) = self.blame(session, go, part, failure) {
+                        return Some(fault);
+                    }
+                }
             }
         }
-        let left = std::mem::take(&mut go.to_land);
-        self.judge_suspects(session, go);
-        let left = left.into_iter().rev().flatten().map(|in_hand| in_hand.into_item(&self.tools.blocks)).collect();
-        self.put_back(left);
+        None
+    }
+
+    /// How `part` of a cut is landed, and how long that may take while others wait behind it.
+    fn plan(&self, go: &Go, part: &[InHand]) -> Plan {
+        let is_whole = part.len() == go.batches;
+        let commit = if is_whole && !go.has_turn { self.commit_of(part) } else { Commit::Flushed };
+        let rows = part.iter().map(|batch| u64::from(batch.item.rows)).sum();
+        let share = Share { batches: part.len(), rows, of_batches: go.batches, of_rows: go.rows };
+        let own_turn = go.has_turn && part.len() == 1;
+        let limits = limits(share, self.seat.role, own_turn, self.tables_are_locked);
+        let partition_wait = limits.lock.unwrap_or(COPY_LOCK_WAIT_SHORT).min(COPY_LOCK_WAIT_MAX);
+        let begin = match part {
+            [alone] if own_turn => self.way_of(&alone.item.value.trouble),
+            _ => Way::Plain,
+        };
+        Plan { commit, limits, partition_wait, begin, may_quarantine: own_turn }
+    }
+
+    /// How a batch begins that is tried by itself.
+    fn way_of(&self, trouble: &Trouble) -> Way {
+        let is_stuck = trouble.stuck_since.is_some_and(|since| since.elapsed() >= self.tools.stuck_after);
+        match trouble {
+            _ if trouble.is_given_up || trouble.row_by_row >= ROW_BY_ROW_ATTEMPTS_MAX => Way::Buried,
+            _ if is_stuck && self.others_land(trouble) => Way::RowByRow,
+            _ if trouble.has_refused_rows => Way::Quarantine,
+            // One statement that PostgreSQL has all rows of: it does not have to read while it is busy with them.
+            _ if trouble.is_slow => Way::Staged,
+            _ => Way::Plain,
+        }
+    }
+
+    /// True when others landed while this one did not: then its rows may be judged one by one.
+    fn others_land(&self, trouble: &Trouble) -> bool {
+        trouble.stuck_since.is_some_and(|since| self.tools.health.has_landed_since(since))
     }
 
     /// Whether the next COMMIT has to flush: when somebody waits for one of its batches, when one is urgent, and when
@@ -287,6 +346,10 @@ impl Flusher {
 
     fn landed(&mut self, in_hand: Vec<InHand>, done: Done, commit: Commit) {
         self.tools.health.landed_now();
+        self.tables_are_locked = false;
+        if self.queue.holds_rows() {
+            in_hand.iter().for_each(|in_hand| self.queue.landed(in_hand.block.tuples()));
+        }
         self.postgres_works();
         if let Some(first) = in_hand.first() {
             self.queue.release(first.item.shard);
@@ -376,7 +439,9 @@ impl Flusher {
                 Some(block) => in_hand.push(InHand { item, block, resident: true }),
                 None => match self.read_back(&item) {
                     Ok(block) => in_hand.push(InHand { item, block, resident: false }),
-                    Err(ReadBack::Device(reason)) => self.queue.postpone(item, &reason),
+                    Err(ReadBack::Device(reason)) => {
+                        self.queue.postpone(item, SqlState::IO_ERROR.code(), &reason);
+                    }
                     Err(ReadBack::Damaged(reason)) => self.set_aside(&item, &reason),
                 },
             }

@@ -15,6 +15,7 @@ mod culprit;
 pub mod cut;
 pub mod flusher;
 mod group;
+mod held;
 pub mod merge;
 pub mod postponed;
 pub mod queue;

@@ -13,16 +13,20 @@ use tokio::sync::oneshot;
 use crate::encode::block::Block;
 use crate::flush::admission::Admission;
 use crate::flush::cut::CutSettings;
+use crate::flush::held::{self, Held};
 use crate::flush::merge::{Item, Merge, Moment, Next, Role};
-use crate::flush::postponed::Postponed;
+use crate::flush::postponed::{Cause, Postponed};
 use crate::flush::sleepers::{Seat, Sleepers};
 use crate::journal::Location;
-use crate::limits::{MEMORY_SHED_SHARE, QUEUED_BATCH_BYTES};
+use crate::limits::{MEMORY_SHED_SHARE, POSTPONED_REPORTED_AT, QUEUED_BATCH_BYTES, STUCK_TOLD_EVERY};
 use crate::metrics::Metrics;
+use crate::pg::locks::Blocked;
+use crate::pg::month::Month;
 use crate::ring::budget::Budget;
 use crate::ring::lanes::Lanes;
 use crate::sharding::{IngestShard, NodeGroup, ShardMap, Sharding};
 use crate::status::model::Batch;
+use crate::sys::paced::Paced;
 use crate::types::Priority;
 
 /// A durable batch on its way to PostgreSQL.
@@ -40,10 +44,29 @@ pub struct Queued {
     pub accepted_at: Instant,
     /// Told after the commit (`ack=commit`).
     pub on_commit: Option<oneshot::Sender<()>>,
+    /// What it has met on its way to PostgreSQL.
+    pub trouble: Trouble,
+}
+
+/// What a batch has met on its way to PostgreSQL.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Trouble {
     /// How often it was put aside because it could not land.
     pub postponed_times: u32,
+    /// When that was first.
+    pub stuck_since: Option<Instant>,
     /// How often a session broke that held nothing but this batch.
     pub sessions_lost: u32,
+    /// Its rows took longer than a batch may take while others wait.
+    pub is_slow: bool,
+    /// PostgreSQL refuses rows of it.
+    pub has_refused_rows: bool,
+    /// How often its rows were tried one by one, whatever PostgreSQL said of them.
+    pub row_by_row: u32,
+    /// An operator has given it up.
+    pub is_given_up: bool,
+    /// It counts no longer as waiting ([`Admission`]): what cannot land says nothing about how long others wait.
+    left_admission: bool,
 }
 
 /// A queued batch as lanes and flushers pass it on; boxed, so that a long lane that grows moves pointers.
@@ -74,11 +97,15 @@ pub struct FlushQueue {
     lanes: Lanes<Waiting>,
     merge: Mutex<Merge<Queued>>,
     postponed: Mutex<Postponed<Waiting>>,
+    held: Mutex<Held>,
+    /// False while `held` is empty.
+    holds_any: AtomicBool,
     sleepers: Sleepers,
     sharding: Sharding,
     /// Shards that take no batches, and why the last of them does not.
     held_shards: AtomicUsize,
     held_because: Mutex<String>,
+    stuck_told: Paced,
     rows_under_way: AtomicU64,
     draining: AtomicBool,
     stopping: AtomicBool,
@@ -106,10 +133,13 @@ impl FlushQueue {
             lanes: Lanes::new(cores),
             merge: Mutex::new(Merge::new(settings, general)),
             postponed: Mutex::default(),
+            held: Mutex::default(),
+            holds_any: AtomicBool::new(false),
             sleepers,
             sharding,
             held_shards: AtomicUsize::new(0),
             held_because: Mutex::default(),
+            stuck_told: Paced::new(STUCK_TOLD_EVERY),
             rows_under_way: AtomicU64::new(0),
             draining: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
@@ -146,7 +176,9 @@ impl FlushQueue {
         metrics.queue_bytes.of(item.priority).sub(item.bytes);
         self.budgets.memory_bytes.give_back(item.value.memory_bytes);
         self.budgets.batches.give_back(1);
-        self.admission.left(item.priority, item.rows);
+        if !item.value.trouble.left_admission {
+            self.admission.left(item.priority, item.rows);
+        }
     }
 
     /// Wakes a sleeping general flusher, and the reserved one if something urgent was pushed.
@@ -192,19 +224,55 @@ impl FlushQueue {
 
     /// True when nothing is queued or in a COPY, but for what cannot land at present.
     pub fn is_drained(&self) -> bool {
-        self.budgets.batches.used() <= self.postponed.lock().state().0 as u64
+        self.budgets.batches.used() <= self.postponed.lock().stuck().0 as u64
     }
 
-    /// Puts a batch aside that cannot land while others can.
-    pub(super) fn postpone(&self, mut item: Waiting, reason: &str) {
-        let times = item.value.postponed_times;
-        item.value.postponed_times += 1;
-        self.postponed.lock().put(item, times, reason, Instant::now());
+    /// Puts a batch aside that cannot land while others can. True when that should be told: it goes on for a while, and nothing of
+    /// the kind was told lately.
+    pub(super) fn postpone(&self, mut item: Waiting, sqlstate: &str, reason: &str) -> bool {
+        let now = Instant::now();
+        let trouble = &mut item.value.trouble;
+        let times = trouble.postponed_times;
+        trouble.postponed_times += 1;
+        trouble.stuck_since.get_or_insert(now);
+        self.leave_admission(&mut item);
+        let cause = Cause { sqlstate: sqlstate.to_owned(), reason: reason.into(), is_stuck: true };
+        item.value.batch.waits_because(Some(Arc::clone(&cause.reason)));
+        self.postponed.lock().put(item, times, cause, now);
+        // Whoever puts it aside may be the reserved flusher, and the others asleep without knowing of it.
+        self.wake_one(Role::General);
+        times == POSTPONED_REPORTED_AT && self.stuck_told.is_due(now)
+    }
+
+    /// Puts a batch aside whose refused rows have to be found, until it is its turn.
+    pub(super) fn quarantine(&self, mut item: Waiting, sqlstate: &str, reason: &str) {
+        self.leave_admission(&mut item);
+        let cause = Cause { sqlstate: sqlstate.to_owned(), reason: reason.into(), is_stuck: false };
+        self.postponed.lock().put(item, 0, cause, Instant::now());
+        self.wake_one(Role::General);
     }
 
     /// Puts a batch aside for a moment, so that others show whether it is the only one that cannot land.
-    pub(super) fn suspect(&self, item: Waiting, reason: &str) {
-        self.postponed.lock().put(item, 0, reason, Instant::now());
+    pub(super) fn suspect(&self, item: Waiting, sqlstate: &str, reason: &str) {
+        let cause = Cause { sqlstate: sqlstate.to_owned(), reason: reason.into(), is_stuck: true };
+        self.postponed.lock().put(item, 0, cause, Instant::now());
+    }
+
+    /// What is put aside says nothing about how long others wait.
+    fn leave_admission(&self, item: &mut Waiting) {
+        if !std::mem::replace(&mut item.value.trouble.left_admission, true) {
+            self.admission.left(item.priority, item.rows);
+        }
+    }
+
+    /// Lets its caller look for refused rows, if nobody else does so or tries a postponed batch; [`Self::tried`] ends that.
+    pub(super) fn take_turn(&self) -> bool {
+        self.postponed.lock().take_turn(Instant::now())
+    }
+
+    /// Whoever had the turn for postponed batches is done.
+    pub(super) fn tried(&self, has_landed: bool) {
+        self.postponed.lock().tried(has_landed, Instant::now());
     }
 
     /// When the first postponed batch is due.
@@ -212,15 +280,50 @@ impl FlushQueue {
         self.postponed.lock().due()
     }
 
+    /// PostgreSQL takes no rows of `blocked` for the time being.
+    pub(super) fn hold_rows(&self, blocked: Vec<Blocked>, sqlstate: &str) {
+        let (mut held, now) = (self.held.lock(), Instant::now());
+        blocked.into_iter().for_each(|blocked| held.hold(blocked, sqlstate, now));
+        self.note_held(&held);
+    }
+
+    /// A batch of `month` alone was refused.
+    pub(super) fn refused_of_month(&self, month: Month, sqlstate: &str, reason: &str) {
+        let mut held = self.held.lock();
+        held.refused(month, reason, sqlstate, Instant::now());
+        self.note_held(&held);
+    }
+
+    /// True when [`Self::held`] may find something.
+    pub(super) fn holds_rows(&self) -> bool {
+        // Relaxed: a hint; whoever acts on it takes the lock.
+        self.holds_any.load(Ordering::Relaxed)
+    }
+
+    /// Why a batch with these tuples is not tried together with others.
+    pub(super) fn held(&self, batch_tuples: &[u8]) -> Option<held::Reason> {
+        let mut held = self.held.lock();
+        held.expire(Instant::now());
+        self.note_held(&held);
+        held.reason(batch_tuples)
+    }
+
+    /// A batch with these tuples has landed.
+    pub(super) fn landed(&self, batch_tuples: &[u8]) {
+        let mut held = self.held.lock();
+        held.landed(batch_tuples);
+        self.note_held(&held);
+    }
+
+    fn note_held(&self, held: &Held) {
+        self.holds_any.store(!held.is_empty(), Ordering::Relaxed);
+    }
+
     /// How many batches cannot land while others can, and why the last one cannot; `None` when there is none.
     pub fn stuck(&self) -> Option<(usize, String)> {
-        let (count, reason) = {
-            let postponed = self.postponed.lock();
-            let (count, reason) = postponed.state();
-            (count, reason.to_owned())
-        };
+        let (count, reason) = self.postponed.lock().stuck();
         if !self.holds_shards() {
-            return (count > 0).then_some((count, reason));
+            return reason.map(|reason| (count, reason.to_string()));
         }
         let held = self.merge.lock().held();
         let why = self.held_because.lock();
@@ -310,11 +413,6 @@ impl FlushQueue {
         next
     }
 
-    /// The batch of a cut that was a retry has landed, or is postponed again.
-    pub(super) fn retried(&self) {
-        self.postponed.lock().retried();
-    }
-
     /// The merge, with everything in it that the lanes held.
     fn gathered(&self) -> MutexGuard<'_, Merge<Queued>> {
         let mut merge = self.merge.lock();
@@ -374,8 +472,7 @@ mod tests {
             memory_bytes: QUEUED_BATCH_BYTES + BLOCK_BYTES,
             accepted_at: Instant::now(),
             on_commit: None,
-            postponed_times: 0,
-            sessions_lost: 0,
+            trouble: Trouble::default(),
         }
     }
 

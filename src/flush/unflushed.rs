@@ -74,7 +74,7 @@ mod tests {
 
     use super::*;
     use crate::flush::merge::Item;
-    use crate::flush::queue::Queued;
+    use crate::flush::queue::{Queued, Trouble};
     use crate::sharding::IngestShard;
     use crate::status::model::{Batch, Counts};
     use crate::types::{BatchKey, BodyDigest, Priority, UnixMicros};
@@ -98,8 +98,7 @@ mod tests {
             memory_bytes: 0,
             accepted_at: now,
             on_commit,
-            postponed_times: 0,
-            sessions_lost: 0,
+            trouble: Trouble::default(),
         };
         let item = Item { priority, rows: 1, bytes: BYTES, shard: IngestShard::default(), queued_at: now, value };
         (Box::new(item), Landed::Now(Counts::default()))

@@ -29,7 +29,7 @@ pub async fn get(worker: &Worker, caller: &Caller, id: String, owner: Option<Str
     let found: Vec<_> =
         owners.iter().zip(&answers).filter_map(|(owner, answer)| Some((owner, document(answer)?))).collect();
     match &found[..] {
-        [(_, document)] => Ok(json(StatusCode::OK, document)),
+        [(_, document)] => Ok(json(StatusCode::OK, &for_caller(caller, document))),
         [] if answers.iter().any(|answer| matches!(answer, Found::Unavailable)) => {
             let detail = "this node does not know the batch, and PostgreSQL cannot be queried right now; retry later";
             Err(Problem::unavailable("status_unavailable", detail, RETRY_AFTER_BUSY_SECONDS))
@@ -38,6 +38,17 @@ pub async fn get(worker: &Worker, caller: &Caller, id: String, owner: Option<Str
         several => Err(ambiguous(several.iter().map(|(owner, _)| &***owner).collect())),
     }
 }
+
+/// Why a batch is stuck is about the database: who sees the figures of health sees all of it, others that it is so.
+fn for_caller(caller: &Caller, document: &StatusDocument) -> StatusDocument {
+    let mut document = document.clone();
+    if let Some(reason) = document.reason.as_mut().filter(|_| !caller.may(Scope::Metrics)) {
+        STUCK.clone_into(reason);
+    }
+    document
+}
+
+const STUCK: &str = "the database does not accept this batch at present; it is stored safely and will be retried";
 
 fn unknown() -> Problem {
     Problem::new(StatusCode::NOT_FOUND, "batch_unknown", "no batch with this id is known")

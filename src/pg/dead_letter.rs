@@ -18,7 +18,7 @@ use postgres::{Client, GenericClient, IsolationLevel, Transaction};
 use super::citus::layout::layout_of;
 use super::connect::{TRANSACTION_LIMITS, one_line};
 use super::partitions::{self, Month, PartitionError};
-use super::sqlstate::{Fault, Verdict, verdict};
+use super::sqlstate::{Fault, Verdict};
 use crate::sharding::{IngestShard, Sharding};
 use crate::types::UnixMicros;
 
@@ -160,7 +160,7 @@ pub fn replay(
         let number = letter.number;
         let mut outcome = replay_one(client, letter, false)?;
         if let Outcome::NoPartition(month) = outcome {
-            partitions::ensure(client, &[month])?;
+            partitions::ensure(client, &[month]).map_err(PartitionError::from)?;
             outcome = replay_one(client, letter, true)?;
         }
         match outcome {
@@ -246,12 +246,12 @@ fn replay_one(client: &mut Client, letter: Letter, has_partition: bool) -> Resul
             transaction.execute(&done, &[])?;
             if inserted { Outcome::Inserted } else { Outcome::Duplicate }
         }
-        Err(error) if verdict_on(&error) == Verdict::MissingPartition && !has_partition => {
+        Err(error) if verdict_on(&error, letter.sharding) == Verdict::MissingPartition && !has_partition => {
             let month = month_of(&mut transaction, letter)?;
             transaction.rollback()?;
             return Ok(Outcome::NoPartition(month));
         }
-        Err(error) if matches!(verdict_on(&error), Verdict::RowFault | Verdict::MissingPartition) => {
+        Err(error) if matches!(verdict_on(&error, letter.sharding), Verdict::RowFault | Verdict::MissingPartition) => {
             let state = error.code().map_or("", SqlState::code);
             let message = error.as_db_error().map_or_else(String::new, |db| db.message().to_owned());
             refuse(&mut transaction, letter, state, &message)?;
@@ -323,6 +323,6 @@ fn month_of(transaction: &mut Transaction<'_>, letter: Letter) -> Result<Month, 
 }
 
 /// What the flusher's table says of `error`: a replay refuses the rows that a COPY would refuse.
-fn verdict_on(error: &postgres::Error) -> Verdict {
-    error.as_db_error().map_or(Verdict::Retry, |db| verdict(db.code(), db.constraint()))
+fn verdict_on(error: &postgres::Error, sharding: Sharding) -> Verdict {
+    error.as_db_error().map_or(Verdict::Retry, |database| Fault::from(database).verdict_on(sharding))
 }

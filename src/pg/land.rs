@@ -12,9 +12,9 @@ use postgres::Transaction;
 use crate::encode::tuple::tuples;
 use crate::pg::connect::TRANSACTION_LIMITS;
 use crate::pg::copy::{Rows, copy_rows};
-use crate::pg::ledger;
+use crate::pg::ledger::{self, TimeLimits};
 use crate::pg::pool::Session;
-use crate::pg::quarantine::{DeadLetters, Row, land_or_bury};
+use crate::pg::quarantine::{DeadLetters, GivenUp, Refusals, Row, bury_all, land_or_bury};
 use crate::pg::sqlstate::Fault;
 use crate::pg::stage::Stage;
 use crate::pg::wal::{self, Commit, Run};
@@ -57,6 +57,27 @@ pub enum Way {
     Staged,
     /// Through the temporary table, bisecting around refused rows, telling duplicates from rows that were left out.
     Quarantine,
+    /// As [`Self::Quarantine`]; and whatever else PostgreSQL says of a row by itself sends it to the dead letters.
+    RowByRow,
+    /// Not at all: every row goes to the dead letters.
+    Buried,
+}
+
+impl Way {
+    fn is_staged(self) -> bool {
+        matches!(self, Self::Staged | Self::Quarantine | Self::RowByRow)
+    }
+}
+
+/// On which terms a transaction lands batches.
+#[derive(Clone, Debug)]
+pub struct Terms {
+    /// Whether its COMMIT flushes.
+    pub commit: Commit,
+    /// How long PostgreSQL may take.
+    pub limits: TimeLimits,
+    /// Why rows go to the dead letters that are not tried: those of months that cannot be made, or all ([`Way::Buried`]).
+    pub given_up: GivenUp,
 }
 
 /// What became of one batch.
@@ -109,23 +130,23 @@ pub fn land(
     session: &mut Session,
     batches: &[Landing<'_>],
     way: Way,
-    commit: Commit,
+    terms: &Terms,
     node: &str,
 ) -> Result<Done, Fault> {
     debug_assert!(!batches.is_empty());
     let (pulse, sharding) = (session.pulse(), session.sharding());
-    let mut timings = Timings { staged: way != Way::Plain, ..Timings::default() };
+    let mut timings = Timings { staged: way.is_staged(), ..Timings::default() };
     let begun_at = Instant::now();
-    let (mut transaction, statements) = session.begin(way != Way::Plain)?;
+    let (mut transaction, statements) = session.begin(way.is_staged(), terms.limits.lock)?;
     if sharding == Sharding::Citus {
         // A lock's own limit does not end the wait for a worker.
         transaction.batch_execute(TRANSACTION_LIMITS)?;
     }
-    if way == Way::Quarantine {
+    if matches!(way, Way::Quarantine | Way::RowByRow) {
         // A deferred constraint would refuse at the COMMIT, where no row can be told from another.
         transaction.batch_execute("SET CONSTRAINTS ALL IMMEDIATE")?;
     }
-    let (claimed, run) = ledger::claim(&mut transaction, &statements.claim, sharding, batches, node, commit, &pulse)?;
+    let (claimed, run) = ledger::claim(&mut transaction, &statements.claim, sharding, batches, terms, node, &pulse)?;
     timings.claim = begun_at.elapsed();
 
     let started = Instant::now();
@@ -141,8 +162,14 @@ pub fn land(
             }
             counts
         }
-        (Way::Quarantine, Some(stage)) => {
-            let buried = land_or_bury(&mut transaction, stage, &ours, &rows_of(&ours)?, node)?;
+        (Way::Quarantine | Way::RowByRow, Some(stage)) => {
+            let whose = if way == Way::RowByRow { Refusals::AllOfRows } else { Refusals::RowFaults };
+            let buried = land_or_bury(&mut transaction, stage, &ours, &rows_of(&ours)?, whose, &terms.given_up, node)?;
+            reasons = buried.reasons;
+            buried.counts
+        }
+        (Way::Buried, _) => {
+            let buried = bury_all(&mut transaction, sharding, &ours, &rows_of(&ours)?, &terms.given_up, node)?;
             reasons = buried.reasons;
             buried.counts
         }
@@ -155,11 +182,12 @@ pub fn land(
             ours.iter().map(|batch| Counts { inserted: batch.events, ..Counts::default() }).collect()
         }
     };
-    for (batch, counts) in ours.iter().zip(&counts) {
-        if counts.inserted != batch.events {
-            ledger::settle(&mut transaction, sharding, batch.key, *counts)?;
-        }
-    }
+    let of_ours = ours.iter().zip(&counts);
+    let corrected: Vec<(&BatchKey, Counts)> = of_ours
+        .filter(|(batch, counts)| counts.inserted != batch.events)
+        .map(|(batch, counts)| (batch.key, *counts))
+        .collect();
+    ledger::settle(&mut transaction, sharding, &corrected)?;
     let others = settle_others(&mut transaction, sharding, &keep(batches, &claimed, false), node)?;
     timings.copy = started.elapsed();
 
@@ -256,10 +284,11 @@ fn bury_conflict(
     )?;
     if first_time == 1 {
         let fault = Fault::id_conflict();
-        let dead_letters = DeadLetters::prepare(transaction, sharding, node)?;
+        let mut dead_letters = DeadLetters::new(sharding, node);
         for row in rows_of(std::slice::from_ref(batch))? {
             dead_letters.bury(transaction, batch, &row.view, &fault)?;
         }
+        dead_letters.write(transaction)?;
     }
     Ok(Landed::Conflict)
 }

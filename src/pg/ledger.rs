@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use postgres::types::{ToSql, Type};
 use postgres::{GenericClient, Statement, Transaction};
 
-use crate::pg::land::Landing;
+use crate::pg::land::{Landing, Terms};
 use crate::pg::sqlstate::Fault;
 use crate::pg::wal::{Commit, RUN_COLUMNS, Run, commit_column};
 use crate::pg::watch::Pulse;
@@ -37,10 +37,11 @@ pub struct LedgerRow {
 }
 
 /// Inserts rows for `$1..$6`, all counted as inserted; gives back the backend, its run and the ids that were free, in one
-/// row at least. `$8`: this transaction's COMMIT flushes nothing. `$9`, where sharded: the values of `ingest_shard`.
+/// row at least. `$8`: this transaction's COMMIT flushes nothing. `$9`, where sharded: the values of `ingest_shard`; elsewhere the
+/// limits of [`TimeLimits`].
 ///
 /// The role's, the database's or the URL's limits of time do not decide how long a COPY may take: the first statement of its
-/// transaction lifts them for all that follow. On a Citus cluster [`crate::pg::connect::TRANSACTION_LIMITS`] has set ours.
+/// transaction replaces them for all that follow. On a Citus cluster [`crate::pg::connect::TRANSACTION_LIMITS`] has set ours.
 pub fn claim_statement(sharding: Sharding) -> String {
     let commit = commit_column("$8");
     let limits = match sharding {
@@ -64,7 +65,7 @@ pub fn claim_statement(sharding: Sharding) -> String {
 
 /// Evaluated once, whatever the number of rows. A session that froze must not keep its locks, so the time without a statement
 /// stays limited. PostgreSQL has `transaction_timeout` from 17 on.
-const OWN_LIMITS_COLUMN: &str = ", (SELECT concat(set_config('statement_timeout', '0', true), set_config('lock_timeout', '0', true), \
+const OWN_LIMITS_COLUMN: &str = ", (SELECT concat(set_config('lock_timeout', $9, true), set_config('statement_timeout', $10, true), \
     set_config('idle_in_transaction_session_timeout', '60s', true), \
     CASE WHEN current_setting('transaction_timeout', true) IS NOT NULL THEN set_config('transaction_timeout', '0', true) END))";
 
@@ -89,7 +90,29 @@ const FIND_SHARDED: &str = concat!(
 );
 
 const SETTLE: &str = "\
+    UPDATE ingest_batches AS batch SET inserted = its.inserted, duplicates = its.duplicates, dead_lettered = its.dead_lettered \
+    FROM unnest($1::text[], $2::text[], $3::int4[], $4::int4[], $5::int4[]) AS its (owner, batch_id, inserted, duplicates, dead_lettered) \
+    WHERE batch.owner = its.owner AND batch.batch_id = its.batch_id";
+
+/// An UPDATE there goes to the shard of one batch.
+const SETTLE_SHARDED: &str = "\
     UPDATE ingest_batches SET inserted = $3, duplicates = $4, dead_lettered = $5 WHERE owner = $1 AND batch_id = $2";
+
+/// How long PostgreSQL may take for a statement of a COPY's transaction after the first one; `None`: for ever. Not for Citus.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TimeLimits {
+    /// For a lock (`lock_timeout`); SQLSTATE 55P03 after that.
+    pub lock: Option<Duration>,
+    /// For the statement (`statement_timeout`); SQLSTATE 57014 after that.
+    pub statement: Option<Duration>,
+}
+
+impl TimeLimits {
+    /// As PostgreSQL takes it: 0 is none.
+    fn setting(limit: Option<Duration>) -> String {
+        limit.map_or_else(|| "0".to_owned(), |limit| format!("{}ms", limit.as_millis().max(1)))
+    }
+}
 
 /// Claims `batches`; the result says for each whether it is ours to copy, and in which run of PostgreSQL; `pulse` learns
 /// by which backend. Waits for another transaction that holds the same id. Ids are distinct within `batches`.
@@ -98,8 +121,8 @@ pub fn claim(
     statement: &Statement,
     sharding: Sharding,
     batches: &[Landing<'_>],
+    terms: &Terms,
     node: &str,
-    commit: Commit,
     pulse: &Pulse,
 ) -> Result<(Vec<bool>, Run), Fault> {
     let owners: Vec<&str> = batches.iter().map(|batch| &*batch.key.owner).collect();
@@ -108,12 +131,14 @@ pub fn claim(
     let priorities: Vec<i16> = batches.iter().map(|batch| i16::from(batch.priority.get())).collect();
     let events: Vec<i32> = batches.iter().map(|batch| batch.events.cast_signed()).collect();
     let received: Vec<SystemTime> = batches.iter().map(|batch| system_time(batch.received_at)).collect();
-    let unflushed = commit == Commit::Unflushed;
+    let unflushed = terms.commit == Commit::Unflushed;
+    let (lock, time) = (TimeLimits::setting(terms.limits.lock), TimeLimits::setting(terms.limits.statement));
     let shards: Vec<i32> = batches.iter().map(|batch| batch.shard.0).collect();
     let mut values: Vec<&(dyn ToSql + Sync)> =
         vec![&owners, &ids, &digests, &priorities, &events, &received, &node, &unflushed];
-    if sharding == Sharding::Citus {
-        values.push(&shards);
+    match sharding {
+        Sharding::None => values.extend([&lock as &(dyn ToSql + Sync), &time]),
+        Sharding::Citus => values.push(&shards),
     }
     let rows = transaction.query(statement, &values)?;
     let first = rows.first().ok_or_else(|| Fault::lost("no response to the ledger's INSERT"))?;
@@ -124,19 +149,47 @@ pub fn claim(
     Ok((claimed.collect(), run))
 }
 
-/// Corrects the counts of a batch claimed in this transaction.
+/// Corrects the counts of batches that were claimed in this transaction.
 pub fn settle(
     transaction: &mut Transaction<'_>,
     sharding: Sharding,
-    key: &BatchKey,
-    counts: Counts,
+    batches: &[(&BatchKey, Counts)],
 ) -> Result<(), postgres::Error> {
-    let Counts { inserted, duplicates, dead_lettered } = counts;
-    let changed = transaction.execute(
-        &format!("{SETTLE}{}", sharding.and_shard(IngestShard::of(&key.id))),
-        &[&&*key.owner, &&*key.id, &inserted.cast_signed(), &duplicates.cast_signed(), &dead_lettered.cast_signed()],
+    if batches.is_empty() {
+        return Ok(());
+    }
+    if sharding == Sharding::Citus {
+        for (key, Counts { inserted, duplicates, dead_lettered }) in batches {
+            transaction.execute(
+                &format!("{SETTLE_SHARDED}{}", sharding.and_shard(IngestShard::of(&key.id))),
+                &[
+                    &&*key.owner,
+                    &&*key.id,
+                    &inserted.cast_signed(),
+                    &duplicates.cast_signed(),
+                    &dead_lettered.cast_signed(),
+                ],
+            )?;
+        }
+        return Ok(());
+    }
+    let owners: Vec<&str> = batches.iter().map(|(key, _)| &*key.owner).collect();
+    let ids: Vec<&str> = batches.iter().map(|(key, _)| &*key.id).collect();
+    let counts =
+        |of: fn(&Counts) -> u32| batches.iter().map(|(_, counts)| of(counts).cast_signed()).collect::<Vec<i32>>();
+    let (inserted, duplicates) = (counts(|counts| counts.inserted), counts(|counts| counts.duplicates));
+    let dead_lettered = counts(|counts| counts.dead_lettered);
+    let settled = transaction.execute_typed(
+        SETTLE,
+        &[
+            (&owners, Type::TEXT_ARRAY),
+            (&ids, Type::TEXT_ARRAY),
+            (&inserted, Type::INT4_ARRAY),
+            (&duplicates, Type::INT4_ARRAY),
+            (&dead_lettered, Type::INT4_ARRAY),
+        ],
     )?;
-    debug_assert_eq!(changed, 1, "settled a batch that was not claimed");
+    debug_assert_eq!(settled, batches.len() as u64, "settled batches that were not claimed");
     Ok(())
 }
 

@@ -25,6 +25,7 @@ pub mod embedded;
 pub mod health;
 pub mod land;
 pub mod ledger;
+pub mod locks;
 pub mod migrate;
 pub mod month;
 pub mod partitions;

@@ -23,7 +23,7 @@
 //! hand, for a quarter say, serves as well. Absent on purpose: a default partition, which would make every
 //! later ATTACH scan it.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use postgres::error::SqlState;
 use postgres::types::Type;
@@ -77,10 +77,24 @@ impl Partition {
 #[derive(Debug, thiserror::Error)]
 pub enum PartitionError {
     /// A table has the partition's name but is no partition: someone detached it, or it is another table.
-    #[error("table {name} exists but is not a partition of events: attach, rename or drop it")]
+    #[error(
+        "table {name} exists but is not a partition of events: attach it with ALTER TABLE events ATTACH PARTITION {name} \
+         FOR VALUES FROM ... TO ..., or rename it"
+    )]
     NameTaken {
         /// The table.
         name: String,
+    },
+    /// A partition has the name but other bounds than its month.
+    #[error(
+        "partition {name} of events exists {bounds}, which is not its whole month in UTC: rename it and attach partitions \
+         for the rest of the month, or attach it again with the month's bounds"
+    )]
+    OtherBounds {
+        /// The partition.
+        name: String,
+        /// `FOR VALUES FROM … TO …`, as PostgreSQL prints it.
+        bounds: String,
     },
     /// The partition is being detached by a cleanup, now or interrupted.
     #[error(
@@ -97,9 +111,10 @@ pub enum PartitionError {
          them without blocking COPYs; see pg_stat_activity, then retry"
     )]
     InUse,
-    /// Another session holds a lock for long.
-    #[error("waited {} s for a lock held by another session; see pg_stat_activity, then retry",
-        PARTITION_LOCK_WAIT_MAX.as_secs())]
+    /// Another session holds a lock for longer than this waits.
+    #[error(
+        "another session holds a lock that is needed to change partitions of events; see pg_stat_activity, then retry"
+    )]
     LockTimeout,
     /// Everything else.
     #[error("{}", one_line(.0))]
@@ -107,19 +122,22 @@ pub enum PartitionError {
 }
 
 impl PartitionError {
-    /// True when only the month in question is affected, until a person has put it right.
+    /// True when only the month in question is affected for certain, until a person has put it right.
     pub fn is_of_one_month(&self) -> bool {
-        matches!(self, Self::NameTaken { .. } | Self::Detaching { .. })
+        match self {
+            Self::NameTaken { .. } | Self::OtherBounds { .. } | Self::Detaching { .. } => true,
+            // 42P17, "invalid object definition": it would overlap another partition.
+            Self::Postgres(error) => error.code() == Some(&SqlState::INVALID_OBJECT_DEFINITION),
+            Self::InUse | Self::LockTimeout => false,
+        }
     }
-}
 
-impl PartitionError {
     /// The same with its SQLSTATE. What is no error of PostgreSQL's is its state: 55000 is "object not in prerequisite state".
     pub fn into_fault(self) -> Fault {
         match self {
             Self::Postgres(error) => Fault::from(error),
             Self::LockTimeout => Fault::retry(&SqlState::LOCK_NOT_AVAILABLE, self.to_string()),
-            Self::NameTaken { .. } | Self::Detaching { .. } | Self::InUse => {
+            Self::NameTaken { .. } | Self::OtherBounds { .. } | Self::Detaching { .. } | Self::InUse => {
                 Fault::retry(&SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE, self.to_string())
             }
         }
@@ -164,48 +182,82 @@ pub fn ensure_ahead(client: &mut Client, now: UnixMicros, ahead: u32) -> Result<
     let this = Month::of(now);
     let months: Vec<_> = (-1..=ahead as i32).map(|offset| this.plus(offset)).collect();
     match ensure(client, &months) {
-        Err(error) if error.is_of_one_month() => {}
-        outcome => return outcome,
+        Err(NotMade { error, .. }) if error.is_of_one_month() => {}
+        outcome => return Ok(outcome?),
     }
     let mut made = Vec::new();
     for month in months {
         match ensure(client, &[month]) {
             Ok(names) => made.extend(names),
-            Err(error) if error.is_of_one_month() => {
+            Err(NotMade { error, .. }) if error.is_of_one_month() => {
                 tracing::error!(%month, %error,
                     "cannot create a partition ahead of time; events of that month would have to wait");
             }
-            Err(error) => return Err(error),
+            Err(not_made) => return Err(not_made.error),
         }
     }
     Ok(made)
 }
 
+/// Why partitions were not made, and which one it was; `None`: any of them.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
+pub struct NotMade {
+    /// The month that the error is about.
+    pub month: Option<Month>,
+    /// What is wrong.
+    pub error: PartitionError,
+}
+
+impl From<PartitionError> for NotMade {
+    fn from(error: PartitionError) -> Self {
+        Self { month: None, error }
+    }
+}
+
+impl From<postgres::Error> for NotMade {
+    fn from(error: postgres::Error) -> Self {
+        PartitionError::from(error).into()
+    }
+}
+
+impl From<NotMade> for PartitionError {
+    fn from(not_made: NotMade) -> Self {
+        not_made.error
+    }
+}
+
+/// As [`ensure_within`], for those who can wait for a lock.
+pub fn ensure(client: &mut Client, months: &[Month]) -> Result<Vec<String>, NotMade> {
+    ensure_within(client, months, PARTITION_LOCK_WAIT_MAX)
+}
+
 /// Makes the partitions of `months` that are missing, [`PARTITIONS_PER_TRANSACTION_MAX`] in one transaction, and returns the
-/// names of new ones. An error leaves those of earlier transactions. When all are there this is one read.
-pub fn ensure(client: &mut Client, months: &[Month]) -> Result<Vec<String>, PartitionError> {
+/// names of new ones; no lock is awaited for longer than `lock_wait`. An error leaves those of earlier transactions. When
+/// all are there this is one read.
+pub fn ensure_within(client: &mut Client, months: &[Month], lock_wait: Duration) -> Result<Vec<String>, NotMade> {
     let wanted = despite_deadlocks(client, |client| missing(client, months))?;
     let mut made = Vec::new();
     for months in wanted.chunks(PARTITIONS_PER_TRANSACTION_MAX) {
-        made.extend(despite_deadlocks(client, |client| ensure_some(client, months))?);
+        made.extend(despite_deadlocks(client, |client| ensure_some(client, months, lock_wait))?);
     }
     Ok(made)
 }
 
 /// Makes the partitions of `months` that are missing, all or none.
-fn ensure_some(client: &mut Client, months: &[Month]) -> Result<Vec<String>, PartitionError> {
+fn ensure_some(client: &mut Client, months: &[Month], lock_wait: Duration) -> Result<Vec<String>, NotMade> {
     // Read committed whatever the database's default is: what is read after the wait must be fresh.
     let begin = client.build_transaction().isolation_level(IsolationLevel::ReadCommitted).read_only(false);
     let mut transaction = begin.start()?;
-    lock(&mut transaction, ADVISORY_PARTITIONS, PARTITION_LOCK_WAIT_MAX)?;
+    lock(&mut transaction, ADVISORY_PARTITIONS, lock_wait)?;
     let right = Right::of(&mut transaction)?;
     if right == Right::ShardedOwnership {
         // Only this ends the wait for a COPY on a worker.
-        transaction.batch_execute(&format!("SET LOCAL statement_timeout = {}", PARTITION_LOCK_WAIT_MAX.as_millis()))?;
+        transaction.batch_execute(&format!("SET LOCAL statement_timeout = {}", lock_wait.as_millis()))?;
     }
     let mut made = Vec::new();
     for month in missing(&mut transaction, months)? {
-        make(&mut transaction, right, month)?;
+        make(&mut transaction, right, month).map_err(|error| NotMade { month: Some(month), error })?;
         made.push(month.partition_name());
     }
     transaction.commit()?;
@@ -247,10 +299,12 @@ fn make(transaction: &mut postgres::Transaction<'_>, right: Right, month: Month)
     Ok(())
 }
 
-/// True when a table has `name` that an interrupted cleanup left; refuses any other.
+/// True when a table has `name` that an interrupted cleanup left; refuses any other, as `events` has no partition for the month
+/// when this is asked.
 fn is_taken_by_leftover(transaction: &mut postgres::Transaction<'_>, name: &str) -> Result<bool, PartitionError> {
     let found = transaction.query_opt(
-        "SELECT coalesce(i.inhdetachpending, false), i.inhparent IS NULL AND d.description IS NOT DISTINCT FROM $2
+        "SELECT coalesce(i.inhdetachpending, false), i.inhparent IS NULL AND d.description IS NOT DISTINCT FROM $2,
+                CASE WHEN i.inhparent = to_regclass('events') THEN pg_get_expr(c.relpartbound, 0) END
          FROM pg_class c
          LEFT JOIN pg_inherits i ON i.inhrelid = c.oid
          LEFT JOIN pg_description d ON d.objoid = c.oid AND d.classoid = 'pg_class'::regclass AND d.objsubid = 0
@@ -261,6 +315,9 @@ fn is_taken_by_leftover(transaction: &mut postgres::Transaction<'_>, name: &str)
     let (detaching, leftover): (bool, bool) = (row.get(0), row.get(1));
     if detaching {
         return Err(PartitionError::Detaching { name: name.into() });
+    }
+    if let Some(bounds) = row.get(2) {
+        return Err(PartitionError::OtherBounds { name: name.into(), bounds });
     }
     if !leftover {
         return Err(PartitionError::NameTaken { name: name.into() });
@@ -285,22 +342,36 @@ pub fn list(client: &mut Client) -> Result<Vec<Partition>, PartitionError> {
 
 /// Runs `step`, a whole transaction, again where PostgreSQL ended it as one side of a deadlock.
 ///
-/// Reading a bound or a size locks the partition for a moment, with a snapshot in hand; whoever completes a detaching holds
+/// Reading a size locks the partition for a moment, with a snapshot in hand; whoever completes a detaching holds
 /// that lock and waits for older snapshots. Neither can know of the other.
-fn despite_deadlocks<T>(
+fn despite_deadlocks<T, E: AsRef<PartitionError>>(
     client: &mut Client,
-    mut step: impl FnMut(&mut Client) -> Result<T, PartitionError>,
-) -> Result<T, PartitionError> {
+    mut step: impl FnMut(&mut Client) -> Result<T, E>,
+) -> Result<T, E> {
     let deadline = Instant::now() + PARTITION_DETACH_WAIT_MAX;
+    let is_deadlock = |error: &E| {
+        let PartitionError::Postgres(error) = error.as_ref() else { return false };
+        error.code() == Some(&SqlState::T_R_DEADLOCK_DETECTED)
+    };
     loop {
         match step(client) {
-            Err(PartitionError::Postgres(error))
-                if error.code() == Some(&SqlState::T_R_DEADLOCK_DETECTED) && Instant::now() < deadline =>
-            {
+            Err(error) if is_deadlock(&error) && Instant::now() < deadline => {
                 std::thread::sleep(PARTITION_DETACH_RETRY_PAUSE);
             }
             outcome => return outcome,
         }
+    }
+}
+
+impl AsRef<PartitionError> for PartitionError {
+    fn as_ref(&self) -> &Self {
+        self
+    }
+}
+
+impl AsRef<PartitionError> for NotMade {
+    fn as_ref(&self) -> &PartitionError {
+        &self.error
     }
 }
 
@@ -310,13 +381,14 @@ fn bounds(client: &mut impl GenericClient) -> Result<Vec<Partition>, PartitionEr
 }
 
 fn partitions(client: &mut impl GenericClient, size: &str) -> Result<Vec<Partition>, PartitionError> {
-    // A bound is printed and read back by the same session: its time zone does not matter.
+    // A bound is printed and read back by the same session: its time zone does not matter. A bound names no column, so
+    // pg_get_expr needs no table; given one it would wait for whoever has locked it (a long ALTER).
     let rows = client.query_typed(
         &format!(
             r"WITH parts AS (
                 SELECT c.oid, i.inhdetachpending, c.reltuples,
-                       regexp_match(pg_get_expr(c.relpartbound, c.oid), 'FROM \(''([^'']+)''\)') AS lower,
-                       regexp_match(pg_get_expr(c.relpartbound, c.oid), 'TO \(''([^'']+)''\)') AS upper
+                       regexp_match(pg_get_expr(c.relpartbound, 0), 'FROM \(''([^'']+)''\)') AS lower,
+                       regexp_match(pg_get_expr(c.relpartbound, 0), 'TO \(''([^'']+)''\)') AS upper
                 FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
                 WHERE i.inhparent = to_regclass('events')),
               bounds AS (

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use postgres::{Client, GenericClient, Statement, Transaction};
 use r2d2::ManageConnection;
 
-use crate::limits::POOL_WAIT_MAX;
+use crate::limits::{POOL_WAIT_MAX, RENEW_WAIT_MAX};
 use crate::pg::copy::copy_statement;
 use crate::pg::ledger;
 use crate::pg::sqlstate::Fault;
@@ -42,6 +42,7 @@ impl Statements {
 pub struct Session {
     client: Client,
     pulse: Arc<Pulse>,
+    watch: Arc<Watch>,
     sharding: Sharding,
     /// Where the backend is this session's own.
     statements: Option<Statements>,
@@ -71,6 +72,17 @@ impl Session {
         &mut self.client
     }
 
+    /// Opens another connection in place of this one if PostgreSQL does not answer over it any more. After an error that comes
+    /// before a COPY has begun the driver and PostgreSQL count their messages differently, and the connection is lost.
+    pub fn renew(&mut self) -> Result<(), Fault> {
+        if self.client().is_valid(RENEW_WAIT_MAX).is_ok() {
+            return Ok(());
+        }
+        (self.client, self.pulse) = self.watch.connect()?;
+        (self.statements, self.opened_at) = (None, Instant::now());
+        Ok(())
+    }
+
     /// Prepares what a COPY needs, once a connection. Nothing where a pooler lends the backend: see [`Self::begin`].
     pub fn prepare(&mut self) -> Result<(), Fault> {
         if self.statements.is_none() && !self.pulse.is_lent() {
@@ -80,14 +92,19 @@ impl Session {
         Ok(())
     }
 
-    /// Begins a transaction with the statements for it, those of the staging table too where `is_staged`. They are dropped
-    /// before it ends: where a pooler lends the backend they were prepared for this transaction only.
-    pub fn begin(&mut self, is_staged: bool) -> Result<(Transaction<'_>, Statements), Fault> {
+    /// Begins a transaction with the statements for it, those of the staging table too where `is_staged`; making that waits for a
+    /// lock for `lock_wait` at most, `None`: for ever. The statements are dropped before the transaction ends: where a pooler lends
+    /// the backend they were prepared for this transaction only.
+    pub fn begin(
+        &mut self,
+        is_staged: bool,
+        lock_wait: Option<Duration>,
+    ) -> Result<(Transaction<'_>, Statements), Fault> {
         if !self.pulse.is_lent() {
             self.prepare()?;
             let statements = self.statements.as_mut().ok_or_else(|| Fault::lost("nothing is prepared"))?;
             if is_staged && statements.stage.is_none() {
-                statements.stage = Some(Stage::prepare(&mut self.client, self.sharding)?);
+                statements.stage = Some(Stage::prepare(&mut self.client, self.sharding, lock_wait)?);
             }
             return Ok((self.client.transaction()?, statements.clone()));
         }
@@ -97,7 +114,7 @@ impl Session {
         self.pulse.served_by(transaction.query_typed_one("SELECT pg_backend_pid()", &[])?.get(0));
         let mut statements = Statements::prepare(&mut transaction, self.sharding)?;
         if is_staged {
-            statements.stage = Some(Stage::prepare_within(&mut transaction, self.sharding)?);
+            statements.stage = Some(Stage::prepare_within(&mut transaction, self.sharding, lock_wait)?);
         }
         Ok((transaction, statements))
     }
@@ -129,6 +146,7 @@ impl ManageConnection for SessionManager {
         Ok(Session {
             client,
             pulse,
+            watch: Arc::clone(&self.watch),
             sharding: self.sharding,
             statements: None,
             opened_at: Instant::now(),

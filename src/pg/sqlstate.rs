@@ -4,7 +4,7 @@
 //! |---|---|---|---|
 //! | no SQLSTATE (socket) | connection lost | [`Verdict::Retry`] | the same |
 //! | 23505 | rows that are there already | [`Verdict::Duplicates`] | the same, from INSERT only |
-//! | 23514 without a constraint's name | no partition for the row | [`Verdict::MissingPartition`] | the same, from INSERT only |
+//! | 23514 from the search for a partition | no partition for the row | [`Verdict::MissingPartition`] | 23514 without a constraint's name, from INSERT only |
 //! | 22, 23, 44, 54, P0, and classes that users define | this row cannot be stored | [`Verdict::RowFault`] | the same, from INSERT only |
 //! | none, but fewer rows than were sent | a trigger left this row out | [`Verdict::RowFault`] | the same |
 //! | 3F, 42 | the schema is not what it should be | [`Verdict::Schema`] | the same |
@@ -19,7 +19,7 @@
 //! implementations and their users by the SQL standard; those that PostgreSQL does not use itself come from a
 //! user's trigger, and so from a row.
 
-use postgres::error::SqlState;
+use postgres::error::{DbError, Severity, SqlState};
 
 use crate::sharding::Sharding;
 
@@ -50,6 +50,10 @@ pub struct Fault {
     pub sqlstate: String,
     /// One line: PostgreSQL's message, or the socket's. Never row contents beyond what PostgreSQL put there.
     pub message: String,
+    /// PostgreSQL has named a constraint that is violated.
+    pub names_constraint: bool,
+    /// The session is over with it. Any other error leaves the session, as far as PostgreSQL is concerned.
+    pub ends_session: bool,
 }
 
 impl From<postgres::Error> for Fault {
@@ -58,11 +62,19 @@ impl From<postgres::Error> for Fault {
             let cause = std::error::Error::source(&error).map(|source| format!(": {source}")).unwrap_or_default();
             return Self::lost(format!("{error}{cause}"));
         };
+        Self::from(database)
+    }
+}
+
+impl From<&DbError> for Fault {
+    fn from(database: &DbError) -> Self {
         let message = one_line(&format!("{} (SQLSTATE {})", database.message(), database.code().code()));
         Self {
-            verdict: verdict(database.code(), database.constraint()),
+            verdict: verdict(database.code(), database.routine()),
             sqlstate: database.code().code().to_owned(),
             message,
+            names_constraint: database.constraint().is_some(),
+            ends_session: matches!(database.parsed_severity(), Some(Severity::Fatal | Severity::Panic)),
         }
     }
 }
@@ -70,41 +82,57 @@ impl From<postgres::Error> for Fault {
 impl Fault {
     /// The connection or the pool failed before PostgreSQL could answer.
     pub fn lost(message: impl AsRef<str>) -> Self {
-        Self { verdict: Verdict::Retry, sqlstate: "08000".to_owned(), message: one_line(message.as_ref()) }
+        Self { ends_session: true, ..Self::of(Verdict::Retry, "08000", message) }
     }
 
     /// The state of the database, found out by ingestd itself.
     pub fn retry(code: &SqlState, message: impl AsRef<str>) -> Self {
+        Self::of(Verdict::Retry, code.code(), message)
+    }
+
+    fn of(verdict: Verdict, sqlstate: &str, message: impl AsRef<str>) -> Self {
         let message = one_line(message.as_ref());
-        Self { verdict: Verdict::Retry, sqlstate: code.code().to_owned(), message }
+        Self { verdict, sqlstate: sqlstate.to_owned(), message, names_constraint: false, ends_session: false }
     }
 
     /// A row was neither stored nor refused: a `BEFORE` trigger answered NULL. SQLSTATE 02000 is "no data".
     pub fn left_out() -> Self {
-        let message = "a trigger on events discarded the row: it returned NULL (SQLSTATE 02000)".to_owned();
-        Self { verdict: Verdict::RowFault, sqlstate: "02000".to_owned(), message }
+        Self::of(Verdict::RowFault, "02000", "a trigger on events discarded the row: it returned NULL (SQLSTATE 02000)")
     }
 
     /// What to do where tables are laid out so: the table's last column.
     pub fn verdict_on(&self, sharding: Sharding) -> Verdict {
         match sharding {
             Sharding::Citus if self.sqlstate == SqlState::INTERNAL_ERROR.code() => Verdict::Remote,
+            // What a worker says comes without the name of the routine.
+            Sharding::Citus if self.sqlstate == SqlState::CHECK_VIOLATION.code() && !self.names_constraint => {
+                Verdict::MissingPartition
+            }
             Sharding::Citus | Sharding::None => self.verdict,
         }
     }
 
+    /// Nobody tries this row any more: an operator has said so, or it broke each session that it was sent over.
+    pub fn given_up() -> Self {
+        Self::of(Verdict::RowFault, "02000", "the batch could not be committed and was given up (SQLSTATE 02000)")
+    }
+
     /// An event's batch lost its id to another body, which no constraint could see.
     pub fn id_conflict() -> Self {
-        let message = "batch_id was already used with a different body".to_owned();
-        Self { verdict: Verdict::RowFault, sqlstate: SqlState::UNIQUE_VIOLATION.code().to_owned(), message }
+        let code = SqlState::UNIQUE_VIOLATION;
+        Self::of(Verdict::RowFault, code.code(), "batch_id was already used with a different body")
     }
 }
 
-/// The table above. `constraint` is the name that PostgreSQL sent with the error, if any.
-pub fn verdict(code: &SqlState, constraint: Option<&str>) -> Verdict {
+/// The function of PostgreSQL that looks for a row's partition (`src/backend/executor/execPartition.c`). A user's trigger that
+/// raises the same code comes from another one.
+const PARTITION_SEARCH: &str = "ExecFindPartition";
+
+/// The table above. `routine` is the function that PostgreSQL sent with the error, if any.
+pub fn verdict(code: &SqlState, routine: Option<&str>) -> Verdict {
     match (code.code(), &code.code()[..2]) {
         ("23505", _) => Verdict::Duplicates,
-        ("23514", _) if constraint.is_none() => Verdict::MissingPartition,
+        ("23514", _) if routine == Some(PARTITION_SEARCH) => Verdict::MissingPartition,
         (_, "22" | "23" | "44" | "54" | "P0") => Verdict::RowFault,
         (_, "3F" | "42") => Verdict::Schema,
         (_, "53" | "55" | "57" | "58" | "72" | "XX") => Verdict::Retry,
@@ -145,20 +173,22 @@ mod tests {
     #[test]
     fn a_check_constraint_is_not_a_missing_partition() {
         let code = SqlState::CHECK_VIOLATION;
-        assert_eq!(verdict(&code, None), Verdict::MissingPartition);
-        assert_eq!(verdict(&code, Some("payload_is_small")), Verdict::RowFault);
+        assert_eq!(verdict(&code, Some(PARTITION_SEARCH)), Verdict::MissingPartition);
+        assert_eq!(verdict(&code, Some("ExecConstraints")), Verdict::RowFault);
+        assert_eq!(verdict(&code, Some("exec_stmt_raise")), Verdict::RowFault, "a user's trigger");
     }
 
     #[test]
     fn on_citus_only_the_code_that_hides_others_is_another_matter() {
-        let fault =
-            |sqlstate: &str| Fault { verdict: of(sqlstate), sqlstate: sqlstate.to_owned(), message: String::new() };
+        let fault = |sqlstate: &str| Fault { verdict: of(sqlstate), ..Fault::of(Verdict::Retry, sqlstate, "") };
         assert_eq!(fault("XX000").verdict_on(Sharding::Citus), Verdict::Remote);
         assert_eq!(fault("XX000").verdict_on(Sharding::None), Verdict::Retry);
         for code in ["57P01", "58030", "40P01", "57014", "08006", "XX001"] {
             assert_eq!(fault(code).verdict_on(Sharding::Citus), Verdict::Retry, "{code}");
         }
         assert_eq!(fault("22P02").verdict_on(Sharding::Citus), Verdict::RowFault);
+        assert_eq!(fault("23514").verdict_on(Sharding::Citus), Verdict::MissingPartition);
+        assert_eq!(Fault { names_constraint: true, ..fault("23514") }.verdict_on(Sharding::Citus), Verdict::RowFault);
     }
 
     #[test]

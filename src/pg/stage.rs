@@ -2,12 +2,15 @@
 //! `INSERT … ON CONFLICT DO NOTHING`. About 1.6 times the cost of a plain COPY, so only on demand.
 
 use std::collections::{HashMap, HashSet};
+use std::time::Duration;
 
 use postgres::{Client, GenericClient, Statement, Transaction};
 
+use crate::encode::timestamp::append_rfc3339;
 use crate::pg::copy::{Rows, copy_columns, copy_rows, copy_statement};
 use crate::pg::quarantine::Row;
 use crate::sharding::Sharding;
+use crate::types::UnixMicros;
 
 /// Only the columns that are copied, and none of their constraints: a newer ingestd may have added one that is not null, and
 /// what a row violates is for `events` to say.
@@ -17,6 +20,11 @@ fn create(on_commit: &str, sharding: Sharding) -> String {
         "CREATE TEMPORARY TABLE IF NOT EXISTS ingest_stage ON COMMIT {on_commit} AS \
          SELECT {columns} FROM events WITH NO DATA"
     )
+}
+
+/// Limits how long the rest of a transaction waits for locks.
+fn wait(lock_wait: Option<Duration>) -> String {
+    lock_wait.map_or_else(String::new, |wait| format!("SET LOCAL lock_timeout = {}; ", wait.as_millis()))
 }
 
 /// The statements of the staging table, prepared on one connection.
@@ -29,14 +37,25 @@ pub struct Stage {
 
 impl Stage {
     /// Makes the temporary table of this connection and prepares its statements. Outside a transaction.
-    pub fn prepare(client: &mut Client, sharding: Sharding) -> Result<Self, postgres::Error> {
-        client.batch_execute(&create("DELETE ROWS", sharding))?;
-        Self::statements(client, sharding)
+    pub fn prepare(
+        client: &mut Client,
+        sharding: Sharding,
+        lock_wait: Option<Duration>,
+    ) -> Result<Self, postgres::Error> {
+        let mut transaction = client.transaction()?;
+        transaction.batch_execute(&format!("{}{}", wait(lock_wait), create("DELETE ROWS", sharding)))?;
+        let stage = Self::statements(&mut transaction, sharding)?;
+        transaction.commit()?;
+        Ok(stage)
     }
 
     /// As [`Self::prepare`] for this transaction alone; the value is dropped before its end.
-    pub fn prepare_within(transaction: &mut Transaction<'_>, sharding: Sharding) -> Result<Self, postgres::Error> {
-        transaction.batch_execute("DROP TABLE IF EXISTS pg_temp.ingest_stage")?;
+    pub fn prepare_within(
+        transaction: &mut Transaction<'_>,
+        sharding: Sharding,
+        lock_wait: Option<Duration>,
+    ) -> Result<Self, postgres::Error> {
+        transaction.batch_execute(&format!("{}DROP TABLE IF EXISTS pg_temp.ingest_stage", wait(lock_wait)))?;
         transaction.batch_execute(&create("DROP", sharding))?;
         Self::statements(transaction, sharding)
     }
@@ -79,9 +98,20 @@ impl Stage {
     ) -> Result<HashSet<(String, i64)>, postgres::Error> {
         match self.sharding {
             Sharding::None => {
+                // Constants, so that the plan locks no partition that none of the rows is in.
+                let bound = |at: Option<UnixMicros>| {
+                    let mut text = String::new();
+                    append_rfc3339(&mut text, at.unwrap_or(UnixMicros(0)));
+                    text
+                };
+                let times = || part.iter().map(|row| row.view.timestamp);
+                let (first, last) = (bound(times().min()), bound(times().max()));
                 let rows = transaction.query(
-                    "SELECT event_id, (extract(epoch FROM \"timestamp\") * 1000000)::bigint FROM ingest_stage s WHERE NOT EXISTS \
-                     (SELECT FROM events e WHERE e.\"timestamp\" = s.\"timestamp\" AND e.event_id = s.event_id)",
+                    &format!(
+                        "SELECT event_id, (extract(epoch FROM \"timestamp\") * 1000000)::bigint FROM ingest_stage s WHERE NOT EXISTS \
+                         (SELECT FROM events e WHERE e.\"timestamp\" = s.\"timestamp\" AND e.event_id = s.event_id \
+                          AND e.\"timestamp\" BETWEEN '{first}'::timestamptz AND '{last}'::timestamptz)"
+                    ),
                     &[],
                 )?;
                 Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
@@ -104,9 +134,12 @@ impl Stage {
 
     /// True when a trigger is there that may leave rows out: before each row, on `events` or one of its partitions.
     pub fn may_leave_out(transaction: &mut Transaction<'_>) -> Result<bool, postgres::Error> {
-        // Bits of tgtype, from PostgreSQL's catalog/pg_trigger.h: 1 for each row, 2 before, 4 on INSERT.
-        let query = "SELECT EXISTS (SELECT FROM pg_trigger WHERE NOT tgisinternal AND tgenabled <> 'D' AND tgtype & 7 = 7 \
-                     AND tgrelid IN (SELECT relid FROM pg_partition_tree('events')))";
+        // Bits of tgtype, from PostgreSQL's catalog/pg_trigger.h: 1 for each row, 2 before, 4 on INSERT. From the catalogue, as
+        // pg_partition_tree would wait for whoever has locked a partition.
+        let query = "WITH RECURSIVE tree AS (SELECT to_regclass('events')::oid AS relation \
+                       UNION ALL SELECT inhrelid FROM pg_inherits JOIN tree ON inhparent = relation) \
+                     SELECT EXISTS (SELECT FROM pg_trigger WHERE NOT tgisinternal AND tgenabled <> 'D' AND tgtype & 7 = 7 \
+                       AND tgrelid IN (SELECT relation FROM tree))";
         Ok(transaction.query_one(query, &[])?.get(0))
     }
 

@@ -228,6 +228,7 @@ impl Drain {
             blocks: Arc::new(BlockPool::default()),
             journal_health: Arc::clone(&self.journal_health),
             batch_size: rows_min(config),
+            stuck_after: config.stuck_after,
             unflushed_bytes_max: unflushed_bytes_max(config),
             journal: self.parker.unparker().clone(),
         });

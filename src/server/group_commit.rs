@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use crossbeam::sync::Parker;
 
-use crate::flush::queue::{FlushQueue, Queued};
+use crate::flush::queue::{FlushQueue, Queued, Trouble};
 use crate::http::app::App;
 use crate::http::submission::{Refused, Submission};
 use crate::journal::{FrameToWrite, Journal, JournalHealth, Location};
@@ -186,16 +186,8 @@ impl GroupCommit {
             };
             (block, QUEUED_BATCH_BYTES)
         };
-        let queued = Queued {
-            batch,
-            block,
-            location,
-            memory_bytes,
-            accepted_at,
-            on_commit,
-            postponed_times: 0,
-            sessions_lost: 0,
-        };
+        let queued =
+            Queued { batch, block, location, memory_bytes, accepted_at, on_commit, trouble: Trouble::default() };
         self.queue.push(&self.app.metrics, core, queued, tuple_bytes);
     }
 

@@ -172,6 +172,7 @@ impl Server {
             blocks: Arc::clone(&blocks),
             journal_health: Arc::clone(&journal_health),
             batch_size: rows_min(config),
+            stuck_after: config.stuck_after,
             unflushed_bytes_max: unflushed_bytes_max(config),
             journal: parker.unparker().clone(),
         });

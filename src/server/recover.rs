@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::encode::block::BlockHeader;
-use crate::flush::queue::{FlushQueue, Queued};
+use crate::flush::queue::{FlushQueue, Queued, Trouble};
 use crate::journal::{DiskStorage, Journal, JournalHealth, JournalOptions, Location, OnRead, Recovery};
 use crate::limits::QUEUED_BATCH_BYTES;
 use crate::metrics::Metrics;
@@ -76,8 +76,7 @@ pub fn open(
             memory_bytes: QUEUED_BATCH_BYTES,
             accepted_at: Instant::now(),
             on_commit: None,
-            postponed_times: 0,
-            sessions_lost: 0,
+            trouble: Trouble::default(),
         };
         queue.push(metrics, recovered_batches % cores, queued, tuple_bytes);
         recovered_batches += 1;

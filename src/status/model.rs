@@ -12,8 +12,10 @@
 //!   Completed        Partial        Failed     none / some / all events in dead_letter_events
 //! ```
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU32, Ordering};
 
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tracing::Value;
 use tracing::field::display;
@@ -118,6 +120,7 @@ pub struct Batch {
     dead_lettered: AtomicU32,
     completed_at: AtomicI64,
     lost_its_id: AtomicBool,
+    waits_because: Mutex<Option<Arc<str>>>,
 }
 
 impl Batch {
@@ -136,7 +139,18 @@ impl Batch {
             dead_lettered: AtomicU32::new(0),
             completed_at: AtomicI64::new(0),
             lost_its_id: AtomicBool::new(false),
+            waits_because: Mutex::new(None),
         }
+    }
+
+    /// Notes why it cannot land at present.
+    pub fn waits_because(&self, reason: Option<Arc<str>>) {
+        *self.waits_because.lock() = reason;
+    }
+
+    /// Why it could not land when it was last tried; `None` for one that was not, or has landed.
+    pub fn stuck_reason(&self) -> Option<Arc<str>> {
+        self.waits_because.lock().clone().filter(|_| !self.phase().is_final())
     }
 
     /// The same batch, come with `origin`.
@@ -214,6 +228,7 @@ impl Batch {
             received_at: rfc3339(self.received_at),
             completed_at: self.completed_at().map(rfc3339),
             node: node.to_owned(),
+            reason: self.stuck_reason().map(|reason| reason.to_string()),
         }
     }
 }
@@ -244,6 +259,10 @@ pub struct StatusDocument {
     pub completed_at: Option<String>,
     /// `NODE_ID` of the node that accepted the batch.
     pub node: String,
+    /// Why the batch cannot be committed at present although others are; absent otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub reason: Option<String>,
 }
 
 /// `at` as RFC 3339 in UTC.

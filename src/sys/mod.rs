@@ -7,6 +7,7 @@ pub mod child;
 pub mod clock;
 pub mod lock;
 pub mod open_files;
+pub mod paced;
 pub mod service_manager;
 pub mod signals;
 pub mod socket;

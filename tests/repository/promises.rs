@@ -1,4 +1,4 @@
-//! What SECURITY.md and docs/operations.md promise is held by tests that `make test` runs: not ignored, not empty.
+//! What SECURITY.md and docs/faults.md promise is held by tests that `make test` runs: not ignored, not empty.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -69,8 +69,8 @@ fn every_threat_has_a_test() {
 }
 
 #[test]
-fn every_fault_of_the_operations_page_has_a_test() {
-    let text = read("docs/operations.md");
+fn every_fault_of_the_faults_page_has_a_test() {
+    let text = read("docs/faults.md");
     let rows = rows(&text, "| what fails |");
     assert!(rows.len() >= 30, "{} rows", rows.len());
     let mut faults = Vec::new();

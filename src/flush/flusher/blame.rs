@@ -8,7 +8,8 @@ use r2d2::PooledConnection;
 use super::Flusher;
 use crate::flush::attempt::{Failure, InHand};
 use crate::flush::culprit::{Action, Evidence, Kind, decide};
-use crate::limits::POSTPONED_REPORTED_AT;
+use crate::flush::held::only_month;
+use crate::flush::merge::Role;
 use crate::metrics::SqlstateClass;
 use crate::pg::pool::{Session, SessionManager};
 use crate::pg::sqlstate::Fault;
@@ -20,10 +21,15 @@ pub(super) struct Go {
     pub taken_at: Instant,
     /// Its parts that are still to land, the next one last.
     pub to_land: Vec<Vec<InHand>>,
-    /// Batches that PostgreSQL refused by themselves before anything had landed, and why.
-    pub suspects: Vec<(InHand, Fault)>,
+    /// Its batches and rows.
+    pub batches: usize,
+    pub rows: u64,
+    /// A batch that PostgreSQL refused by itself before anything had landed, and why.
+    pub suspect: Option<(InHand, Fault)>,
     /// How often another transaction was in the way.
     pub collisions: u32,
+    /// This flusher has the turn for postponed batches.
+    pub has_turn: bool,
 }
 
 impl Flusher {
@@ -36,7 +42,7 @@ impl Flusher {
         mut part: Vec<InHand>,
         failure: Failure,
     ) -> Option<Fault> {
-        let (kind, fault) = failure.into_parts();
+        let Failure { kind, fault, blocked } = failure;
         if kind == Kind::Refused && session.sharding() == Sharding::Citus {
             // A worker may be away: that is its shards' alone, which `give_up` holds.
             go.to_land.push(part);
@@ -45,16 +51,26 @@ impl Flusher {
         if kind == Kind::Session || fault.sqlstate == SqlState::QUERY_CANCELED.code() {
             self.target.gave_up();
         }
+        if matches!(kind, Kind::Slow | Kind::Batches) && !blocked.is_empty() {
+            self.queue.hold_rows(blocked.clone(), &fault.sqlstate);
+            let whole = part.len();
+            part = self.put_held_aside(part);
+            if part.len() < whole {
+                session.discard();
+                go.to_land.extend((!part.is_empty()).then_some(part));
+                return None;
+            }
+        }
         let evidence = Evidence {
             batches: part.len(),
             collisions: go.collisions,
             others_landed: self.tools.health.has_landed_since(go.taken_at),
-            suspects: go.suspects.len(),
-            known: part.iter().any(|in_hand| in_hand.item.value.postponed_times > 0),
-            sessions_lost: part.iter().map(|in_hand| in_hand.item.value.sessions_lost).min().unwrap_or(0),
+            suspects: usize::from(go.suspect.is_some()),
+            known: part.iter().any(|in_hand| in_hand.item.value.trouble.postponed_times > 0),
+            sessions_lost: part.iter().map(|in_hand| in_hand.item.value.trouble.sessions_lost).min().unwrap_or(0),
         };
         let action = decide(kind, evidence);
-        tracing::debug!(%fault, ?action, batches = part.len(), "a COPY did not land");
+        tracing::debug!(%fault, ?kind, ?action, batches = part.len(), "a COPY did not land");
         match action {
             Action::Again => {
                 go.collisions += 1;
@@ -65,19 +81,22 @@ impl Flusher {
                 let second = part.split_off(part.len() / 2);
                 go.to_land.extend([second, part]);
             }
+            Action::Quarantine => self.quarantine(go, part, &fault),
             Action::Postpone => {
                 if kind == Kind::Batches {
                     self.postgres_works();
                 }
-                self.postpone(part, &fault);
+                self.queue.hold_rows(blocked, &fault.sqlstate);
+                self.postpone(part, kind, &fault);
                 session.discard();
                 return (kind == Kind::Session && !go.to_land.is_empty()).then_some(fault);
             }
-            Action::Suspect => go.suspects.extend(part.pop().map(|in_hand| (in_hand, fault))),
+            Action::Suspect => go.suspect = part.pop().map(|in_hand| (in_hand, fault)),
             Action::OtherSession | Action::Wait => {
                 if let (Kind::Session, [alone]) = (kind, &mut part[..]) {
-                    alone.item.value.sessions_lost += 1;
+                    alone.item.value.trouble.sessions_lost += 1;
                 }
+                self.tables_are_locked = kind == Kind::Locked;
                 go.to_land.push(part);
                 return Some(fault);
             }
@@ -85,32 +104,66 @@ impl Flusher {
         None
     }
 
-    /// Nothing else of a cut is left but batches that PostgreSQL refused by themselves before anything had landed: at most one,
-    /// unless others of the cut landed after it.
-    pub(super) fn judge_suspects(&mut self, session: PooledConnection<SessionManager>, go: Go) {
-        let others_landed = self.tools.health.has_landed_since(go.taken_at);
-        for (in_hand, fault) in go.suspects {
-            if others_landed {
-                self.postpone(vec![in_hand], &fault);
+    /// Puts those of `part` aside that have rows which cannot land at present; gives the others.
+    pub(super) fn put_held_aside(&mut self, part: Vec<InHand>) -> Vec<InHand> {
+        let mut free = Vec::with_capacity(part.len());
+        for in_hand in part {
+            match self.queue.held(in_hand.block.tuples()) {
+                None => free.push(in_hand),
+                Some(held) => self.put_aside(in_hand, &held.sqlstate, &held.reason),
+            }
+        }
+        free
+    }
+
+    /// Refused rows of a batch are looked for by one flusher at a time, after everything else of its cut, and never by the one
+    /// that is kept for what is urgent.
+    fn quarantine(&mut self, go: &mut Go, part: Vec<InHand>, fault: &Fault) {
+        let may_look = self.seat.role == Role::General && (go.has_turn || self.queue.take_turn());
+        for mut in_hand in part {
+            in_hand.item.value.trouble.has_refused_rows = true;
+            if may_look {
+                go.has_turn = true;
+                go.to_land.insert(0, vec![in_hand]);
                 continue;
             }
-            // Those that wait behind it show whether it is the only one; where none waits, it is tried again.
-            if self.queue.has_work(self.seat.role) {
-                let item = in_hand.into_item(&self.tools.blocks);
-                item.value.batch.set_phase(Phase::Queued);
-                self.queue.suspect(item, &fault.message);
-            } else {
-                self.put_back(vec![in_hand.into_item(&self.tools.blocks)]);
-            }
-            return self.let_go(session, &fault);
+            let item = in_hand.into_item(&self.tools.blocks);
+            item.value.batch.set_phase(Phase::Queued);
+            self.queue.quarantine(item, &fault.sqlstate, &fault.message);
         }
+    }
+
+    /// Nothing else of a cut is left but a batch that PostgreSQL refused by itself before anything had landed.
+    pub(super) fn judge_suspect(
+        &mut self,
+        session: PooledConnection<SessionManager>,
+        taken_at: Instant,
+        (in_hand, fault): (InHand, Fault),
+    ) {
+        if self.tools.health.has_landed_since(taken_at) {
+            return self.postpone(vec![in_hand], Kind::Refused, &fault);
+        }
+        let item = in_hand.into_item(&self.tools.blocks);
+        item.value.batch.set_phase(Phase::Queued);
+        // Those that wait behind it show whether it is the only one; where none waits, it is tried again.
+        if self.queue.has_work(self.seat.role) {
+            self.queue.suspect(item, &fault.sqlstate, &fault.message);
+        } else {
+            self.put_back(vec![item]);
+        }
+        self.let_go(session, &fault);
     }
 
     /// Everything that is left of a cut goes back to where it was, in its order.
     pub(super) fn give_up(&mut self, mut session: PooledConnection<SessionManager>, go: Go, fault: &Fault) {
-        let suspects = go.suspects.into_iter().map(|(in_hand, _)| in_hand);
-        let left: Vec<InHand> = suspects.chain(go.to_land.into_iter().rev().flatten()).collect();
+        let suspect = go.suspect.into_iter().map(|(in_hand, _)| in_hand);
+        let left: Vec<InHand> = suspect.chain(go.to_land.into_iter().rev().flatten()).collect();
         let shard = left.first().map(|in_hand| in_hand.item.shard);
+        let (known, left): (Vec<_>, Vec<_>) =
+            left.into_iter().partition(|in_hand| in_hand.item.value.trouble.postponed_times > 0);
+        for in_hand in known {
+            self.put_aside(in_hand, &fault.sqlstate, &fault.message);
+        }
         self.put_back(left.into_iter().map(|in_hand| in_hand.into_item(&self.tools.blocks)).collect());
         match shard.filter(|_| session.sharding() == Sharding::Citus && !session.client().is_closed()) {
             Some(shard) => self.hold(session, shard, fault),
@@ -125,18 +178,28 @@ impl Flusher {
         session.discard();
     }
 
-    /// Puts batches aside for a while that cannot land, so that they do not hold up the others.
-    pub(super) fn postpone(&mut self, in_hand: Vec<InHand>, fault: &Fault) {
+    /// Puts batches aside for a while that PostgreSQL has refused by themselves.
+    pub(super) fn postpone(&mut self, in_hand: Vec<InHand>, kind: Kind, fault: &Fault) {
         self.count(fault);
-        for in_hand in in_hand {
-            let item = in_hand.into_item(&self.tools.blocks);
-            let batch = &item.value.batch;
-            if item.value.postponed_times == POSTPONED_REPORTED_AT {
-                tracing::error!(batch = %batch.key, request_id = batch.request_id(), trace_id = batch.trace_id(), reason = fault.message,
-                    "PostgreSQL accepts other batches but not this one; it stays in the journal and will be retried");
+        for mut in_hand in in_hand {
+            in_hand.item.value.trouble.is_slow |= matches!(kind, Kind::Slow | Kind::Session);
+            let month = only_month(in_hand.block.tuples());
+            if let (Kind::Refused | Kind::Batches, Some(month)) = (kind, month) {
+                self.queue.refused_of_month(month, &fault.sqlstate, &fault.message);
             }
-            batch.set_phase(Phase::Queued);
-            self.queue.postpone(item, &fault.message);
+            self.put_aside(in_hand, &fault.sqlstate, &fault.message);
+        }
+    }
+
+    /// Puts a batch aside, so that it does not hold up the others.
+    fn put_aside(&self, in_hand: InHand, sqlstate: &str, reason: &str) {
+        let item = in_hand.into_item(&self.tools.blocks);
+        let batch = std::sync::Arc::clone(&item.value.batch);
+        batch.set_phase(Phase::Queued);
+        if self.queue.postpone(item, sqlstate, reason) {
+            tracing::error!(batch = %batch.key, request_id = batch.request_id(), trace_id = batch.trace_id(), reason,
+                "PostgreSQL accepts other batches but not this one; it stays in the journal and will be retried; list such \
+                 batches with 'ingestd batches list --stuck'");
         }
     }
 

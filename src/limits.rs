@@ -101,8 +101,6 @@ pub const RETRY_AFTER_OVERLOAD_SECONDS_MAX: u64 = 30;
 pub const RETRY_AFTER_JOURNAL_SECONDS: u32 = 5;
 /// How long `ack=commit` waits for PostgreSQL before it answers 202 (the batch is safe in the journal).
 pub const COMMIT_ACK_WAIT_MAX: Duration = Duration::from_secs(30);
-/// A second request for a batch that is still being made durable looks again this often.
-pub const ADMITTING_POLL: Duration = Duration::from_millis(1);
 
 // --- HTTP/2 --------------------------------------------------------------------------------------
 

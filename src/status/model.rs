@@ -21,6 +21,7 @@ use utoipa::ToSchema;
 
 use crate::encode::timestamp::append_rfc3339;
 use crate::status::origin::Origin;
+use crate::status::waiters::Waiters;
 use crate::types::{BatchKey, BodyDigest, Priority, UnixMicros};
 
 /// Where a batch is in its life; the drawing is in the module's documentation.
@@ -118,6 +119,7 @@ pub struct Batch {
     dead_lettered: AtomicU32,
     completed_at: AtomicI64,
     lost_its_id: AtomicBool,
+    waiters: Waiters,
 }
 
 impl Batch {
@@ -136,6 +138,7 @@ impl Batch {
             dead_lettered: AtomicU32::new(0),
             completed_at: AtomicI64::new(0),
             lost_its_id: AtomicBool::new(false),
+            waiters: Waiters::default(),
         }
     }
 
@@ -161,10 +164,20 @@ impl Batch {
         Phase::from_u8(self.phase.load(Ordering::Acquire))
     }
 
-    /// Moves the batch on; only the station that holds the batch calls this.
+    /// Moves the batch on; only the station that holds the batch calls this. Whoever waits for it hears of a promise and of
+    /// an end, not of each attempt in between.
     pub fn set_phase(&self, phase: Phase) {
         // Release: partner of the Acquire in `phase`.
-        self.phase.store(phase as u8, Ordering::Release);
+        let before = Phase::from_u8(self.phase.swap(phase as u8, Ordering::Release));
+        if before == Phase::Admitting || phase == Phase::Refused || phase.is_final() {
+            self.waiters.ring();
+        }
+    }
+
+    /// Waits while `waits` holds for the batch's phase; gives the first one for which it does not. It must hold, or not,
+    /// for [`Phase::Queued`] and [`Phase::Processing`] alike.
+    pub async fn once_past(&self, waits: impl Fn(Phase) -> bool) -> Phase {
+        self.waiters.until(|| Some(self.phase()).filter(|phase| !waits(*phase))).await
     }
 
     /// Records the commit: counts first, then the phase that publishes them.
@@ -255,7 +268,22 @@ pub fn rfc3339(at: UnixMicros) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicUsize;
+    use std::task::{Context, Poll, Wake, Waker};
+
     use super::*;
+
+    /// Counts how often its waiter was woken.
+    #[derive(Default)]
+    struct Woken(AtomicUsize);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
 
     #[test]
     fn a_commit_ends_in_the_phase_that_its_counts_say() {
@@ -264,5 +292,44 @@ mod tests {
         assert_eq!(counts(0, 3, 0).phase(3), Phase::Completed);
         assert_eq!(counts(1, 1, 1).phase(3), Phase::Partial);
         assert_eq!(counts(0, 0, 3).phase(3), Phase::Failed);
+    }
+
+    #[test]
+    fn who_waits_for_a_batch_hears_of_its_promise_and_its_end_and_of_nothing_else() {
+        let key = BatchKey { owner: Arc::from(""), id: Box::from("b") };
+        let batch = Batch::new(key, BodyDigest::of(b"b"), Priority::default(), 1, UnixMicros(0));
+        let woken: [Arc<Woken>; 2] = Default::default();
+        let wakers = woken.each_ref().map(|woken| Waker::from(Arc::clone(woken)));
+        let mut contexts = wakers.each_ref().map(Context::from_waker);
+        let mut promised = pin!(batch.once_past(|phase| phase == Phase::Admitting));
+        let mut ended = pin!(batch.once_past(|phase| !phase.is_final()));
+        assert_eq!(promised.as_mut().poll(&mut contexts[0]), Poll::Pending);
+        assert_eq!(ended.as_mut().poll(&mut contexts[1]), Poll::Pending);
+        let woken = || woken.each_ref().map(|woken| woken.0.load(Ordering::Relaxed));
+
+        batch.set_phase(Phase::Queued);
+        assert_eq!(woken(), [1, 1]);
+        assert_eq!(promised.as_mut().poll(&mut contexts[0]), Poll::Ready(Phase::Queued));
+        assert_eq!(ended.as_mut().poll(&mut contexts[1]), Poll::Pending);
+        for _ in 0..3 {
+            batch.set_phase(Phase::Processing);
+            batch.set_phase(Phase::Queued);
+        }
+        assert_eq!(woken(), [1, 1], "attempts are no news");
+        batch.finish(Counts { inserted: 1, ..Counts::default() }, UnixMicros(1));
+        assert_eq!(woken(), [1, 2]);
+        assert_eq!(ended.as_mut().poll(&mut contexts[1]), Poll::Ready(Phase::Completed));
+        assert_eq!(batch.counts().inserted, 1, "with its counts");
+    }
+
+    #[test]
+    fn a_refusal_is_an_end() {
+        let key = BatchKey { owner: Arc::from(""), id: Box::from("b") };
+        let batch = Batch::new(key, BodyDigest::of(b"b"), Priority::default(), 1, UnixMicros(0));
+        let mut ended = pin!(batch.once_past(|phase| !phase.is_final() && phase != Phase::Refused));
+        let mut context = Context::from_waker(Waker::noop());
+        assert_eq!(ended.as_mut().poll(&mut context), Poll::Pending);
+        batch.set_phase(Phase::Refused);
+        assert_eq!(ended.as_mut().poll(&mut context), Poll::Ready(Phase::Refused));
     }
 }

@@ -224,6 +224,9 @@ pub const OUTAGE_AFTER: Duration = Duration::from_secs(3);
 pub const POSTPONE_MAX: Duration = Duration::from_secs(30);
 /// A batch that was put aside so often, within about two seconds, is reported in the log.
 pub const POSTPONED_REPORTED_AT: u32 = 5;
+/// How often a batch is put aside whose bytes do not come back from the journal as they were written, before it is left to
+/// the next start: within about 13 seconds. A device, or the way to it, may have given wrong bytes once.
+pub const READ_BACK_TRIES_MAX: u32 = 8;
 /// Refused rows in a row after which a batch goes row by row: bisecting finds nothing that lands.
 pub const REFUSALS_IN_A_ROW_MAX: u32 = 32;
 /// Pause after each refused row from there on, so that a constraint that refuses everything does not keep PostgreSQL

@@ -139,10 +139,15 @@ fn a_table_that_has_a_partitions_name_holds_up_only_the_batches_that_need_it() {
     for round in 0..3 {
         assert_eq!(commit(&server, &format!("new-{round}"), 10)["inserted"], 10);
     }
-    assert_eq!(get(&server.url("/v1/batch/old/status")).json()["status"], "queued");
+    let status = || get(&server.url("/v1/batch/old/status")).json();
+    wait_until("its status says why it waits, between two attempts", WAIT_MAX, || {
+        let status = status();
+        status["status"] == "queued" && status["reason"].as_str().is_some_and(|reason| reason.contains(&table))
+    });
     client.batch_execute(&format!("DROP TABLE {table}")).expect("it was in the way");
     wait_until_committed(&server, WAIT_MAX);
     assert_eq!(count(&mut client, "events"), 31);
+    assert_eq!((&status()["status"], &status()["reason"]), (&"completed".into(), &serde_json::Value::Null));
     wait_until("nothing is stuck any more", WAIT_MAX, || database_check()["stuck_batches"].is_null());
 }
 

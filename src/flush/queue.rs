@@ -44,6 +44,8 @@ pub struct Queued {
     pub postponed_times: u32,
     /// How often a session broke that held nothing but this batch.
     pub sessions_lost: u32,
+    /// How often the journal gave back other bytes than were written.
+    pub unreadable_times: u32,
 }
 
 /// A queued batch as lanes and flushers pass it on; boxed, so that a long lane that grows moves pointers.
@@ -199,6 +201,7 @@ impl FlushQueue {
     pub(super) fn postpone(&self, mut item: Waiting, reason: &str) {
         let times = item.value.postponed_times;
         item.value.postponed_times += 1;
+        item.value.batch.delayed_because(reason);
         self.postponed.lock().put(item, times, reason, Instant::now());
     }
 
@@ -376,6 +379,7 @@ mod tests {
             on_commit: None,
             postponed_times: 0,
             sessions_lost: 0,
+            unreadable_times: 0,
         }
     }
 

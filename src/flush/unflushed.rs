@@ -100,6 +100,7 @@ mod tests {
             on_commit,
             postponed_times: 0,
             sessions_lost: 0,
+            unreadable_times: 0,
         };
         let item = Item { priority, rows: 1, bytes: BYTES, shard: IngestShard::default(), queued_at: now, value };
         (Box::new(item), Landed::Now(Counts::default()))

@@ -195,6 +195,7 @@ impl GroupCommit {
             on_commit,
             postponed_times: 0,
             sessions_lost: 0,
+            unreadable_times: 0,
         };
         self.queue.push(&self.app.metrics, core, queued, tuple_bytes);
     }

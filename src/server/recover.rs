@@ -78,6 +78,7 @@ pub fn open(
             on_commit: None,
             postponed_times: 0,
             sessions_lost: 0,
+            unreadable_times: 0,
         };
         queue.push(metrics, recovered_batches % cores, queued, tuple_bytes);
         recovered_batches += 1;

@@ -256,6 +256,7 @@ fn known(row: LedgerRow) -> Known {
         received_at: rfc3339(row.received_at),
         completed_at: Some(rfc3339(row.committed_at)),
         node: row.node,
+        reason: None,
     };
     Known { document, digest: row.digest }
 }

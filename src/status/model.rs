@@ -14,6 +14,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU32, Ordering};
 
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tracing::Value;
 use tracing::field::display;
@@ -120,6 +121,14 @@ pub struct Batch {
     completed_at: AtomicI64,
     lost_its_id: AtomicBool,
     waiters: Waiters,
+    /// A thin pointer, as hardly any batch has it, and each queued one pays for the room.
+    delay: Mutex<Option<Box<Delay>>>,
+}
+
+/// Why a batch was put aside.
+#[derive(Debug)]
+struct Delay {
+    reason: String,
 }
 
 impl Batch {
@@ -139,6 +148,7 @@ impl Batch {
             completed_at: AtomicI64::new(0),
             lost_its_id: AtomicBool::new(false),
             waiters: Waiters::default(),
+            delay: Mutex::default(),
         }
     }
 
@@ -189,6 +199,11 @@ impl Batch {
         self.set_phase(counts.phase(self.events));
     }
 
+    /// Notes why the batch could not be committed while others could.
+    pub fn delayed_because(&self, reason: &str) {
+        *self.delay.lock() = Some(Box::new(Delay { reason: reason.to_owned() }));
+    }
+
     /// Records a commit that found the id taken by a different body: every event is dead-lettered, and the id's status
     /// is that of the batch which has it.
     pub fn finish_without_id(&self, completed_at: UnixMicros) {
@@ -227,6 +242,7 @@ impl Batch {
             received_at: rfc3339(self.received_at),
             completed_at: self.completed_at().map(rfc3339),
             node: node.to_owned(),
+            reason: if phase.is_final() { None } else { self.delay.lock().as_ref().map(|delay| delay.reason.clone()) },
         }
     }
 }
@@ -257,6 +273,10 @@ pub struct StatusDocument {
     pub completed_at: Option<String>,
     /// `NODE_ID` of the node that accepted the batch.
     pub node: String,
+    /// Why the batch has not been committed although others have; absent otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub reason: Option<String>,
 }
 
 /// `at` as RFC 3339 in UTC.

@@ -81,6 +81,8 @@ pub const LINGER_WAIT_MAX: Duration = Duration::from_secs(5);
 pub const LINGER_READ_BYTES: usize = 16 * KIB;
 /// Longest `X-Request-Id` that is taken from a client.
 pub const REQUEST_ID_BYTES_MAX: usize = 128;
+/// A state that comes and goes is logged this often at most ([`crate::state_log`]).
+pub const STATE_LOGGED_EVERY: Duration = Duration::from_secs(30);
 /// Batches with refused events are told this often by each flusher.
 pub const REFUSED_EVENTS_TOLD_EVERY: Duration = Duration::from_secs(1);
 /// `Retry-After` of a 503 for a full ring or too many bytes in flight.
@@ -219,6 +221,8 @@ pub const RETRY_WAIT_MAX: Duration = Duration::from_secs(2);
 /// How long nothing may have landed before a fault counts as PostgreSQL's, and not as one session's. Longer than
 /// [`RETRY_WAIT_MAX`], so that a flusher has tried again in between.
 pub const OUTAGE_AFTER: Duration = Duration::from_secs(3);
+/// An outage that is over sooner has no line of the log: sessions that a restart of PostgreSQL left behind end like that.
+pub const OUTAGE_SETTLES: Duration = Duration::from_millis(250);
 /// Longest time for which a batch is put aside that cannot land while others can; the first time it is [`RETRY_WAIT_MIN`],
 /// as a cancelled statement or a lost session looks the same, and it doubles.
 pub const POSTPONE_MAX: Duration = Duration::from_secs(30);
@@ -419,8 +423,6 @@ pub const TRACES_EXPORT_INTERVAL: Duration = Duration::from_secs(1);
 pub const TRACES_EXPORT_WAIT_MAX: Duration = Duration::from_secs(5);
 /// Largest answer that is read from it.
 pub const TRACES_ANSWER_BYTES_MAX: u64 = 64 * KIB as u64;
-/// How often it is told that it does not take spans.
-pub const TRACES_FAILURE_TOLD_EVERY: Duration = Duration::from_secs(60);
 /// How long the last spans may take when the server stops.
 pub const TRACES_STOP_WAIT_MAX: Duration = Duration::from_secs(2);
 

@@ -225,7 +225,7 @@ impl Flusher {
     /// Records a fault that ended an attempt.
     fn note(&self, fault: &Fault) {
         self.count(fault);
-        self.tools.health.fails(Witness::Copy, &fault.message);
+        self.tools.health.fails(Witness::Copy, fault);
     }
 
     /// Records a fault, and waits before the next attempt: doubling, with an upper bound.

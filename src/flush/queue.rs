@@ -19,9 +19,11 @@ use crate::flush::sleepers::{Seat, Sleepers};
 use crate::journal::Location;
 use crate::limits::{MEMORY_SHED_SHARE, QUEUED_BATCH_BYTES};
 use crate::metrics::Metrics;
+use crate::pg::sqlstate::FaultKind;
 use crate::ring::budget::Budget;
 use crate::ring::lanes::Lanes;
 use crate::sharding::{IngestShard, NodeGroup, ShardMap, Sharding};
+use crate::state_log::StateLog;
 use crate::status::model::Batch;
 use crate::types::Priority;
 
@@ -81,6 +83,7 @@ pub struct FlushQueue {
     /// Shards that take no batches, and why the last of them does not.
     held_shards: AtomicUsize,
     held_because: Mutex<String>,
+    held_log: Mutex<StateLog>,
     rows_under_way: AtomicU64,
     draining: AtomicBool,
     stopping: AtomicBool,
@@ -112,6 +115,7 @@ impl FlushQueue {
             sharding,
             held_shards: AtomicUsize::new(0),
             held_because: Mutex::default(),
+            held_log: Mutex::default(),
             rows_under_way: AtomicU64::new(0),
             draining: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
@@ -244,12 +248,18 @@ impl FlushQueue {
     /// Takes nothing of `shard` for a while because of `reason`.
     pub(super) fn hold(&self, shard: IngestShard, reason: &str) {
         let mut merge = self.merge.lock();
-        let is_new = merge.hold(shard, Instant::now());
+        merge.hold(shard, Instant::now());
         self.held_shards.store(merge.held().shards, Ordering::Relaxed);
         drop(merge);
         *self.held_because.lock() = reason.to_owned();
-        if is_new {
-            tracing::warn!(reason, "a shard is rejecting batches; its batches are queued, other shards are unaffected");
+        let kind = FaultKind::quoted_in(reason).unwrap_or(FaultKind::Connection);
+        if let Some(begun) = self.held_log.lock().holds(kind as u8, Instant::now()) {
+            let unlogged = begun.unlogged;
+            tracing::warn!(
+                reason,
+                unlogged,
+                "a shard is rejecting batches; its batches are queued, other shards are unaffected"
+            );
         }
     }
 
@@ -278,7 +288,10 @@ impl FlushQueue {
         self.held_shards.store(held.shards, Ordering::Relaxed);
         drop(merge);
         if was_held && held.shards == 0 {
-            tracing::info!("all shards are accepting batches again");
+            if let Some(lasted) = self.held_log.lock().ends(Instant::now()) {
+                let lasted_ms = lasted.as_millis() as u64;
+                tracing::info!(lasted_ms, "all shards are accepting batches again");
+            }
             self.admission.excuse_all();
         }
     }

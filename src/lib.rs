@@ -21,7 +21,7 @@
 //! Imports go down only (`docs/architecture.md#layers`; `tests/layers.rs` holds it):
 //!
 //! ```text
-//!  0  types, limits, sharding, auth::rate, config
+//!  0  types, limits, sharding, state_log, auth::rate, config
 //!  1  sys, ring, metrics, auth
 //!  2  json, encode, journal::frame, flush::{merge, group, cut, admission, culprit}, pg::sqlstate      (pure)
 //!  3  journal, pg, status
@@ -41,6 +41,7 @@
 pub mod config;
 pub mod limits;
 pub mod sharding;
+pub mod state_log;
 pub mod types;
 
 pub mod auth;

@@ -81,6 +81,8 @@ pub const LINGER_WAIT_MAX: Duration = Duration::from_secs(5);
 pub const LINGER_READ_BYTES: usize = 16 * KIB;
 /// Longest `X-Request-Id` that is taken from a client.
 pub const REQUEST_ID_BYTES_MAX: usize = 128;
+/// A state that comes and goes is logged this often at most ([`crate::state_log`]).
+pub const STATE_LOGGED_EVERY: Duration = Duration::from_secs(30);
 /// Batches with refused events are told this often by each flusher.
 pub const REFUSED_EVENTS_TOLD_EVERY: Duration = Duration::from_secs(1);
 /// `Retry-After` of a 503 for a full ring or too many bytes in flight.
@@ -101,8 +103,6 @@ pub const RETRY_AFTER_OVERLOAD_SECONDS_MAX: u64 = 30;
 pub const RETRY_AFTER_JOURNAL_SECONDS: u32 = 5;
 /// How long `ack=commit` waits for PostgreSQL before it answers 202 (the batch is safe in the journal).
 pub const COMMIT_ACK_WAIT_MAX: Duration = Duration::from_secs(30);
-/// A second request for a batch that is still being made durable looks again this often.
-pub const ADMITTING_POLL: Duration = Duration::from_millis(1);
 
 // --- HTTP/2 --------------------------------------------------------------------------------------
 
@@ -221,6 +221,8 @@ pub const RETRY_WAIT_MAX: Duration = Duration::from_secs(2);
 /// How long nothing may have landed before a fault counts as PostgreSQL's, and not as one session's. Longer than
 /// [`RETRY_WAIT_MAX`], so that a flusher has tried again in between.
 pub const OUTAGE_AFTER: Duration = Duration::from_secs(3);
+/// An outage that is over sooner has no line of the log: sessions that a restart of PostgreSQL left behind end like that.
+pub const OUTAGE_SETTLES: Duration = Duration::from_millis(250);
 /// Longest time for which a batch is put aside that cannot land while others can; the first time it is [`RETRY_WAIT_MIN`],
 /// as a cancelled statement or a lost session looks the same, and it doubles.
 pub const POSTPONE_MAX: Duration = Duration::from_secs(30);
@@ -257,6 +259,9 @@ pub const HELD_FOR_MAX: Duration = Duration::from_secs(60);
 pub const ROW_BY_ROW_ATTEMPTS_MAX: u32 = 3;
 /// Such reports are at least so far apart.
 pub const STUCK_TOLD_EVERY: Duration = Duration::from_secs(30);
+/// How often a batch is put aside whose bytes do not come back from the journal as they were written, before it is left to
+/// the next start: within about 13 seconds. A device, or the way to it, may have given wrong bytes once.
+pub const READ_BACK_TRIES_MAX: u32 = 8;
 /// Refused rows in a row after which a batch goes row by row: bisecting finds nothing that lands.
 pub const REFUSALS_IN_A_ROW_MAX: u32 = 32;
 /// Refused rows that one statement writes to the dead letters at most, and about how many bytes of them.
@@ -454,8 +459,6 @@ pub const TRACES_EXPORT_INTERVAL: Duration = Duration::from_secs(1);
 pub const TRACES_EXPORT_WAIT_MAX: Duration = Duration::from_secs(5);
 /// Largest answer that is read from it.
 pub const TRACES_ANSWER_BYTES_MAX: u64 = 64 * KIB as u64;
-/// How often it is told that it does not take spans.
-pub const TRACES_FAILURE_TOLD_EVERY: Duration = Duration::from_secs(60);
 /// How long the last spans may take when the server stops.
 pub const TRACES_STOP_WAIT_MAX: Duration = Duration::from_secs(2);
 

@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 use support::WAIT_MAX;
 use support::load::{Random, seed, wait_until_committed};
 use support::postgres::TestDatabase;
-use support::server::{Ingestd, get, post_json};
+use support::raw::Raw;
+use support::server::{Ingestd, get, post, post_json};
 
 /// A time of this month: the one before last may have no partition yet, which is another test's matter.
 fn at(second: u64) -> String {
@@ -123,6 +124,45 @@ fn the_same_events_from_many_clients_at_once_land_once() {
     for id in ["m-0-0", "m-3-11"] {
         assert_eq!(status(&server, id), ledger(&mut client, id), "{id}");
     }
+}
+
+#[test]
+fn all_who_wait_for_one_batch_are_answered_when_it_commits_and_may_leave_before() {
+    const WAITING: u64 = 60;
+    let database = support::postgres::shared().create_database();
+    let server = server_on(&database);
+    let mut admin = database.connect();
+    admin.batch_execute("BEGIN; LOCK TABLE events").expect("a lock");
+    let body = batch("awaited", &[event("a", 1), event("b", 1)]).to_string();
+    let length = format!("Content-Length: {}", body.len());
+    let send = || {
+        let mut raw = Raw::connect(&server);
+        raw.post_head("/v1/ingest/batch?ack=commit", &["Content-Type: application/json", &length]);
+        raw.send(body.as_bytes());
+        raw
+    };
+    let mut waiting: Vec<Raw> = (0..WAITING).map(|_| send()).collect();
+    // Every second one leaves; who only wants the journal's promise has it at once.
+    let mut nth = 0;
+    waiting.retain(|_| {
+        nth += 1;
+        nth % 2 == 0
+    });
+    for level in ["memory", "journal"] {
+        let reply = post(&server.url(&format!("/v1/ingest/batch?ack={level}")), &[], body.as_bytes());
+        assert_eq!(reply.json()["duplicate"], true, "{}", reply.text());
+    }
+    admin.batch_execute("COMMIT").expect("nobody has terminated it");
+    for mut raw in waiting {
+        let answer = raw.answer();
+        let told = answer.json();
+        assert_eq!(
+            (answer.status, &told["status"], &told["inserted"]),
+            (200, &"completed".into(), &2.into()),
+            "{told}"
+        );
+    }
+    assert_eq!(rows(&mut admin), 2);
 }
 
 #[test]

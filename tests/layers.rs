@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 /// Layers, lowest first; a module may import from its own and from lower ones. The longest name that fits a module
 /// wins: `journal::frame` is pure, the rest of `journal` is not.
 const LAYERS: &[&[&str]] = &[
-    &["types", "limits", "sharding", "auth::rate", "config"],
+    &["types", "limits", "sharding", "state_log", "auth::rate", "config"],
     &["sys", "ring", "metrics", "auth"],
     &[
         "json",
@@ -30,6 +30,7 @@ const LAYERS: &[&[&str]] = &[
 const PURE: &[&str] = &[
     "types",
     "sharding",
+    "state_log",
     "auth::rate",
     "json",
     "encode",

@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use postgres::Client;
@@ -139,10 +140,15 @@ fn a_table_that_has_a_partitions_name_holds_up_only_the_batches_that_need_it() {
     for round in 0..3 {
         assert_eq!(commit(&server, &format!("new-{round}"), 10)["inserted"], 10);
     }
-    assert_eq!(get(&server.url("/v1/batch/old/status")).json()["status"], "queued");
+    let status = || get(&server.url("/v1/batch/old/status")).json();
+    wait_until("its status says why it waits, between two attempts", WAIT_MAX, || {
+        let status = status();
+        status["status"] == "queued" && status["reason"].as_str().is_some_and(|reason| reason.contains(&table))
+    });
     client.batch_execute(&format!("DROP TABLE {table}")).expect("it was in the way");
     wait_until_committed(&server, WAIT_MAX);
     assert_eq!(count(&mut client, "events"), 31);
+    assert_eq!((&status()["status"], &status()["reason"]), (&"completed".into(), &serde_json::Value::Null));
     wait_until("nothing is stuck any more", WAIT_MAX, || database_check()["stuck_batches"].is_null());
 }
 
@@ -243,6 +249,78 @@ fn too_few_connections_slow_down_and_lose_nothing() {
     drop(taken);
     wait_until_committed(&server, WAIT_MAX);
     outcome.assert_exactly_once(&mut first);
+}
+
+/// The lines of `log` that an operator sees, without their times.
+fn visible(log: &str) -> Vec<&str> {
+    let lines = log.lines().filter_map(|line| line.split_once(' ').map(|(_, rest)| rest.trim_start()));
+    lines.filter(|line| ["INFO", "WARN", "ERROR"].iter().any(|level| line.starts_with(level))).collect()
+}
+
+fn assert_begins_and_ends_once(log: &str) {
+    let [begins, ends] = visible(log)[..] else { panic!("two lines were expected:\n{log}") };
+    assert!(begins.starts_with("WARN") && begins.contains("PostgreSQL is not accepting batches"), "{log}");
+    assert!(ends.starts_with("INFO") && ends.contains("PostgreSQL is accepting batches again"), "{log}");
+}
+
+#[test]
+fn an_outage_is_two_lines_of_the_log_whatever_is_met_in_it() {
+    let seed = seed("an_outage_is_two_lines");
+    let mut postgres = TestPostgres::start_private(&[]);
+    let (database, proxy) = (postgres.create_database(), Proxy::start(postgres.port()));
+    let server = behind(&proxy, &database).start();
+    let load = Load::start(&server, options(60_000, seed));
+    load.wait_for_acked(5_000, WAIT_MAX);
+    let before = server.log().len();
+
+    let reason = || get(&server.url("/v1/health")).json()["checks"]["database"]["reason"].as_str().map(str::to_owned);
+    let mut met = BTreeSet::new();
+    let mut wait_for_another = |what: &str| {
+        wait_until(&format!("{what}: another reason"), WAIT_MAX, || reason().is_some_and(|reason| met.insert(reason)));
+    };
+    postgres.kill9();
+    wait_for_another("killed");
+    proxy.set_mode(Mode::Refuse);
+    proxy.cut();
+    wait_for_another("connections are closed at once");
+    proxy.set_mode(Mode::Stall);
+    wait_for_another("nothing is answered");
+    proxy.cut();
+    proxy.set_mode(Mode::Forward);
+    postgres.start();
+    let acked = load.acked_events();
+    load.wait_for_acked(acked + 5_000, WAIT_MAX);
+    wait_until("all is well", WAIT_MAX, || is_working(&server));
+    // One session's fault is no outage.
+    let mut client = connect(&database.url);
+    for _ in 0..4 {
+        let terminate = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                         WHERE datname = current_database() AND application_name = 'ingestd'";
+        client.execute(terminate, &[]).expect("the server's sessions");
+        let acked = load.acked_events();
+        load.wait_for_acked(acked + 2_000, WAIT_MAX);
+    }
+    let outcome = load.finish();
+    wait_until_committed(&server, WAIT_MAX);
+    outcome.assert_exactly_once(&mut client);
+    assert_begins_and_ends_once(&server.log()[before..]);
+}
+
+#[test]
+fn an_outage_without_traffic_is_two_lines_of_the_log() {
+    let mut postgres = TestPostgres::start_private(&[]);
+    let database = postgres.create_database();
+    let server = Ingestd::builder().database(&database).start();
+    commit(&server, "before", 10);
+    let before = server.log().len();
+    postgres.kill9();
+    wait_until("the server notices", WAIT_MAX, || !is_working(&server));
+    server.wait_for_log("PostgreSQL is not accepting batches", WAIT_MAX);
+    postgres.start();
+    wait_until("all is well", WAIT_MAX, || is_working(&server));
+    // Over what is left of the pool's sessions from before.
+    commit(&server, "after", 10);
+    assert_begins_and_ends_once(&server.log()[before..]);
 }
 
 /// A server that reaches its database through a proxy.

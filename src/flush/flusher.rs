@@ -32,8 +32,8 @@ use crate::flush::sleepers::Seat;
 use crate::flush::unflushed::{Outcome, Unflushed};
 use crate::journal::{JournalHealth, JournalReader, ReadError, Releaser};
 use crate::limits::{
-    COPY_LOCK_WAIT_MAX, COPY_LOCK_WAIT_SHORT, REFUSED_EVENTS_TOLD_EVERY, RETRY_WAIT_MAX, RETRY_WAIT_MIN,
-    ROW_BY_ROW_ATTEMPTS_MAX,
+    COPY_LOCK_WAIT_MAX, COPY_LOCK_WAIT_SHORT, READ_BACK_TRIES_MAX, REFUSED_EVENTS_TOLD_EVERY, RETRY_WAIT_MAX,
+    RETRY_WAIT_MIN, ROW_BY_ROW_ATTEMPTS_MAX,
 };
 use crate::metrics::Metrics;
 use crate::pg::health::{DatabaseHealth, Witness};
@@ -112,8 +112,10 @@ pub struct Flusher {
 enum ReadBack {
     /// The device failed; trying again may help.
     Device(String),
-    /// Trying again will not help.
+    /// Other bytes than were written; the device, or the way to it, may give the right ones another time.
     Damaged(String),
+    /// Trying again will not help.
+    Lost(String),
 }
 
 impl Flusher {
@@ -228,7 +230,7 @@ impl Flusher {
     /// Records a fault that ended an attempt.
     fn note(&self, fault: &Fault) {
         self.count(fault);
-        self.tools.health.fails(Witness::Copy, &fault.message);
+        self.tools.health.fails(Witness::Copy, fault);
     }
 
     /// Records a fault, and waits before the next attempt: doubling, with an upper bound.
@@ -439,10 +441,7 @@ impl Flusher {
                 Some(block) => in_hand.push(InHand { item, block, resident: true }),
                 None => match self.read_back(&item) {
                     Ok(block) => in_hand.push(InHand { item, block, resident: false }),
-                    Err(ReadBack::Device(reason)) => {
-                        self.queue.postpone(item, SqlState::IO_ERROR.code(), &reason);
-                    }
-                    Err(ReadBack::Damaged(reason)) => self.set_aside(&item, &reason),
+                    Err(failure) => self.set_aside(item, failure),
                 },
             }
         }
@@ -454,24 +453,40 @@ impl Flusher {
 
     fn read_back(&mut self, item: &Item<Queued>) -> Result<Block, ReadBack> {
         let Some(location) = &item.value.location else {
-            return Err(ReadBack::Damaged("it is in neither memory nor the journal".to_owned()));
+            return Err(ReadBack::Lost("it is in neither memory nor the journal".to_owned()));
         };
         let mut bytes = self.tools.blocks.take(location.payload_bytes as usize);
         let crc32c = self.reader.read(location, &mut bytes).map_err(|error| match error {
             ReadError::Io { .. } => ReadBack::Device(error.to_string()),
             ReadError::Gone(_) | ReadError::Damaged { .. } => ReadBack::Damaged(error.to_string()),
         })?;
-        Block::from_verified(bytes, crc32c).map_err(|error| ReadBack::Damaged(error.to_string()))
+        Block::from_verified(bytes, crc32c).map_err(|error| ReadBack::Lost(error.to_string()))
     }
 
-    /// The journal cannot give back what it acknowledged. Its segment stays, for `journal inspect` and the next
-    /// start; health says so.
-    fn set_aside(&self, item: &Item<Queued>, reason: &str) {
+    /// The journal has not given back what it acknowledged. It is asked again later, past every cache: a reader reads again
+    /// what was not as written. What stays damaged is left to the next start, its segment with it, for `journal
+    /// inspect`; status and health say so.
+    fn set_aside(&self, mut item: Waiting, failure: ReadBack) {
+        let reason = match failure {
+            ReadBack::Device(reason) => return self.postpone_unread(item, &reason),
+            ReadBack::Damaged(reason) if item.value.trouble.unreadable_times < READ_BACK_TRIES_MAX => {
+                item.value.trouble.unreadable_times += 1;
+                return self.postpone_unread(item, &reason);
+            }
+            ReadBack::Damaged(reason) | ReadBack::Lost(reason) => reason,
+        };
         let batch = &item.value.batch;
+        batch.delayed_because(&format!(
+            "it could not be read back from the journal; see 'ingestd journal inspect': {reason}"
+        ));
         tracing::error!(batch = %batch.key, request_id = batch.request_id(), trace_id = batch.trace_id(), location = ?item.value.location, reason,
             "cannot read an accepted batch back from the journal; its segment is kept; run 'ingestd journal inspect'");
         self.tools.journal_health.note_damage(format!("batch {} could not be read back: {reason}", batch.key));
-        self.queue.leave(&self.tools.metrics, item);
+        self.queue.leave(&self.tools.metrics, &item);
+    }
+
+    fn postpone_unread(&self, item: Waiting, reason: &str) {
+        self.queue.postpone(item, SqlState::IO_ERROR.code(), reason);
     }
 
     fn record(&mut self, in_hand: &[InHand], is_full: bool, timings: &Timings, took: Duration) {

@@ -22,9 +22,11 @@ use crate::limits::{MEMORY_SHED_SHARE, POSTPONED_REPORTED_AT, QUEUED_BATCH_BYTES
 use crate::metrics::Metrics;
 use crate::pg::locks::Blocked;
 use crate::pg::month::Month;
+use crate::pg::sqlstate::FaultKind;
 use crate::ring::budget::Budget;
 use crate::ring::lanes::Lanes;
 use crate::sharding::{IngestShard, NodeGroup, ShardMap, Sharding};
+use crate::state_log::StateLog;
 use crate::status::model::Batch;
 use crate::sys::paced::Paced;
 use crate::types::Priority;
@@ -63,6 +65,8 @@ pub struct Trouble {
     pub has_refused_rows: bool,
     /// How often its rows were tried one by one, whatever PostgreSQL said of them.
     pub row_by_row: u32,
+    /// How often the journal gave back other bytes than were written.
+    pub unreadable_times: u32,
     /// An operator has given it up.
     pub is_given_up: bool,
     /// It counts no longer as waiting ([`Admission`]): what cannot land says nothing about how long others wait.
@@ -106,6 +110,7 @@ pub struct FlushQueue {
     held_shards: AtomicUsize,
     held_because: Mutex<String>,
     stuck_told: Paced,
+    held_log: Mutex<StateLog>,
     rows_under_way: AtomicU64,
     draining: AtomicBool,
     stopping: AtomicBool,
@@ -140,6 +145,7 @@ impl FlushQueue {
             held_shards: AtomicUsize::new(0),
             held_because: Mutex::default(),
             stuck_told: Paced::new(STUCK_TOLD_EVERY),
+            held_log: Mutex::default(),
             rows_under_way: AtomicU64::new(0),
             draining: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
@@ -237,7 +243,7 @@ impl FlushQueue {
         trouble.stuck_since.get_or_insert(now);
         self.leave_admission(&mut item);
         let cause = Cause { sqlstate: sqlstate.to_owned(), reason: reason.into(), is_stuck: true };
-        item.value.batch.waits_because(Some(Arc::clone(&cause.reason)));
+        item.value.batch.delayed_because(reason);
         self.postponed.lock().put(item, times, cause, now);
         // Whoever puts it aside may be the reserved flusher, and the others asleep without knowing of it.
         self.wake_one(Role::General);
@@ -344,12 +350,18 @@ impl FlushQueue {
     /// Takes nothing of `shard` for a while because of `reason`.
     pub(super) fn hold(&self, shard: IngestShard, reason: &str) {
         let mut merge = self.merge.lock();
-        let is_new = merge.hold(shard, Instant::now());
+        merge.hold(shard, Instant::now());
         self.held_shards.store(merge.held().shards, Ordering::Relaxed);
         drop(merge);
         *self.held_because.lock() = reason.to_owned();
-        if is_new {
-            tracing::warn!(reason, "a shard is rejecting batches; its batches are queued, other shards are unaffected");
+        let kind = FaultKind::quoted_in(reason).unwrap_or(FaultKind::Connection);
+        if let Some(begun) = self.held_log.lock().holds(kind as u8, Instant::now()) {
+            let unlogged = begun.unlogged;
+            tracing::warn!(
+                reason,
+                unlogged,
+                "a shard is rejecting batches; its batches are queued, other shards are unaffected"
+            );
         }
     }
 
@@ -378,7 +390,10 @@ impl FlushQueue {
         self.held_shards.store(held.shards, Ordering::Relaxed);
         drop(merge);
         if was_held && held.shards == 0 {
-            tracing::info!("all shards are accepting batches again");
+            if let Some(lasted) = self.held_log.lock().ends(Instant::now()) {
+                let lasted_ms = lasted.as_millis() as u64;
+                tracing::info!(lasted_ms, "all shards are accepting batches again");
+            }
             self.admission.excuse_all();
         }
     }

@@ -15,7 +15,9 @@ use std::time::Instant;
 use parking_lot::Mutex;
 
 use super::citus::cluster::Cluster;
-use crate::limits::OUTAGE_AFTER;
+use super::sqlstate::{Fault, FaultKind};
+use crate::limits::{OUTAGE_AFTER, OUTAGE_SETTLES};
+use crate::state_log::StateLog;
 
 /// Shared verdict on the database; written by flushers and the probe, read by health and look-ups.
 pub struct DatabaseHealth {
@@ -26,7 +28,7 @@ pub struct DatabaseHealth {
     made_at: Instant,
     /// When a flusher has last landed batches, in microseconds after `made_at`; 0: never.
     landed_us: AtomicU64,
-    doubts: Mutex<[Option<String>; 4]>,
+    doubts: Mutex<[Doubted; 4]>,
     cluster: Mutex<Option<Cluster>>,
 }
 
@@ -46,6 +48,13 @@ pub enum Doubt {
     Maintenance,
 }
 
+/// The reason for a doubt, while there is one.
+#[derive(Default)]
+struct Doubted {
+    reason: Option<String>,
+    log: StateLog,
+}
+
 /// Who has found a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Witness {
@@ -62,13 +71,15 @@ struct Detail {
     worked_since: Instant,
     /// What is wrong, by [`Witness`]; `None` when it has nothing to say.
     faults: [Option<String>; 2],
+    log: StateLog,
 }
 
 impl DatabaseHealth {
     /// Not working until somebody has seen it work.
     pub fn new() -> Self {
         let now = Instant::now();
-        let detail = Detail { since: now, worked_since: now, faults: [Some(NOT_YET.to_owned()), None] };
+        let (faults, log) = ([Some(NOT_YET.to_owned()), None], StateLog::settling(OUTAGE_SETTLES));
+        let detail = Detail { since: now, worked_since: now, faults, log };
         let (working, pooled) = (AtomicBool::new(false), AtomicBool::new(false));
         let (doubts, cluster) = (Mutex::default(), Mutex::default());
         let landed_us = AtomicU64::new(0);
@@ -114,7 +125,7 @@ impl DatabaseHealth {
         moment.saturating_duration_since(self.made_at).as_micros() as u64 + 1
     }
 
-    /// Records success; true when that ends an outage. Logs the return after a failure.
+    /// Records success; true when that ends an outage. Logs the end of what was logged.
     pub fn works(&self, witness: Witness) -> bool {
         if self.is_working() {
             return false;
@@ -132,51 +143,70 @@ impl DatabaseHealth {
         let away = detail.since.elapsed();
         let was_outage = first_time || away >= OUTAGE_AFTER;
         detail.since = if was_outage { Instant::now() } else { detail.worked_since };
-        if !first_time {
+        if let Some(away) = detail.log.ends(Instant::now()) {
             let away_ms = away.as_millis() as u64;
             tracing::info!(away_ms, "PostgreSQL is accepting batches again; queued batches are being committed");
         }
         was_outage
     }
 
-    /// Records failure, unless batches have just landed: then it was one session's, or one chore's. Logs the first of a
-    /// row, and then only a changed reason.
-    pub fn fails(&self, witness: Witness, reason: &str) {
+    /// Records failure, unless batches have just landed: then it was one session's, or one chore's. Logs an
+    /// outage as it begins, and once for each kind of fault in it.
+    pub fn fails(&self, witness: Witness, fault: &Fault) {
         let now = Instant::now();
         if now.checked_sub(OUTAGE_AFTER).is_some_and(|before| self.has_landed_since(before)) {
             return;
         }
         let mut detail = self.detail.lock();
         let was_working = self.working.swap(false, Ordering::Relaxed);
-        if was_working || detail.reason() != reason {
+        if let Some(begun) = detail.log.holds(fault.kind() as u8, now) {
             tracing::warn!(
-                reason,
+                reason = fault.message,
+                outages_unlogged = begun.unlogged,
                 "PostgreSQL is not accepting batches; they remain in the journal and will be retried"
             );
         }
         if was_working {
             (detail.worked_since, detail.since) = (detail.since, now);
         }
-        detail.faults[witness as usize] = Some(reason.to_owned());
+        detail.faults[witness as usize] = Some(fault.message.clone());
     }
 
-    /// Notes the reason for `doubt`, or that there is none. Logs what is new.
+    /// Notes the reason for `doubt`, or that there is none. Logs it as it begins, once for each kind of reason, and as it
+    /// ends.
     pub fn doubt(&self, doubt: Doubt, reason: Option<String>) {
-        let noted = &mut self.doubts.lock()[doubt as usize];
-        if let Some(reason) = reason.as_ref().filter(|_| *noted != reason) {
-            tracing::warn!(reason, "PostgreSQL is reachable but degraded");
+        let kind = reason.as_deref().and_then(FaultKind::quoted_in).unwrap_or(FaultKind::Other);
+        self.doubt_for(doubt, reason, kind as u8);
+    }
+
+    fn doubt_for(&self, doubt: Doubt, reason: Option<String>, kind: u8) {
+        let doubted = &mut self.doubts.lock()[doubt as usize];
+        let now = Instant::now();
+        match &reason {
+            Some(reason) => {
+                if let Some(begun) = doubted.log.holds(kind, now) {
+                    tracing::warn!(reason, unlogged = begun.unlogged, "PostgreSQL is reachable but degraded");
+                }
+            }
+            None => {
+                if let Some(lasted) = doubted.log.ends(now) {
+                    let (reason, lasted_ms) = (&doubted.reason, lasted.as_millis() as u64);
+                    tracing::info!(reason, lasted_ms, "PostgreSQL is no longer degraded for this reason");
+                }
+            }
         }
-        *noted = reason;
+        doubted.reason = reason;
     }
 
     /// The reason for the first [`Doubt`] that there is.
     pub fn doubtful(&self) -> Option<String> {
-        self.doubts.lock().iter().flatten().next().cloned()
+        self.doubts.lock().iter().find_map(|doubted| doubted.reason.clone())
     }
 
     /// Notes how the Citus cluster is, and what of that is not as it should be.
     pub fn note_cluster(&self, cluster: Cluster) {
-        self.doubt(Doubt::Cluster, cluster.doubt());
+        let kind = u8::from(cluster.workers.iter().all(|worker| worker.is_reachable));
+        self.doubt_for(Doubt::Cluster, cluster.doubt(), kind);
         *self.cluster.lock() = Some(cluster);
     }
 
@@ -220,7 +250,7 @@ mod tests {
         assert!(!health.is_working());
         health.works(Witness::Probe);
         assert!(health.is_working());
-        health.fails(Witness::Copy, "read-only");
+        health.fails(Witness::Copy, &Fault::lost("read-only"));
         health.works(Witness::Probe);
         assert!(!health.is_working());
         assert_eq!(health.reason(), "read-only");
@@ -233,10 +263,10 @@ mod tests {
     fn a_copy_that_lands_proves_more_than_a_probe_that_failed() {
         let health = DatabaseHealth::new();
         health.works(Witness::Probe);
-        health.fails(Witness::Probe, "timeout");
+        health.fails(Witness::Probe, &Fault::lost("timeout"));
         health.works(Witness::Copy);
         assert!(health.is_working());
-        health.fails(Witness::Probe, "timeout");
+        health.fails(Witness::Probe, &Fault::lost("timeout"));
         health.works(Witness::Probe);
         assert!(health.is_working());
     }

@@ -40,6 +40,47 @@ pub enum Verdict {
     Schema,
 }
 
+/// What an operator has to look at: a fault of another kind is news while one of the same kind in other words is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum FaultKind {
+    /// No connection, or none that lasts: away, starting up, shutting down, too many clients (08, 57P, 53300).
+    Connection,
+    /// A role, a password, a certificate (28).
+    Login,
+    /// Disk, memory, I/O (53, 58).
+    Room,
+    /// Read-only (25).
+    ReadOnly,
+    /// A database, a table, a column or a right is missing (3D, 3F, 42).
+    Schema,
+    /// Cancelled, or a lock was not to be had (40, 55, 57014).
+    Statement,
+    /// Everything else.
+    Other,
+}
+
+impl FaultKind {
+    fn of_code(code: &str) -> Self {
+        match (code, code.get(..2).unwrap_or_default()) {
+            ("53300", _) | (_, "08") => Self::Connection,
+            (code, "57") if code.starts_with("57P") => Self::Connection,
+            (_, "28") => Self::Login,
+            (_, "53" | "58") => Self::Room,
+            (_, "25") => Self::ReadOnly,
+            (_, "3D" | "3F" | "42") => Self::Schema,
+            (_, "40" | "55" | "57") => Self::Statement,
+            _ => Self::Other,
+        }
+    }
+
+    /// The kind of what `message` quotes; `None` where it quotes no SQLSTATE.
+    pub fn quoted_in(message: &str) -> Option<Self> {
+        let (_, code) = message.split_once("(SQLSTATE ")?;
+        Some(Self::of_code(code.get(..5)?))
+    }
+}
+
 /// A PostgreSQL error with its verdict, ready for the log.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{message}")]
@@ -83,6 +124,14 @@ impl Fault {
     /// The connection or the pool failed before PostgreSQL could answer.
     pub fn lost(message: impl AsRef<str>) -> Self {
         Self { ends_session: true, ..Self::of(Verdict::Retry, "08000", message) }
+    }
+
+    /// What an operator has to look at. The pool hands on only a message of what it met.
+    pub fn kind(&self) -> FaultKind {
+        match FaultKind::of_code(&self.sqlstate) {
+            FaultKind::Connection => FaultKind::quoted_in(&self.message).unwrap_or(FaultKind::Connection),
+            kind => kind,
+        }
     }
 
     /// The state of the database, found out by ingestd itself.
@@ -168,6 +217,32 @@ mod tests {
         for code in ["22P02", "22021", "22001", "23502", "54000", "P0001", "ZX001", "99999"] {
             assert_eq!(of(code), Verdict::RowFault, "{code}");
         }
+    }
+
+    #[test]
+    fn all_that_a_restart_says_is_of_one_kind_and_what_needs_another_hand_of_another() {
+        let kind = |code: &str| Fault::retry(&SqlState::from_code(code), "said so").kind();
+        for code in ["08000", "08006", "57P01", "57P02", "57P03", "53300"] {
+            assert_eq!(kind(code), FaultKind::Connection, "{code}");
+        }
+        assert_eq!(Fault::lost("timed out waiting for connection").kind(), FaultKind::Connection);
+        let starting = "timed out waiting for connection: the database system is starting up (SQLSTATE 57P03)";
+        assert_eq!(Fault::lost(starting).kind(), FaultKind::Connection);
+        let password = "timed out waiting for connection: password authentication failed (SQLSTATE 28P01)";
+        assert_eq!(Fault::lost(password).kind(), FaultKind::Login);
+        for (code, expected) in [
+            ("53100", FaultKind::Room),
+            ("58030", FaultKind::Room),
+            ("25006", FaultKind::ReadOnly),
+            ("42P01", FaultKind::Schema),
+            ("3D000", FaultKind::Schema),
+            ("57014", FaultKind::Statement),
+            ("55P03", FaultKind::Statement),
+            ("XX000", FaultKind::Other),
+        ] {
+            assert_eq!(kind(code), expected, "{code}");
+        }
+        assert_eq!(FaultKind::quoted_in("no code (SQLSTATE 4"), None);
     }
 
     #[test]

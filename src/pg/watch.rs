@@ -39,6 +39,7 @@ use crate::pg::connect::Tls;
 use crate::pg::health::{DatabaseHealth, Doubt};
 use crate::pg::sqlstate::Fault;
 use crate::sharding::Sharding;
+use crate::state_log::StateLog;
 use crate::sys::{socket, vital};
 
 /// Marks begin here when `TCP_USER_TIMEOUT` is to be the system's.
@@ -159,7 +160,8 @@ impl Watch {
         let watch = Arc::new(Self { config, tls, began, standstill_min, health, pulses, token_is_refused });
         let watched = Arc::downgrade(&watch);
         let started = vital::spawn("pg-watch", move || {
-            Watcher { watch: watched, asking: None, standing: HashMap::new(), dead: Vec::new() }.run();
+            let (standing, dead, log) = (HashMap::new(), Vec::new(), StateLog::default());
+            Watcher { watch: watched, asking: None, standing, dead, log }.run();
         });
         if let Err(error) = started {
             tracing::warn!(%error,
@@ -225,7 +227,7 @@ impl Watch {
         let pulses: Vec<Arc<Pulse>> = self.pulses.lock().iter().filter_map(Weak::upgrade).collect();
         let idle = pulses.iter().filter(|pulse| pulse.waits_since().is_none());
         let closed: Vec<i32> = idle.inspect(|pulse| pulse.shut_down()).filter_map(|pulse| pulse.backend()).collect();
-        tracing::warn!(connections = closed.len(), "also closing idle connections to PostgreSQL");
+        tracing::debug!(connections = closed.len(), "also closing idle connections to PostgreSQL");
         closed
     }
 
@@ -254,7 +256,14 @@ struct Watcher {
     standing: HashMap<i32, (Option<String>, Instant)>,
     /// Backends to terminate.
     dead: Vec<i32>,
+    /// Dead connections are found one after the other when the way to PostgreSQL is dead.
+    log: StateLog,
 }
+
+/// A connection of this pool.
+const OURS: u8 = 0;
+/// A session that an ingestd which is dead left behind.
+const LEFT_BEHIND: u8 = 1;
 
 impl Watcher {
     fn run(mut self) {
@@ -270,7 +279,7 @@ impl Watcher {
         for (pulse, since) in &silent {
             if pulse.backend().is_none() && watch.began.elapsed() >= *since + pulse.silence_max() {
                 let reason = "the connection was accepted but PostgreSQL never responded";
-                tracing::warn!(reason, "closing a dead connection to PostgreSQL");
+                self.closing(None, reason);
                 pulse.shut_down();
             }
         }
@@ -285,6 +294,7 @@ impl Watcher {
             },
             None if by_backend.is_empty() && self.dead.is_empty() => {
                 self.standing.clear();
+                self.log.ends(Instant::now());
                 watch.health.doubt(Doubt::Lock, None);
             }
             None => {
@@ -293,6 +303,17 @@ impl Watcher {
                 let thread = std::thread::Builder::new().name("pg-watch-look".to_owned());
                 self.asking = thread.spawn(move || watch.look(&dead, &backends)).ok();
             }
+        }
+    }
+
+    /// Logs that a dead connection is closed, where it is the first of several.
+    fn closing(&mut self, backend: Option<i32>, reason: &str) {
+        match self.log.holds(OURS, Instant::now()) {
+            Some(begun) => {
+                let unlogged = begun.unlogged;
+                tracing::warn!(backend, reason, unlogged, "closing a dead connection to PostgreSQL");
+            }
+            None => tracing::debug!(backend, reason, "closing another dead connection to PostgreSQL"),
         }
     }
 
@@ -322,10 +343,12 @@ impl Watcher {
                 } else {
                     "the backend no longer exists"
                 };
-                tracing::warn!(backend, reason, "closing a dead connection to PostgreSQL");
+                self.closing(Some(backend), reason);
                 pulse.shut_down();
-            } else {
+            } else if self.log.holds(LEFT_BEHIND, now).is_some() {
                 tracing::warn!(backend, "terminating a PostgreSQL session left behind by a dead ingestd");
+            } else {
+                tracing::debug!(backend, "terminating another PostgreSQL session left behind by a dead ingestd");
             }
             self.dead.push(backend);
         }

@@ -133,7 +133,7 @@ impl Schema {
                 Ok(Some(self.shards(&mut client).unwrap_or_default()))
             }
             Err(StartFault::Transient(reason)) => {
-                health.fails(Witness::Probe, &reason);
+                health.fails(Witness::Probe, &Fault::lost(&reason));
                 Ok(None)
             }
             Err(fault) => Err(refuse(fault)),

@@ -108,7 +108,7 @@ impl Chores {
                     self.app.queue.admission.excuse_all();
                 }
             }
-            Err(fault) => self.app.database.fails(Witness::Probe, &fault.message),
+            Err(fault) => self.app.database.fails(Witness::Probe, &fault),
         }
     }
 

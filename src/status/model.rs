@@ -12,7 +12,6 @@
 //!   Completed        Partial        Failed     none / some / all events in dead_letter_events
 //! ```
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU32, Ordering};
 
 use parking_lot::Mutex;
@@ -23,6 +22,7 @@ use utoipa::ToSchema;
 
 use crate::encode::timestamp::append_rfc3339;
 use crate::status::origin::Origin;
+use crate::status::waiters::Waiters;
 use crate::types::{BatchKey, BodyDigest, Priority, UnixMicros};
 
 /// Where a batch is in its life; the drawing is in the module's documentation.
@@ -120,7 +120,15 @@ pub struct Batch {
     dead_lettered: AtomicU32,
     completed_at: AtomicI64,
     lost_its_id: AtomicBool,
-    waits_because: Mutex<Option<Arc<str>>>,
+    waiters: Waiters,
+    /// A thin pointer, as hardly any batch has it, and each queued one pays for the room.
+    delay: Mutex<Option<Box<Delay>>>,
+}
+
+/// Why a batch was put aside.
+#[derive(Debug)]
+struct Delay {
+    reason: String,
 }
 
 impl Batch {
@@ -139,18 +147,9 @@ impl Batch {
             dead_lettered: AtomicU32::new(0),
             completed_at: AtomicI64::new(0),
             lost_its_id: AtomicBool::new(false),
-            waits_because: Mutex::new(None),
+            waiters: Waiters::default(),
+            delay: Mutex::default(),
         }
-    }
-
-    /// Notes why it cannot land at present.
-    pub fn waits_because(&self, reason: Option<Arc<str>>) {
-        *self.waits_because.lock() = reason;
-    }
-
-    /// Why it could not land when it was last tried; `None` for one that was not, or has landed.
-    pub fn stuck_reason(&self) -> Option<Arc<str>> {
-        self.waits_because.lock().clone().filter(|_| !self.phase().is_final())
     }
 
     /// The same batch, come with `origin`.
@@ -175,10 +174,20 @@ impl Batch {
         Phase::from_u8(self.phase.load(Ordering::Acquire))
     }
 
-    /// Moves the batch on; only the station that holds the batch calls this.
+    /// Moves the batch on; only the station that holds the batch calls this. Whoever waits for it hears of a promise and of
+    /// an end, not of each attempt in between.
     pub fn set_phase(&self, phase: Phase) {
         // Release: partner of the Acquire in `phase`.
-        self.phase.store(phase as u8, Ordering::Release);
+        let before = Phase::from_u8(self.phase.swap(phase as u8, Ordering::Release));
+        if before == Phase::Admitting || phase == Phase::Refused || phase.is_final() {
+            self.waiters.ring();
+        }
+    }
+
+    /// Waits while `waits` holds for the batch's phase; gives the first one for which it does not. It must hold, or not,
+    /// for [`Phase::Queued`] and [`Phase::Processing`] alike.
+    pub async fn once_past(&self, waits: impl Fn(Phase) -> bool) -> Phase {
+        self.waiters.until(|| Some(self.phase()).filter(|phase| !waits(*phase))).await
     }
 
     /// Records the commit: counts first, then the phase that publishes them.
@@ -188,6 +197,11 @@ impl Batch {
         self.dead_lettered.store(counts.dead_lettered, Ordering::Relaxed);
         self.completed_at.store(completed_at.0, Ordering::Relaxed);
         self.set_phase(counts.phase(self.events));
+    }
+
+    /// Notes why the batch could not be committed while others could.
+    pub fn delayed_because(&self, reason: &str) {
+        *self.delay.lock() = Some(Box::new(Delay { reason: reason.to_owned() }));
     }
 
     /// Records a commit that found the id taken by a different body: every event is dead-lettered, and the id's status
@@ -228,7 +242,7 @@ impl Batch {
             received_at: rfc3339(self.received_at),
             completed_at: self.completed_at().map(rfc3339),
             node: node.to_owned(),
-            reason: self.stuck_reason().map(|reason| reason.to_string()),
+            reason: if phase.is_final() { None } else { self.delay.lock().as_ref().map(|delay| delay.reason.clone()) },
         }
     }
 }
@@ -259,7 +273,7 @@ pub struct StatusDocument {
     pub completed_at: Option<String>,
     /// `NODE_ID` of the node that accepted the batch.
     pub node: String,
-    /// Why the batch cannot be committed at present although others are; absent otherwise.
+    /// Why the batch has not been committed although others have; absent otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub reason: Option<String>,
@@ -274,7 +288,22 @@ pub fn rfc3339(at: UnixMicros) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicUsize;
+    use std::task::{Context, Poll, Wake, Waker};
+
     use super::*;
+
+    /// Counts how often its waiter was woken.
+    #[derive(Default)]
+    struct Woken(AtomicUsize);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
 
     #[test]
     fn a_commit_ends_in_the_phase_that_its_counts_say() {
@@ -283,5 +312,44 @@ mod tests {
         assert_eq!(counts(0, 3, 0).phase(3), Phase::Completed);
         assert_eq!(counts(1, 1, 1).phase(3), Phase::Partial);
         assert_eq!(counts(0, 0, 3).phase(3), Phase::Failed);
+    }
+
+    #[test]
+    fn who_waits_for_a_batch_hears_of_its_promise_and_its_end_and_of_nothing_else() {
+        let key = BatchKey { owner: Arc::from(""), id: Box::from("b") };
+        let batch = Batch::new(key, BodyDigest::of(b"b"), Priority::default(), 1, UnixMicros(0));
+        let woken: [Arc<Woken>; 2] = Default::default();
+        let wakers = woken.each_ref().map(|woken| Waker::from(Arc::clone(woken)));
+        let mut contexts = wakers.each_ref().map(Context::from_waker);
+        let mut promised = pin!(batch.once_past(|phase| phase == Phase::Admitting));
+        let mut ended = pin!(batch.once_past(|phase| !phase.is_final()));
+        assert_eq!(promised.as_mut().poll(&mut contexts[0]), Poll::Pending);
+        assert_eq!(ended.as_mut().poll(&mut contexts[1]), Poll::Pending);
+        let woken = || woken.each_ref().map(|woken| woken.0.load(Ordering::Relaxed));
+
+        batch.set_phase(Phase::Queued);
+        assert_eq!(woken(), [1, 1]);
+        assert_eq!(promised.as_mut().poll(&mut contexts[0]), Poll::Ready(Phase::Queued));
+        assert_eq!(ended.as_mut().poll(&mut contexts[1]), Poll::Pending);
+        for _ in 0..3 {
+            batch.set_phase(Phase::Processing);
+            batch.set_phase(Phase::Queued);
+        }
+        assert_eq!(woken(), [1, 1], "attempts are no news");
+        batch.finish(Counts { inserted: 1, ..Counts::default() }, UnixMicros(1));
+        assert_eq!(woken(), [1, 2]);
+        assert_eq!(ended.as_mut().poll(&mut contexts[1]), Poll::Ready(Phase::Completed));
+        assert_eq!(batch.counts().inserted, 1, "with its counts");
+    }
+
+    #[test]
+    fn a_refusal_is_an_end() {
+        let key = BatchKey { owner: Arc::from(""), id: Box::from("b") };
+        let batch = Batch::new(key, BodyDigest::of(b"b"), Priority::default(), 1, UnixMicros(0));
+        let mut ended = pin!(batch.once_past(|phase| !phase.is_final() && phase != Phase::Refused));
+        let mut context = Context::from_waker(Waker::noop());
+        assert_eq!(ended.as_mut().poll(&mut context), Poll::Pending);
+        batch.set_phase(Phase::Refused);
+        assert_eq!(ended.as_mut().poll(&mut context), Poll::Ready(Phase::Refused));
     }
 }

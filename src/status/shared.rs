@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::limits::{REDIS_GROUP_MAX, REDIS_IO_WAIT_MAX, REDIS_QUEUE_MAX, REDIS_RETRY_WAIT, REDIS_STOP_WAIT_MAX};
 use crate::pg::sqlstate::one_line;
+use crate::state_log::StateLog;
 use crate::status::model::{Batch, StatusDocument};
 use crate::sys::vital;
 use crate::types::{BatchKey, BodyDigest};
@@ -37,18 +38,22 @@ struct Stored {
     digest: String,
 }
 
+/// The fault before anybody has tried.
+const NOT_YET: &str = "not connected yet";
+
 /// Whether Redis works, as its threads last saw it.
 pub struct RedisHealth {
     working: AtomicBool,
     reason: Mutex<String>,
+    log: Mutex<StateLog>,
     dropped: AtomicU64,
 }
 
 impl RedisHealth {
     /// Not working until the writer has seen it work.
     fn new() -> Self {
-        let reason = Mutex::new("not connected yet".to_owned());
-        Self { working: AtomicBool::new(false), reason, dropped: AtomicU64::new(0) }
+        let (reason, log) = (Mutex::new(NOT_YET.to_owned()), Mutex::default());
+        Self { working: AtomicBool::new(false), reason, log, dropped: AtomicU64::new(0) }
     }
 
     /// True when the last word was success.
@@ -68,20 +73,39 @@ impl RedisHealth {
 
     fn works(&self) {
         if !self.working.swap(true, Ordering::Relaxed) {
-            self.reason.lock().clear();
-            tracing::info!("Redis is reachable; batch status is shared");
+            let before = std::mem::take(&mut *self.reason.lock());
+            let away = self.log.lock().ends(Instant::now());
+            if before != NOT_YET && away.is_none() {
+                return;
+            }
+            let away_ms = away.map(|away| away.as_millis() as u64);
+            tracing::info!(away_ms, "Redis is reachable; batch status is shared");
         }
     }
 
     fn fails(&self, error: &redis::RedisError) {
         let reason = one_line(&error.to_string());
-        if self.working.swap(false, Ordering::Relaxed) || *self.reason.lock() != reason {
+        self.working.store(false, Ordering::Relaxed);
+        if let Some(begun) = self.log.lock().holds(kind(error), Instant::now()) {
             tracing::warn!(
                 reason,
+                unlogged = begun.unlogged,
                 "Redis is not responding; batch status is served from memory and the ledger, ingestion continues"
             );
         }
         *self.reason.lock() = reason;
+    }
+}
+
+/// What an operator has to look at: it is away or busy (0), wants a password or a right, is read-only, is full, or
+/// something else.
+fn kind(error: &redis::RedisError) -> u8 {
+    match error.code() {
+        None | Some("LOADING" | "BUSY" | "TRYAGAIN") => 0,
+        Some("NOAUTH" | "WRONGPASS" | "NOPERM") => 1,
+        Some("READONLY" | "MASTERDOWN") => 2,
+        Some("OOM" | "MISCONF") => 3,
+        Some(_) => 4,
     }
 }
 

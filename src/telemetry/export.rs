@@ -15,7 +15,8 @@ use parking_lot::Mutex;
 use ureq::Agent;
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
-use crate::limits::{TRACES_ANSWER_BYTES_MAX, TRACES_EXPORT_WAIT_MAX, TRACES_FAILURE_TOLD_EVERY};
+use crate::limits::{TRACES_ANSWER_BYTES_MAX, TRACES_EXPORT_WAIT_MAX};
+use crate::state_log::StateLog;
 
 /// Sends spans, and tells when they do not arrive.
 #[derive(Debug)]
@@ -25,7 +26,8 @@ pub(super) struct Exporter {
     delivered: Arc<AtomicU64>,
     /// Why the last request got no answer; the library's error leaves that out.
     unanswered: Arc<Mutex<Option<String>>>,
-    told_at: Mutex<Option<Instant>>,
+    /// Spans dropped since the collector last took some.
+    log: Mutex<(StateLog, usize)>,
 }
 
 impl Exporter {
@@ -42,7 +44,7 @@ impl Exporter {
             .build()
             .map_err(|error| format!("OTLP_ENDPOINT={endpoint}: cannot send traces: {error}"))?;
         let (endpoint, delivered) = (endpoint.to_owned(), Arc::default());
-        Ok(Self { otlp, endpoint, delivered, unanswered, told_at: Mutex::new(None) })
+        Ok(Self { otlp, endpoint, delivered, unanswered, log: Mutex::default() })
     }
 
     /// Spans that the collector has taken.
@@ -50,14 +52,25 @@ impl Exporter {
         Arc::clone(&self.delivered)
     }
 
-    fn tell(&self, lost: usize, error: &dyn std::fmt::Display) {
-        let mut told_at = self.told_at.lock();
-        if told_at.is_some_and(|told_at| told_at.elapsed() < TRACES_FAILURE_TOLD_EVERY) {
-            return;
+    fn rejected(&self, lost: usize, error: &dyn std::fmt::Display) {
+        let (log, lost_in_all) = &mut *self.log.lock();
+        *lost_in_all += lost;
+        let unanswered = self.unanswered.lock().take();
+        let Some(begun) = log.holds(u8::from(unanswered.is_some()), Instant::now()) else { return };
+        let (reason, unlogged) = (unanswered.unwrap_or_else(|| error.to_string()), begun.unlogged);
+        let endpoint = &self.endpoint;
+        tracing::warn!(endpoint, reason, lost, unlogged, "trace collector rejected the spans; they were dropped");
+    }
+
+    fn took(&self, spans: usize) {
+        // Relaxed: for a report at the end only.
+        self.delivered.fetch_add(spans as u64, Ordering::Relaxed);
+        let (log, lost_in_all) = &mut *self.log.lock();
+        let lost = std::mem::take(lost_in_all);
+        if let Some(lasted) = log.ends(Instant::now()) {
+            let (endpoint, lasted_ms) = (&self.endpoint, lasted.as_millis() as u64);
+            tracing::info!(endpoint, lost, lasted_ms, "trace collector takes spans again");
         }
-        *told_at = Some(Instant::now());
-        let reason = self.unanswered.lock().take().unwrap_or_else(|| error.to_string());
-        tracing::warn!(endpoint = self.endpoint, reason, lost, "trace collector rejected the spans; they were dropped");
     }
 }
 
@@ -66,9 +79,8 @@ impl trace::SpanExporter for Exporter {
         let spans = batch.len();
         let result = self.otlp.export(batch).await;
         match &result {
-            // Relaxed: for a report at the end only.
-            Ok(()) => drop(self.delivered.fetch_add(spans as u64, Ordering::Relaxed)),
-            Err(error) => self.tell(spans, error),
+            Ok(()) => self.took(spans),
+            Err(error) => self.rejected(spans, error),
         }
         result
     }

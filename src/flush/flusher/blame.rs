@@ -1,5 +1,6 @@
 //! What a flusher does with batches that did not land: it acts on [`decide`].
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use postgres::error::SqlState;
@@ -194,9 +195,14 @@ impl Flusher {
     /// Puts a batch aside, so that it does not hold up the others.
     fn put_aside(&self, in_hand: InHand, sqlstate: &str, reason: &str) {
         let item = in_hand.into_item(&self.tools.blocks);
-        let batch = std::sync::Arc::clone(&item.value.batch);
+        let batch = Arc::clone(&item.value.batch);
         batch.set_phase(Phase::Queued);
-        if self.queue.postpone(item, sqlstate, reason) {
+        let is_new = item.value.trouble.postponed_times == 0;
+        let is_to_be_told = self.queue.postpone(item, sqlstate, reason);
+        if let Some(feed) = self.tools.feed.as_ref().filter(|_| is_new) {
+            feed.publish(&batch);
+        }
+        if is_to_be_told {
             tracing::error!(batch = %batch.key, request_id = batch.request_id(), trace_id = batch.trace_id(), reason,
                 "PostgreSQL accepts other batches but not this one; it stays in the journal and will be retried; list such \
                  batches with 'ingestd batches list --stuck'");

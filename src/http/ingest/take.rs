@@ -20,7 +20,7 @@ use crate::http::submission::{Refused, Submission};
 use crate::http::worker::Worker;
 use crate::journal::SpaceError;
 use crate::limits::{
-    ADMITTING_POLL, COMMIT_ACK_WAIT_MAX, LOOKUP_INGEST_WAIT_MAX, RETRY_AFTER_BUSY_SECONDS, RETRY_AFTER_JOURNAL_SECONDS,
+    COMMIT_ACK_WAIT_MAX, LOOKUP_INGEST_WAIT_MAX, RETRY_AFTER_BUSY_SECONDS, RETRY_AFTER_JOURNAL_SECONDS,
 };
 use crate::status::lookup::Answer;
 use crate::status::memory::Admission;
@@ -164,21 +164,22 @@ async fn answer_known(batch: &Batch, known: &Batch, level: AckLevel, errors: &[E
     if known.digest != batch.digest {
         return Some(Err(conflict()));
     }
-    let deadline = Instant::now() + COMMIT_ACK_WAIT_MAX;
-    loop {
-        let phase = known.phase();
-        let waits = match level {
-            // The first request's promise is not given yet, so neither is this one's.
-            AckLevel::Memory | AckLevel::Journal => phase == Phase::Admitting,
-            AckLevel::Commit => !phase.is_final() && phase != Phase::Refused,
-        };
-        if phase == Phase::Refused {
-            return None;
+    let waits = |phase: Phase| match level {
+        // The first request's promise is not given yet, so neither is this one's.
+        AckLevel::Memory | AckLevel::Journal => phase == Phase::Admitting,
+        AckLevel::Commit => !phase.is_final() && phase != Phase::Refused,
+    };
+    let waited = tokio::time::timeout(COMMIT_ACK_WAIT_MAX, known.once_past(waits)).await;
+    match waited.unwrap_or_else(|_| known.phase()) {
+        Phase::Refused => None,
+        Phase::Admitting => {
+            let detail =
+                "the first request for this batch_id has waited too long for the journal; nothing was accepted yet";
+            Some(Err(Problem::unavailable("journal_unavailable", detail, RETRY_AFTER_JOURNAL_SECONDS)))
         }
-        if !waits || Instant::now() >= deadline {
+        phase => {
             let counts = phase.is_final().then(|| known.counts());
-            return Some(Ok(accepted(StatusCode::OK, known, phase.name(), known.events, errors, true, counts)));
+            Some(Ok(accepted(StatusCode::OK, known, phase.name(), known.events, errors, true, counts)))
         }
-        tokio::time::sleep(ADMITTING_POLL).await;
     }
 }

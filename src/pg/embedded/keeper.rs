@@ -23,6 +23,7 @@ use parking_lot::{Condvar, Mutex};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::limits::{POSTGRES_RESTART_PAUSE, POSTGRES_STEADY_AFTER};
+use crate::state_log::StateLog;
 use crate::sys::child;
 
 /// Makes the command of the next attempt, after seeing to what the last one left; the error is for the log.
@@ -44,6 +45,16 @@ pub(super) enum Ending {
     Exited(ExitStatus),
     /// It could not be started at all.
     NotStarted(String),
+}
+
+impl Ending {
+    /// What an operator has to look at: it was killed, gave up, or did not start.
+    fn kind(&self) -> u8 {
+        match self {
+            Self::Exited(status) => u8::from(status.code().is_some()),
+            Self::NotStarted(_) => 2,
+        }
+    }
 }
 
 impl std::fmt::Display for Ending {
@@ -135,7 +146,7 @@ impl Keeper {
 
 fn keep(launch: &Launch, shared: &Shared) {
     let (first_pause, longest_pause) = POSTGRES_RESTART_PAUSE;
-    let mut pause = first_pause;
+    let (mut pause, mut log) = (first_pause, StateLog::default());
     loop {
         let began = Instant::now();
         let ending = match launch().map_err(|error| error.to_string()).and_then(|mut command| spawn(&mut command)) {
@@ -144,8 +155,9 @@ fn keep(launch: &Launch, shared: &Shared) {
         };
         if began.elapsed() >= POSTGRES_STEADY_AFTER {
             pause = first_pause;
+            log.ends(Instant::now());
         }
-        if !shared.go_on_after(&ending, pause) {
+        if !shared.go_on_after(&ending, pause, &mut log) {
             return;
         }
         pause = (pause * 2).min(longest_pause);
@@ -181,12 +193,16 @@ fn attend(mut child: Child, shared: &Shared) -> Ending {
 
 impl Shared {
     /// The transition on the end of a run: true when there is to be another one, after `pause`.
-    fn go_on_after(&self, ending: &Ending, pause: Duration) -> bool {
+    fn go_on_after(&self, ending: &Ending, pause: Duration, log: &mut StateLog) -> bool {
         let mut state = self.state.lock();
         state.ending = Some(ending.clone());
         if state.phase == Phase::Up {
-            tracing::error!(%ending, pause_ms = pause.as_millis(),
-                "embedded PostgreSQL exited unexpectedly; restarting it");
+            if let Some(begun) = log.holds(ending.kind(), Instant::now()) {
+                tracing::error!(%ending, pause_ms = pause.as_millis(), unlogged = begun.unlogged,
+                    "embedded PostgreSQL exited unexpectedly; restarting it");
+            } else {
+                tracing::debug!(%ending, pause_ms = pause.as_millis(), "embedded PostgreSQL exited again");
+            }
             let deadline = Instant::now() + pause;
             while state.phase == Phase::Up && !self.changed.wait_until(&mut state, deadline).timed_out() {}
         }

@@ -26,7 +26,7 @@ pub struct DatabaseHealth {
     made_at: Instant,
     /// When a flusher has last landed batches, in microseconds after `made_at`; 0: never.
     landed_us: AtomicU64,
-    doubts: Mutex<[Option<String>; 4]>,
+    doubts: Mutex<[Option<String>; Doubt::COUNT]>,
     cluster: Mutex<Option<Cluster>>,
 }
 
@@ -36,6 +36,8 @@ const NOT_YET: &str = "not connected yet";
 /// What may not be as it should be although PostgreSQL takes batches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Doubt {
+    /// The database or the role lacks what ingestd requires: see [`super::requirements`].
+    Requirements,
     /// A lock keeps COPYs waiting.
     Lock,
     /// The schema is a newer ingestd's.
@@ -44,6 +46,10 @@ pub enum Doubt {
     Cluster,
     /// A chore fails: partitions ahead, retention of partitions or of the ledger.
     Maintenance,
+}
+
+impl Doubt {
+    const COUNT: usize = Self::Maintenance as usize + 1;
 }
 
 /// Who has found a fault.
@@ -160,13 +166,15 @@ impl DatabaseHealth {
         detail.faults[witness as usize] = Some(reason.to_owned());
     }
 
-    /// Notes the reason for `doubt`, or that there is none. Logs what is new.
-    pub fn doubt(&self, doubt: Doubt, reason: Option<String>) {
+    /// Notes the reason for `doubt`, or that there is none; true when that ends it. Logs what is new.
+    pub fn doubt(&self, doubt: Doubt, reason: Option<String>) -> bool {
         let noted = &mut self.doubts.lock()[doubt as usize];
         if let Some(reason) = reason.as_ref().filter(|_| *noted != reason) {
             tracing::warn!(reason, "PostgreSQL is reachable but degraded");
         }
+        let ends = noted.is_some() && reason.is_none();
         *noted = reason;
+        ends
     }
 
     /// The reason for the first [`Doubt`] that there is.

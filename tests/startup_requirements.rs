@@ -360,6 +360,13 @@ fn an_empty_database_where_the_role_may_not_create_tables_is_told_the_grant() {
 }
 
 #[test]
+fn a_role_that_may_use_no_schema_is_told_the_grant() {
+    let mut site = Site::new();
+    site.run("REVOKE USAGE ON SCHEMA public FROM PUBLIC");
+    site.assert_cured(&["role @role may use no schema of its search_path (\"$user\", public)"]);
+}
+
+#[test]
 fn row_security_that_applies_to_the_role_is_told_with_what_lifts_it() {
     let mut site = Site::new();
     site.run("ALTER TABLE events ENABLE ROW LEVEL SECURITY; CREATE POLICY every ON events USING (true)");

@@ -408,6 +408,8 @@ pub const REDIS_STOP_WAIT_MAX: Duration = Duration::from_secs(2);
 pub const UPKEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// PostgreSQL is asked whether it works this often while no COPY tells.
 pub const PROBE_INTERVAL: Duration = Duration::from_secs(5);
+/// What the database and the role must have is checked this often; every [`PROBE_INTERVAL`] while something is missing.
+pub const REQUIREMENTS_LOOK_INTERVAL: Duration = Duration::from_secs(60);
 /// Partitions ahead are made, and old ones dropped, this often.
 pub const PARTITION_UPKEEP_INTERVAL: Duration = Duration::from_secs(3600);
 /// Maintenance that PostgreSQL refused is tried again after this.

@@ -16,6 +16,7 @@ use crate::pg::capacity::Capacity;
 use crate::pg::citus::{cluster, layout};
 use crate::pg::connect::classify_start_error;
 use crate::pg::migrate::{self, SCHEMA_VERSION};
+use crate::pg::requirements;
 use crate::sharding::Sharding;
 
 pub(super) fn command() -> Command {
@@ -29,8 +30,8 @@ pub(super) fn command() -> Command {
                  cluster lacks something.",
             )
             .arg(Arg::new("connect").long("connect").action(ArgAction::SetTrue).help(
-                "also check the database: version, schema, whether a pooler is in front of it, room for \
-                 DB_POOL_MAX_SIZE",
+                "also check the database: version, schema, encoding, rights of the role, whether a pooler is in front of \
+                 it, room for DB_POOL_MAX_SIZE",
             )),
     );
     with_examples(
@@ -97,6 +98,10 @@ fn database_fault(error: postgres::Error) -> Failure {
 fn ask_database(config: &Config) -> Result<Vec<String>, Failure> {
     let connector = database::connector(config)?;
     let (mut client, backing) = connector.connect_within(CONNECT_WAIT_MAX)?;
+    let lacks = requirements::lacks(&mut client, config.migrate_database.is_some())?;
+    if !lacks.is_empty() {
+        return Err(lacks.into());
+    }
     let schema = match migrate::version(&mut client)? {
         SCHEMA_VERSION => format!("up to date (version {SCHEMA_VERSION})"),
         found => format!("version {found}; 'ingestd serve' or 'ingestd migrate' upgrades it to {SCHEMA_VERSION}"),

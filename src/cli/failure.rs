@@ -10,6 +10,7 @@ use crate::pg::connect::{StartFault, classify_start_error};
 use crate::pg::dead_letter::DeadLetterError;
 use crate::pg::migrate::MigrateError;
 use crate::pg::partitions::PartitionError;
+use crate::pg::requirements::Lacks;
 use crate::server::ServeError;
 
 /// Why a command did not do what was asked.
@@ -64,13 +65,17 @@ impl From<StartFault> for Failure {
     }
 }
 
+impl From<Lacks> for Failure {
+    fn from(lacks: Lacks) -> Self {
+        Self::Usage(lacks.lines())
+    }
+}
+
 impl From<MigrateError> for Failure {
     fn from(error: MigrateError) -> Self {
         match error {
-            MigrateError::Postgres(error) => classify_start_error(&error).into(),
-            MigrateError::NotAllowed { .. } | MigrateError::Newer { .. } => Self::usage(error.to_string()),
-            MigrateError::Connect(fault) => fault.into(),
-            other => Self::runtime(other),
+            MigrateError::Lacks(lacks) => lacks.into(),
+            other => other.into_start_fault().into(),
         }
     }
 }
@@ -90,6 +95,7 @@ impl From<ServeError> for Failure {
     fn from(error: ServeError) -> Self {
         match error {
             ServeError::Configuration(why) => Self::usage(why),
+            ServeError::Lacks(lacks) => lacks.into(),
             ServeError::Failed(why) => Self::Runtime(why),
         }
     }

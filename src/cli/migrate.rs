@@ -9,7 +9,7 @@ use super::help::with_examples;
 use super::progress::{self, Progress};
 use super::{database, settings};
 use crate::pg::citus::layout;
-use crate::pg::migrate::migrate;
+use crate::pg::migrate::{check_migration, migrate};
 
 pub(super) fn command() -> Command {
     let command = settings::with_settings(
@@ -36,6 +36,8 @@ pub(super) fn command() -> Command {
 pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
     let config = settings::config(matches)?;
     let mut client = database::connect_as_owner(&config)?;
+    // Also where nothing is to be applied: a relation may have taken the place of a table.
+    check_migration(&mut client)?;
     let waiting = Progress::of_waiting("migrating", progress::is_wanted(matches));
     let report = migrate(&mut client);
     let arranged = report.as_ref().ok().map(|_| layout::arrange(&mut client, config.sharding));

@@ -28,7 +28,7 @@ pub struct DatabaseHealth {
     made_at: Instant,
     /// When a flusher has last landed batches, in microseconds after `made_at`; 0: never.
     landed_us: AtomicU64,
-    doubts: Mutex<[Doubted; 4]>,
+    doubts: Mutex<[Doubted; Doubt::COUNT]>,
     cluster: Mutex<Option<Cluster>>,
 }
 
@@ -38,6 +38,8 @@ const NOT_YET: &str = "not connected yet";
 /// What may not be as it should be although PostgreSQL takes batches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Doubt {
+    /// The database or the role lacks what ingestd requires: see [`super::requirements`].
+    Requirements,
     /// A lock keeps COPYs waiting.
     Lock,
     /// The schema is a newer ingestd's.
@@ -46,6 +48,10 @@ pub enum Doubt {
     Cluster,
     /// A chore fails: partitions ahead, retention of partitions or of the ledger.
     Maintenance,
+}
+
+impl Doubt {
+    const COUNT: usize = Self::Maintenance as usize + 1;
 }
 
 /// The reason for a doubt, while there is one.
@@ -172,14 +178,14 @@ impl DatabaseHealth {
         detail.faults[witness as usize] = Some(fault.message.clone());
     }
 
-    /// Notes the reason for `doubt`, or that there is none. Logs it as it begins, once for each kind of reason, and as it
-    /// ends.
-    pub fn doubt(&self, doubt: Doubt, reason: Option<String>) {
+    /// Notes the reason for `doubt`, or that there is none; true when that ends it. Logs it as it begins, once for each kind of
+    /// reason, and as it ends.
+    pub fn doubt(&self, doubt: Doubt, reason: Option<String>) -> bool {
         let kind = reason.as_deref().and_then(FaultKind::quoted_in).unwrap_or(FaultKind::Other);
-        self.doubt_for(doubt, reason, kind as u8);
+        self.doubt_for(doubt, reason, kind as u8)
     }
 
-    fn doubt_for(&self, doubt: Doubt, reason: Option<String>, kind: u8) {
+    fn doubt_for(&self, doubt: Doubt, reason: Option<String>, kind: u8) -> bool {
         let doubted = &mut self.doubts.lock()[doubt as usize];
         let now = Instant::now();
         match &reason {
@@ -195,7 +201,9 @@ impl DatabaseHealth {
                 }
             }
         }
+        let ends = doubted.reason.is_some() && reason.is_none();
         doubted.reason = reason;
+        ends
     }
 
     /// The reason for the first [`Doubt`] that there is.

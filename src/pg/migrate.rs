@@ -23,7 +23,8 @@ use std::fmt;
 use postgres::error::SqlState;
 use postgres::{Client, IsolationLevel, Transaction};
 
-use super::connect::{Connector, StartFault, one_line};
+use super::connect::{Connector, StartFault, classify_start_error, one_line};
+use super::requirements::{self, Lacks};
 use crate::limits::MIGRATE_LOCK_WAIT_MAX;
 
 /// First key of every advisory lock of ingestd: "ingd" in ASCII.
@@ -118,6 +119,9 @@ pub enum MigrateError {
         /// What PostgreSQL said.
         said: String,
     },
+    /// The database cannot hold the tables, or another relation has the name of one.
+    #[error("{0}")]
+    Lacks(Lacks),
     /// The role that may migrate cannot connect.
     #[error("{0}")]
     Connect(StartFault),
@@ -136,6 +140,24 @@ pub enum MigrateError {
     Postgres(#[from] postgres::Error),
 }
 
+impl MigrateError {
+    /// What it means for a start, and for commands.
+    pub fn into_start_fault(self) -> StartFault {
+        match self {
+            Self::Connect(fault) => fault,
+            Self::Lacks(_) | Self::Newer { .. } | Self::NotAllowed { .. } => {
+                StartFault::Configuration(self.to_string())
+            }
+            // Waiting does not change the objects that a migration meets.
+            Self::Failed { ref error, .. } if requirements::is_of_schema(error.code()) => {
+                StartFault::Configuration(self.to_string())
+            }
+            Self::Postgres(error) | Self::Failed { error, .. } => classify_start_error(&error),
+            Self::LockTimeout => StartFault::Transient(self.to_string()),
+        }
+    }
+}
+
 /// Brings the schema to [`SCHEMA_VERSION`]. Idempotent; safe to run from many nodes at once.
 pub fn migrate(client: &mut Client) -> Result<Report, MigrateError> {
     let mut report = Report::default();
@@ -143,6 +165,9 @@ pub fn migrate(client: &mut Client) -> Result<Report, MigrateError> {
         let found = version(client)?;
         if found >= SCHEMA_VERSION {
             return Ok(report);
+        }
+        if report.applied.is_empty() {
+            check_migration(client)?;
         }
         report.applied.extend(apply_next(client).map_err(|error| not_allowed(error, found))?);
     }
@@ -156,6 +181,12 @@ pub fn migrate_by(client: &mut Client, owner: Option<&Connector>) -> Result<Repo
         return Ok(Report::default());
     }
     migrate(&mut owner.connect().map_err(MigrateError::Connect)?)
+}
+
+/// Refuses a database that cannot hold the tables, or where another relation has the name of one.
+pub fn check_migration(client: &mut Client) -> Result<(), MigrateError> {
+    let lacks = requirements::lacks(client, false)?.of_migration();
+    if lacks.is_empty() { Ok(()) } else { Err(MigrateError::Lacks(lacks)) }
 }
 
 fn not_allowed(error: MigrateError, found: i32) -> MigrateError {
@@ -173,7 +204,7 @@ fn not_allowed(error: MigrateError, found: i32) -> MigrateError {
 pub fn version(client: &mut impl postgres::GenericClient) -> Result<i32, MigrateError> {
     let known = client.query_typed_one("SELECT to_regclass('ingestd_migrations') IS NOT NULL", &[])?.get(0);
     let found = if known {
-        client.query_typed_one("SELECT coalesce(max(version), 0) FROM ingestd_migrations", &[])?.get(0)
+        client.query_typed_one("SELECT coalesce(max(version), 0)::int FROM ingestd_migrations", &[])?.get(0)
     } else {
         0
     };

@@ -5,7 +5,8 @@
 //! not look it; [`health`] is the verdict on PostgreSQL as a whole. [`land`] lands
 //! batches exactly once ([`ledger`], [`copy`], [`stage`], [`quarantine`] are its parts), [`wal`] knows which commits a crash
 //! can take back, and [`sqlstate`] decides
-//! what an error means. [`migrate`], [`partitions`] and [`dead_letter`] look after the tables, [`citus`] spreads them over a cluster, [`clock`] says what is old; [`embedded`] is a
+//! what an error means. [`requirements`] is what a database and a role must have.
+//! [`migrate`], [`partitions`] and [`dead_letter`] look after the tables, [`citus`] spreads them over a cluster, [`clock`] says what is old; [`embedded`] is a
 //! PostgreSQL of ingestd's own.
 //!
 //! Invariants:
@@ -31,6 +32,7 @@ pub mod month;
 pub mod partitions;
 pub mod pool;
 pub mod quarantine;
+pub mod requirements;
 pub mod sqlstate;
 pub mod stage;
 pub mod tls;

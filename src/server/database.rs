@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use postgres::Client;
+use postgres::error::SqlState;
 
 use crate::config::{self, Config};
 use crate::limits::CONNECT_WAIT_MAX;
@@ -11,12 +12,13 @@ use crate::pg::capacity::Capacity;
 use crate::pg::citus::cluster;
 use crate::pg::citus::layout::{self, LayoutError};
 use crate::pg::clock;
-use crate::pg::connect::{Connector, StartFault, classify_start_error};
+use crate::pg::connect::{Connector, StartFault, classify_start_error, one_line};
 use crate::pg::embedded::{Embedded, EmbeddedOptions};
-use crate::pg::health::{DatabaseHealth, Witness};
+use crate::pg::health::{DatabaseHealth, Doubt, Witness};
 use crate::pg::migrate::{self, MigrateError, migrate_by};
 use crate::pg::partitions::{self, PartitionError};
 use crate::pg::pool::{self, Pool};
+use crate::pg::requirements::{self, Lacks};
 use crate::pg::sqlstate::Fault;
 use crate::server::ServeError;
 use crate::sharding::{ShardMap, Sharding};
@@ -37,6 +39,15 @@ pub struct Database {
     embedded: Option<Embedded>,
 }
 
+/// What a start does where the database or the role lacks what batches need.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnLacks {
+    /// Ends.
+    Refuse,
+    /// Serves, degraded: the journal holds batches, and the upkeep thread looks again.
+    Serve,
+}
+
 /// What a database has to be before COPYs find what they need.
 #[derive(Clone)]
 pub struct Schema {
@@ -54,8 +65,9 @@ impl Database {
     /// prepares the schema when it comes back.
     ///
     /// # Errors
-    /// What only the operator can mend: programs missing, wrong password, unknown database, too old, no right.
-    pub fn start(config: &Config, health: &Arc<DatabaseHealth>) -> Result<Self, ServeError> {
+    /// What only the operator can mend: programs missing, wrong password, unknown database, too old; what the database
+    /// or the role lacks, unless `on_lacks` says to serve.
+    pub fn start(config: &Config, health: &Arc<DatabaseHealth>, on_lacks: OnLacks) -> Result<Self, ServeError> {
         let owner = config.migrate_database.as_deref().map(Connector::of_owner).transpose().map_err(refuse)?;
         let (embedded, connector) = match &config.database {
             config::Database::Embedded if owner.is_some() => {
@@ -70,13 +82,13 @@ impl Database {
             }
             config::Database::Url(url) => (None, Connector::new(url).map_err(refuse)?),
         };
-        Self::open(config, connector, owner, embedded, health)
+        Self::open(config, connector, owner, embedded, health, on_lacks)
     }
 
-    /// As [`Self::start`], with a PostgreSQL that runs.
+    /// As [`Self::start`], with a PostgreSQL that runs and must lack nothing.
     pub fn over(connector: Connector, config: &Config, health: &Arc<DatabaseHealth>) -> Result<Self, ServeError> {
         let owner = config.migrate_database.as_deref().map(Connector::of_owner).transpose().map_err(refuse)?;
-        Self::open(config, connector, owner, None, health)
+        Self::open(config, connector, owner, None, health, OnLacks::Refuse)
     }
 
     fn open(
@@ -85,6 +97,7 @@ impl Database {
         owner: Option<Connector>,
         embedded: Option<Embedded>,
         health: &Arc<DatabaseHealth>,
+        on_lacks: OnLacks,
     ) -> Result<Self, ServeError> {
         let schema = Schema {
             owner,
@@ -92,7 +105,7 @@ impl Database {
             partitions_ahead_months: config.partitions_ahead_months,
             pool_connections_max: config.pool_connections_max,
         };
-        let shards = schema.try_prepare(&connector, health)?;
+        let shards = schema.try_prepare(&connector, health, on_lacks)?;
         let watch = connector.watch(config.sharding, Arc::clone(health));
         let pool = pool::open(watch, config.sharding, config.pool_connections_min, config.pool_connections_max);
         let (prepared, shards) = (shards.is_some(), shards.unwrap_or_default());
@@ -101,7 +114,7 @@ impl Database {
 
     /// Tries again what [`Self::over`] could not do because PostgreSQL was away; true when the schema is as it should be.
     pub fn prepare_again(&mut self, health: &DatabaseHealth) -> Result<bool, ServeError> {
-        if let Some(shards) = self.schema.try_prepare(&self.connector, health)? {
+        if let Some(shards) = self.schema.try_prepare(&self.connector, health, OnLacks::Refuse)? {
             (self.prepared, self.shards) = (true, shards);
         }
         Ok(self.prepared)
@@ -122,9 +135,38 @@ fn start_embedded(config: &Config) -> Result<Embedded, ServeError> {
     Embedded::start(&options).map_err(|error| ServeError::Failed(error.to_string()))
 }
 
+/// Why the database is not prepared.
+enum Unprepared {
+    /// It cannot be used, or not yet.
+    Fault(StartFault),
+    /// It or its role lacks what batches need.
+    Lacks(Lacks),
+}
+
+impl From<StartFault> for Unprepared {
+    fn from(fault: StartFault) -> Self {
+        Self::Fault(fault)
+    }
+}
+
+impl From<MigrateError> for Unprepared {
+    fn from(error: MigrateError) -> Self {
+        match error {
+            MigrateError::Lacks(lacks) => Self::Lacks(lacks),
+            other => Self::Fault(other.into_start_fault()),
+        }
+    }
+}
+
 impl Schema {
-    /// Connects, migrates, lays out, makes partitions; `None`, and told to `health`, when PostgreSQL cannot be reached.
-    fn try_prepare(&self, connector: &Connector, health: &DatabaseHealth) -> Result<Option<ShardMap>, ServeError> {
+    /// Connects, migrates, lays out, makes partitions; `None`, and told to `health`, when PostgreSQL cannot be reached or
+    /// lacks what `on_lacks` tolerates.
+    fn try_prepare(
+        &self,
+        connector: &Connector,
+        health: &DatabaseHealth,
+        on_lacks: OnLacks,
+    ) -> Result<Option<ShardMap>, ServeError> {
         match self.connect_and_prepare(connector) {
             Ok((mut client, backing)) => {
                 self.check_capacity(&mut client, backing);
@@ -132,26 +174,31 @@ impl Schema {
                 // Whoever flushes looks again.
                 Ok(Some(self.shards(&mut client).unwrap_or_default()))
             }
-            Err(StartFault::Transient(reason)) => {
+            Err(Unprepared::Fault(StartFault::Transient(reason))) => {
                 health.fails(Witness::Probe, &Fault::lost(&reason));
                 Ok(None)
             }
-            Err(fault) => Err(refuse(fault)),
+            Err(Unprepared::Lacks(lacks)) if on_lacks == OnLacks::Serve => {
+                tracing::warn!(
+                    "the database does not meet the requirements; serving all the same, because the journal holds batches"
+                );
+                health.doubt(Doubt::Requirements, lacks.reason());
+                health.works(Witness::Probe);
+                Ok(None)
+            }
+            Err(Unprepared::Lacks(lacks)) => Err(ServeError::Lacks(lacks)),
+            Err(Unprepared::Fault(fault)) => Err(refuse(fault)),
         }
     }
 
-    fn connect_and_prepare(&self, connector: &Connector) -> Result<(Client, Backing), StartFault> {
+    fn connect_and_prepare(&self, connector: &Connector) -> Result<(Client, Backing), Unprepared> {
         let (mut client, backing) = connector.connect_within(CONNECT_WAIT_MAX)?;
-        let report = migrate_by(&mut client, self.owner.as_ref()).map_err(|error| match error {
-            MigrateError::Connect(fault) => fault,
-            MigrateError::Postgres(error) | MigrateError::Failed { error, .. } => classify_start_error(&error),
-            MigrateError::Newer { .. } | MigrateError::NotAllowed { .. } => {
-                StartFault::Configuration(error.to_string())
-            }
-            MigrateError::LockTimeout => StartFault::Transient(error.to_string()),
-        })?;
+        self.require(&mut client)?;
+        let report = migrate_by(&mut client, self.owner.as_ref())?;
         if !report.applied.is_empty() {
             tracing::info!(applied = ?report.applied, "database schema migrated");
+            // The tables are there now.
+            self.require(&mut client)?;
         }
         self.arrange(&mut client).map_err(|error| match error {
             LayoutError::Distributed | LayoutError::NotReady(_) | LayoutError::Failed(_) => {
@@ -165,10 +212,28 @@ impl Schema {
             self.tell_lacks(&mut client).map_err(|error| classify_start_error(&error))?;
         }
         ensure_ahead(&mut client, self.partitions_ahead_months).map_err(|error| match error {
-            PartitionError::Postgres(error) => classify_start_error(&error),
-            error => StartFault::Transient(error.to_string()),
+            PartitionError::Postgres(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
+                let problem = format!("partitions cannot be created: {}", one_line(&error));
+                Unprepared::Lacks(Lacks::one(problem, "grant the right, or run sql/roles/least_privilege.sql"))
+            }
+            PartitionError::Postgres(error) => classify_start_error(&error).into(),
+            error => StartFault::Transient(error.to_string()).into(),
         })?;
         Ok((client, backing))
+    }
+
+    fn require(&self, client: &mut Client) -> Result<(), MigrateError> {
+        let lacks = requirements::lacks(client, self.owner.is_some())?;
+        if lacks.is_empty() { Ok(()) } else { Err(MigrateError::Lacks(lacks)) }
+    }
+
+    /// What the database and the role of `client` lack. Nothing where a newer ingestd has migrated: see [`check_schema`].
+    pub fn lacks(&self, client: &mut Client) -> Result<Lacks, Fault> {
+        match requirements::lacks(client, self.owner.is_some()) {
+            Err(MigrateError::Newer { .. }) => Ok(Lacks::default()),
+            Err(MigrateError::Postgres(error)) => Err(error.into()),
+            outcome => outcome.map_err(|error| Fault::lost(error.to_string())),
+        }
     }
 
     /// Tells where PostgreSQL has no room for this node's pool. How many backends a pooler lends is the pooler's to limit.

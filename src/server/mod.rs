@@ -11,7 +11,8 @@
 //! ```
 //!
 //! PostgreSQL that cannot be reached stops nothing: batches go into the journal and wait. PostgreSQL that
-//! refuses (wrong password, unknown database, too old) stops the start: only the operator can help.
+//! refuses (wrong password, unknown database, too old) stops the start: only the operator can help. So does a
+//! database that lacks what batches need (a right, an encoding), unless the journal holds batches: that node serves.
 
 mod database;
 pub mod drain;
@@ -47,9 +48,10 @@ use crate::journal::{Journal, JournalHealth, JournalOptions, OnRead};
 use crate::limits::{FLUSH_DRAIN_WAIT_MAX, FLUSH_STOP_WAIT_MAX, STOP_POLL, queue_batches_max};
 use crate::metrics::Metrics;
 use crate::pg::health::DatabaseHealth;
+use crate::pg::requirements::Lacks;
 use crate::ring::budget::Budget;
 use crate::ring::ring::Ring;
-use crate::server::database::Database;
+use crate::server::database::{Database, OnLacks};
 use crate::server::group_commit::GroupCommit;
 use crate::server::recover::Lanes;
 use crate::server::reload::Reread;
@@ -72,6 +74,9 @@ pub enum ServeError {
     /// The settings do not fit this machine or its database: exit code 2.
     #[error("{0}")]
     Configuration(String),
+    /// The database or its role lacks what ingestd requires: exit code 2, a line for each.
+    #[error("{0}")]
+    Lacks(Lacks),
     /// Anything else: exit code 1.
     #[error("{0}")]
     Failed(String),
@@ -144,7 +149,9 @@ impl Server {
         let journal = recover::open(folder, &options, &lanes, &journal_health, on_recovery)?.journal;
 
         let health = Arc::new(DatabaseHealth::new());
-        let database = Database::start(config, &health)?;
+        // What was acknowledged is to land: a restart takes traffic and waits for the cure.
+        let on_lacks = if queue.budgets.batches.used() > 0 { OnLacks::Serve } else { OnLacks::Refuse };
+        let database = Database::start(config, &health, on_lacks)?;
         queue.set_shards(database.shards.clone());
         let shared = start_shared(config, &node)?;
         let sources = Sources {

@@ -11,7 +11,7 @@ use crate::config::Config;
 use crate::http::app::App;
 use crate::limits::{
     CLUSTER_LOOK_INTERVAL, EXPIRY_INTERVAL, FLUSH_STOP_WAIT_MAX, LEDGER_FORGET_ROWS_MAX, MAINTENANCE_RETRY_INTERVAL,
-    PARTITION_UPKEEP_INTERVAL, PROBE_INTERVAL, UPKEEP_INTERVAL,
+    PARTITION_UPKEEP_INTERVAL, PROBE_INTERVAL, REQUIREMENTS_LOOK_INTERVAL, UPKEEP_INTERVAL,
 };
 use crate::pg::citus::{cluster, layout};
 use crate::pg::clock;
@@ -42,6 +42,9 @@ struct Chores {
     ledger_due: Instant,
     expiry_due: Instant,
     probe_due: Instant,
+    requirements_due: Instant,
+    /// The database and the role had all that batches need when last asked.
+    lacks_nothing: bool,
     /// When to look how the Citus cluster is, over a connection of its own; `None`: there is none.
     cluster_due: Option<Instant>,
     connector: Connector,
@@ -61,6 +64,8 @@ impl Upkeep {
             ledger_due: now,
             expiry_due: now + EXPIRY_INTERVAL,
             probe_due: now,
+            requirements_due: now + REQUIREMENTS_LOOK_INTERVAL,
+            lacks_nothing: true,
             cluster_due: (config.sharding == Sharding::Citus).then_some(now),
             connector: database.connector.clone(),
         };
@@ -117,13 +122,18 @@ impl Chores {
         let waiting = session.wait();
         let done = self.chores(session.client(), now);
         drop(waiting);
-        if done.is_err() {
+        // The cure may be a setting of the role, which only a new session has.
+        if done.is_err() || !self.lacks_nothing {
             session.discard();
         }
         done
     }
 
     fn chores(&mut self, client: &mut postgres::Client, now: Instant) -> Result<(), Fault> {
+        let is_new = !self.prepared || !self.app.database.is_working();
+        if (is_new || now >= self.requirements_due) && self.look_at_requirements(client, now)? && !self.prepared {
+            return Ok(());
+        }
         if !self.prepared || now >= self.partitions_due || !self.app.database.is_working() {
             // After an outage it may be another database: restored, or failed over to.
             self.app.database.doubt(Doubt::Schema, self.schema.prepare(client)?);
@@ -138,6 +148,19 @@ impl Chores {
         client.is_valid(Duration::from_secs(5))?;
         self.app.database.doubt(Doubt::Schema, database::check_schema(client)?);
         Ok(())
+    }
+
+    /// Tells health what the database and the role lack; true when that bars migrations.
+    fn look_at_requirements(&mut self, client: &mut postgres::Client, now: Instant) -> Result<bool, Fault> {
+        let lacks = self.schema.lacks(client)?;
+        self.lacks_nothing = lacks.is_empty();
+        self.requirements_due = now + if self.lacks_nothing { REQUIREMENTS_LOOK_INTERVAL } else { PROBE_INTERVAL };
+        if self.app.database.doubt(Doubt::Requirements, lacks.reason()) {
+            tracing::info!("the database meets all requirements again");
+            // They may have failed for what was missing.
+            self.partitions_due = now;
+        }
+        Ok(lacks.bar_migration())
     }
 
     /// Makes partitions ahead and drops old ones.

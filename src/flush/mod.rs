@@ -19,5 +19,6 @@ pub mod merge;
 pub mod postponed;
 pub mod queue;
 mod record;
+pub mod relocate;
 pub mod sleepers;
 mod unflushed;

@@ -59,6 +59,11 @@ impl<T> Postponed<T> {
         self.waiting.iter().map(|(due, _)| *due).min().filter(|_| !self.retrying)
     }
 
+    /// All that wait, in no order.
+    pub fn things_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.waiting.iter_mut().map(|(_, thing)| thing)
+    }
+
     /// How many wait, with one that is being tried, and why the last one does.
     pub fn state(&self) -> (usize, &str) {
         (self.waiting.len() + usize::from(self.retrying), &self.reason)

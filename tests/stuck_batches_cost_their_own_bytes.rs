@@ -15,8 +15,8 @@ use support::postgres::{TestDatabase, TestPostgres, shared};
 use support::server::{Builder, Ingestd, get, post};
 use support::{WAIT_MAX, announce, wait_until};
 
-/// Segments of 1 MiB, and room for about fourteen.
-const JOURNAL_MAX_MB: u64 = 16;
+/// Segments of 1 MiB, and room for about ten.
+const JOURNAL_MAX_MB: u64 = 12;
 /// Events of a batch that goes by: about 0.4 MB.
 const EVENTS: u64 = 2500;
 /// Such batches between two that wait.
@@ -71,7 +71,7 @@ fn go_by(server: &Ingestd, priority: u64, wait_too: impl Fn(u64)) -> u64 {
         assert_ne!(health(server)["status"], "unhealthy");
     }
     let bytes = WAITING * BETWEEN * EVENTS * 150;
-    assert!(bytes > 2 * (JOURNAL_MAX_MB << 20), "{bytes} bytes went by");
+    assert!(bytes > 3 * (JOURNAL_MAX_MB << 20), "{bytes} bytes went by");
     announce(&format!("{} batches, {bytes} bytes, went by in {:?}", WAITING * BETWEEN, begun.elapsed()));
     WAITING * BETWEEN
 }

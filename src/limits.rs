@@ -207,7 +207,7 @@ pub const JOURNAL_RELOCATION_IDLE_POLL: Duration = Duration::from_secs(1);
 /// After a step, relocation pauses for this many times as long as the step took: a fifth of the journal thread's time.
 pub const JOURNAL_RELOCATION_PAUSE: u32 = 4;
 /// After a step that moved nothing (flushers have the batches in hand, or the disk is full) it pauses for longer.
-pub const JOURNAL_RELOCATION_PAUSE_WITHOUT_GAIN: Duration = Duration::from_millis(500);
+pub const JOURNAL_RELOCATION_PAUSE_WITHOUT_GAIN: Duration = Duration::from_millis(100);
 /// How often blocks of the active segment are relocated within it, so that a restart replays little.
 pub const JOURNAL_ACTIVE_RELOCATION_INTERVAL: Duration = Duration::from_secs(60);
 /// Only blocks of batches that have waited for so long: others are about to land.

@@ -4,13 +4,14 @@
 mod support;
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use ingestd::journal::{Claim, DiskStorage, FrameToWrite, Journal, JournalOptions};
 use serde_json::{Value, json};
 
 use support::contract::{accept, assert_problem, batch, ingest_url, rows_of, send, wait_until_completed};
-use support::load::body;
+use support::load::{Load, LoadOptions, Random, body, seed, wait_until_committed};
 use support::postgres::{TestDatabase, TestPostgres, shared};
 use support::server::{Builder, Ingestd, get, post};
 use support::{WAIT_MAX, announce, wait_until};
@@ -115,6 +116,44 @@ fn batches_that_cannot_land_neither_fill_the_journal_nor_have_a_restart_send_eve
     wait_until("nothing waits", WAIT_MAX, || uncommitted(&server) == 0);
     let rows: i64 = client.query_one("SELECT count(*) FROM events", &[]).expect("a count").get(0);
     assert_eq!(rows.unsigned_abs(), landed * EVENTS + WAITING * 2);
+}
+
+#[test]
+fn kills_while_batches_are_written_again_lose_nothing_and_double_nothing() {
+    let seed = seed("kills_while_batches_are_written_again");
+    let mut random = Random::new(seed);
+    let database = shared().create_database();
+    let mut server = server_on(&database).env("JOURNAL_MAX_MB", 8).start();
+    let mut client = database.connect();
+    client.batch_execute("CREATE TABLE events_2024_03 (elsewhere int)").expect("ours");
+    let options = LoadOptions { clients: 3, events: u64::MAX, seed, priority_max: 10, pause: Duration::from_millis(5) };
+    let load = Load::start(&server, options);
+    let mut stuck = Vec::new();
+    for kill in 0..4 {
+        // Each life has more than the journal's cap go by beside batches that are stuck.
+        wait_until("batches are written again", WAIT_MAX, || {
+            let id = format!("stuck-{kill}-{}", stuck.len());
+            let acked = load.acked_events();
+            if send(&server, "", of_month(&id, 0, "2024-03").to_string().as_bytes()).status == 202 {
+                stuck.push(id);
+            }
+            load.wait_for_acked(acked + 5000, WAIT_MAX);
+            relocated(&server) > f64::from(kill)
+        });
+        thread::sleep(random.duration(Duration::from_millis(50)));
+        server.kill9();
+        server.restart();
+        load.follow(&server);
+    }
+    let outcome = load.stop();
+    wait_until("all others are committed", WAIT_MAX, || uncommitted(&server) == stuck.len() as u64);
+    outcome.assert_exactly_once(&mut client);
+    client.batch_execute("DROP TABLE events_2024_03").expect("ours");
+    wait_until_committed(&server, WAIT_MAX);
+    for id in &stuck {
+        assert_eq!(rows_of(&database, id), 2, "{id}");
+    }
+    announce(&format!("{} batches were stuck, {} others landed", stuck.len(), outcome.batches.len()));
 }
 
 #[test]

@@ -113,7 +113,7 @@ mod tests {
     use crate::flush::queue::QueueBudgets;
     use crate::metrics::Metrics;
     use crate::ring::budget::Budget;
-    use crate::sharding::Sharding;
+    use crate::sharding::{IngestShard, Sharding};
     use crate::status::model::Batch;
     use crate::types::{BatchKey, BodyDigest, Priority, UnixMicros};
 
@@ -180,6 +180,7 @@ mod tests {
     fn blocks_of_one_segment_are_copied_wherever_their_batches_wait() {
         let queue = queue_of(20, 6);
         queue.postpone(take_one(&queue), "stuck");
+        queue.hold(IngestShard::default(), "its worker is away");
         let copies = queue.copies_in(&wanted(100));
         assert_eq!(sequences(&copies), [1, 2, 3, 4, 5, 6]);
         assert!(copies.iter().all(|copy| copy.bytes.is_some() == copy.from.sequence.0.is_multiple_of(2)));

@@ -11,7 +11,8 @@
 //! | any | any | not now: it would not fit | more than the room that is left |
 //! | sealed | up to 1/4 | no block of it was released for 10 s | less than 1/2 of its bytes |
 //! | sealed | up to 3/4 | the same for 2 s | less than 1/2 |
-//! | sealed | above 3/4 | the same for 0.5 s | less than 7/8 |
+//! | sealed | above 3/4 | the same for 0.25 s | less than 1/2 |
+//! | sealed | above 3/4 | the same for 2 s | less than 7/8 |
 //! | active | any | now and then, see [`Occasion`], when something behind the oldest block is committed | less than 1/2 |
 //!
 //! A segment from which blocks are being released, as a backlog drains, is left alone: the rest of it is about to land.
@@ -80,16 +81,20 @@ struct Terms {
 }
 
 impl Pressure {
-    /// The terms for a segment, the active one or a sealed one; `None`: not at all.
-    fn terms(&self, is_active: bool) -> Option<Terms> {
+    /// The terms for `segment`; `None`: not at all.
+    fn terms(&self, segment: &Candidate) -> Option<Terms> {
+        const SHORT: Duration = Duration::from_millis(250);
+        const MEDIUM: Duration = Duration::from_secs(2);
+        const LONG: Duration = Duration::from_secs(10);
         let used = self.room - self.room_left.min(self.room);
-        let (quiet_min, live_eighths) = match (self.occasion, is_active) {
+        let is_quiet = segment.quiet_for >= MEDIUM;
+        let (quiet_min, live_eighths) = match (self.occasion, segment.is_active) {
             (Occasion::Routine, true) => return None,
             (Occasion::Interval, true) | (Occasion::Stop, _) if self.committed_behind == 0 => return None,
             (Occasion::Interval, true) | (Occasion::Stop, _) => (Duration::ZERO, 4),
-            (Occasion::Routine | Occasion::Interval, false) if used <= self.room / 4 => (Duration::from_secs(10), 4),
-            (Occasion::Routine | Occasion::Interval, false) if used <= self.room / 4 * 3 => (Duration::from_secs(2), 4),
-            (Occasion::Routine | Occasion::Interval, false) => (Duration::from_millis(500), 7),
+            (Occasion::Routine | Occasion::Interval, false) if used <= self.room / 4 => (LONG, 4),
+            (Occasion::Routine | Occasion::Interval, false) if used <= self.room / 4 * 3 => (MEDIUM, 4),
+            (Occasion::Routine | Occasion::Interval, false) => (SHORT, if is_quiet { 7 } else { 4 }),
         };
         Some(Terms { quiet_min, live_eighths })
     }
@@ -98,7 +103,7 @@ impl Pressure {
 /// The oldest of `segments`, which rise, that is worth relocating.
 pub(super) fn choose(pressure: &Pressure, mut segments: impl Iterator<Item = Candidate>) -> Option<Pinned> {
     let chosen = segments.find(|segment| {
-        pressure.terms(segment.is_active).is_some_and(|terms| {
+        pressure.terms(segment).is_some_and(|terms| {
             segment.blocks > 0
                 && segment.committed > 0
                 && segment.charge <= pressure.room_left
@@ -152,6 +157,8 @@ mod tests {
 
     #[test]
     fn the_less_room_is_left_the_more_may_be_written_again() {
+        let lately = [segment(1, SEGMENT * 3 / 4, 1)];
+        assert_eq!(chosen(&pressure(Occasion::Routine, ROOM - 2 * SEGMENT, 9), &lately), None, "it may be emptied yet");
         let segments = [segment(1, SEGMENT * 3 / 4, 60)];
         assert_eq!(chosen(&pressure(Occasion::Routine, ROOM / 2, 9), &segments), None);
         assert_eq!(chosen(&pressure(Occasion::Routine, ROOM - 2 * SEGMENT, 9), &segments), Some(1));

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use ingestd::journal::frame::{FrameHeader, FrameKind, FrameScan};
-use ingestd::journal::{DiskStorage, FrameToWrite, Journal, JournalOptions};
+use ingestd::journal::{Claim, DiskStorage, FrameToWrite, Journal, JournalOptions};
 use ingestd::types::Sequence;
 
 const BYTES_MAX: u64 = 512 << 20;
@@ -72,7 +72,9 @@ fn groups(criterion: &mut Criterion) {
         group.throughput(Throughput::Bytes((bytes * count) as u64));
         group.bench_function(name, |bencher| {
             bencher.iter(|| {
-                frames.iter().for_each(|frame| space.try_reserve(frame.payload.len()).expect("has room"));
+                frames
+                    .iter()
+                    .for_each(|frame| space.try_reserve(frame.payload.len(), Claim::Urgent).expect("has room"));
                 locations.clear();
                 journal.append_group(&frames, sync, &mut locations).expect("appends");
                 locations.iter().for_each(|&location| releaser.release(location));

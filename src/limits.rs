@@ -189,10 +189,36 @@ pub const DIRECT_IO_BYTES_MAX: usize = MIB;
 pub const READ_BACK_BYTES_MIN: usize = 128 * KIB;
 /// The journal counts as full, for readiness and health, when less than this share of its room is left.
 pub const JOURNAL_FULL_HEADROOM_SHARE: u64 = 64;
+/// Share of its room that only batches of priority 8 and above may use; at least a segment, where that is no more than
+/// twice this share.
+pub const JOURNAL_URGENT_SHARE: u64 = 16;
+/// Share of its room that only relocation may use, at most a segment: with it, a full journal can still make room.
+pub const JOURNAL_RELOCATION_SHARE: u64 = 32;
+/// Bytes of blocks that are written again at once at most, or a single block: acknowledgements wait for it.
+pub const JOURNAL_RELOCATED_BYTES_MAX: usize = MIB;
+/// Blocks of them at most: each may have to be read from another place of the disk.
+pub const JOURNAL_RELOCATED_BLOCKS_MAX: usize = 128;
+/// Bytes of blocks that are written again at a stop at most, so that a stop stays short.
+pub const JOURNAL_RELOCATED_AT_STOP_BYTES_MAX: u64 = 64 * MIB as u64;
+/// How often the journal looks whether there is anything to relocate.
+pub const JOURNAL_RELOCATION_POLL: Duration = Duration::from_millis(50);
+/// How often it wakes up for that while no batches come.
+pub const JOURNAL_RELOCATION_IDLE_POLL: Duration = Duration::from_secs(1);
+/// After a step, relocation pauses for this many times as long as the step took: a fifth of the journal thread's time.
+pub const JOURNAL_RELOCATION_PAUSE: u32 = 4;
+/// After a step that moved nothing (flushers have the batches in hand, or the disk is full) it pauses for longer.
+pub const JOURNAL_RELOCATION_PAUSE_WITHOUT_GAIN: Duration = Duration::from_millis(100);
+/// How often blocks of the active segment are relocated within it, so that a restart replays little.
+pub const JOURNAL_ACTIVE_RELOCATION_INTERVAL: Duration = Duration::from_secs(60);
+/// Only blocks of batches that have waited for so long: others are about to land.
+pub const JOURNAL_ACTIVE_RELOCATION_WAITED: Duration = Duration::from_secs(10);
 /// Quiet time after which the journal notes what is committed, so that a restart replays little.
 pub const JOURNAL_IDLE_BEFORE_MARK: Duration = Duration::from_millis(200);
 
 const _: () = assert!(JOURNAL_GROUP_FRAMES_MAX * 2 <= 1024);
+const _: () = assert!(
+    JOURNAL_RELOCATED_BYTES_MAX <= JOURNAL_GROUP_BYTES_MAX && JOURNAL_RELOCATED_BLOCKS_MAX <= JOURNAL_GROUP_FRAMES_MAX
+);
 const _: () = assert!(SEGMENT_BYTES_MIN <= SEGMENT_BYTES_MAX);
 const _: () =
     assert!(DIRECT_IO_BYTES_MAX.is_multiple_of(DIRECT_BLOCK_BYTES) && READ_BACK_BYTES_MIN <= DIRECT_IO_BYTES_MAX);

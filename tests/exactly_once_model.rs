@@ -33,6 +33,11 @@ enum Step {
     },
     /// What was committed and heard of is released, and the journal told so.
     Reclaim,
+    /// Waiting batches are written again, as relocation does; `released`: and their old places are let go.
+    Relocate {
+        batches: usize,
+        released: bool,
+    },
     /// kill -9.
     Kill,
     LosePower {
@@ -51,6 +56,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         2 => any::<prop::sample::Index>().prop_map(|pick| Step::Retry { pick }),
         6 => (1usize..10, prop::bool::weighted(0.7)).prop_map(|(batches, heard)| Step::Commit { batches, heard }),
         2 => Just(Step::Reclaim),
+        2 => (1usize..5, prop::bool::weighted(0.7)).prop_map(|(batches, released)| Step::Relocate { batches, released }),
         1 => Just(Step::Kill),
         1 => any::<u64>().prop_map(|seed| Step::LosePower { seed }),
         1 => (0u64..3, any::<bool>()).prop_map(|(successes, sync)| Step::FailWrite { successes, sync }),
@@ -135,6 +141,21 @@ impl World {
         }
     }
 
+    /// The oldest batches go to the journal's head. A crash before the old places are released leaves both.
+    fn relocate(&mut self, batches: usize, released: bool) {
+        let oldest: Vec<_> = self.queued.iter().take(batches).copied().collect();
+        let payloads: Vec<_> = oldest.iter().map(|&(id, _)| payload(id, 100)).collect();
+        let Ok(locations) = append(self.journal(), &payloads, true) else { return };
+        if !released {
+            return self.start();
+        }
+        let releaser = self.journal().releaser();
+        for ((queued, &(_, old)), new) in self.queued.iter_mut().zip(&oldest).zip(locations) {
+            queued.1 = new;
+            releaser.release(old);
+        }
+    }
+
     fn step(&mut self, step: &Step) {
         match *step {
             Step::Accept { batches, bytes } => {
@@ -151,6 +172,7 @@ impl World {
             }
             Step::Commit { batches, heard } => self.commit(batches, heard),
             Step::Reclaim => drop(self.journal().reclaim().expect("reclaims")),
+            Step::Relocate { batches, released } => self.relocate(batches, released),
             Step::Kill => self.start(),
             Step::LosePower { seed } => {
                 self.journal = None;

@@ -10,7 +10,7 @@ use std::io::ErrorKind;
 use std::sync::Arc;
 
 use faulty_storage::{Call, FaultyStorage, Random};
-use ingestd::journal::{DiskStorage, FrameToWrite, Journal, OpenError, ReadError, SpaceError, WriteError};
+use ingestd::journal::{Claim, DiskStorage, FrameToWrite, Journal, OpenError, ReadError, SpaceError, WriteError};
 use journal_driver::{BYTES_MAX, Refusal, append, append_synced, open, options, payload, release, try_open};
 
 fn fails_for_good(call: Call) {
@@ -169,7 +169,7 @@ fn the_cap_holds_against_a_caller_that_does_not_reserve() {
     let mut out = Vec::new();
     let error = loop {
         // As much as it takes to keep the account whole, and no heed to the answer.
-        if space.try_reserve(payload.len()).is_err() {
+        if space.try_reserve(payload.len(), Claim::Urgent).is_err() {
             break journal.append_group(&[frame; 12], false, &mut out).expect_err("is at the cap");
         }
         journal.append_group(&[frame], false, &mut out).expect("fits");

@@ -18,6 +18,7 @@ const LAYERS: &[&[&str]] = &[
         "flush::admission",
         "flush::culprit",
         "pg::sqlstate",
+        "pg::time_limits",
     ],
     &["journal", "pg", "status"],
     &["telemetry"],
@@ -41,6 +42,7 @@ const PURE: &[&str] = &[
     "flush::admission",
     "flush::culprit",
     "pg::sqlstate",
+    "pg::time_limits",
 ];
 const IO: &[&str] = &["std::net", "std::fs", "tokio::", "hyper::", "postgres::Client", "r2d2", "redis::", "socket2"];
 

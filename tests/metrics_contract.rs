@@ -13,7 +13,7 @@ use support::server::{Ingestd, get, get_with};
 use support::{WAIT_MAX, wait_until};
 
 /// Every family of docs/monitoring.md#metrics: name, type, the labels of its samples besides `le`.
-const FAMILIES: [(&str, &str, &[&str]); 42] = [
+const FAMILIES: [(&str, &str, &[&str]); 44] = [
     ("ingestd_events_accepted_total", "counter", &[]),
     ("ingestd_events_rejected_total", "counter", &["code"]),
     ("ingestd_events_committed_total", "counter", &[]),
@@ -26,6 +26,8 @@ const FAMILIES: [(&str, &str, &[&str]); 42] = [
     ("ingestd_queue_bytes", "gauge", &[]),
     ("ingestd_journal_bytes", "gauge", &[]),
     ("ingestd_journal_damaged", "gauge", &[]),
+    ("ingestd_journal_relocated_batches_total", "counter", &[]),
+    ("ingestd_journal_relocated_bytes_total", "counter", &[]),
     ("ingestd_ready", "gauge", &[]),
     ("ingestd_build_info", "gauge", &["version"]),
     ("ingestd_database_up", "gauge", &[]),

@@ -242,8 +242,8 @@ pub const SETTINGS: [Setting; SETTINGS_COUNT] = [
         "authorities (PEM) that must have signed a client's certificate; clients without a certificate are still \
          served; reloaded on SIGHUP"),
     row(Key::StuckBatchMinutes, "STUCK_BATCH_MINUTES", Value("60"), Whole(0, 525_600),
-        "a batch that cannot be committed although others can is committed row by row after this long: rows that \
-         PostgreSQL refuses become dead letters with its reason; 0: as soon as it has been refused by itself"),
+        "a batch that cannot be committed although others are is committed row by row after this long; rejected rows \
+         become dead letters"),
     row(Key::StatusTtlSeconds, "STATUS_TTL_SECONDS", Value("86400"), Whole(1, 31_536_000),
         "how long the status of a finished batch is kept in process (200,000 batches at most) and in Redis; after that \
          the ledger answers, for LEDGER_RETENTION_DAYS or for ever"),

@@ -26,12 +26,12 @@ use crate::limits::{PARTITION_ATTEMPTS_MAX, REMOTE_FAULTS_MAX, STAGED_COPIES_AFT
 use crate::metrics::{Metrics, SqlstateClass};
 use crate::pg::connect::one_line;
 use crate::pg::land::{Done, Landed, Landing, Terms, Way, land};
-use crate::pg::ledger::TimeLimits;
 use crate::pg::locks::{self, Blocked, Obstacle};
 use crate::pg::partitions::{self, Month, NotMade};
 use crate::pg::pool::Session;
 use crate::pg::quarantine::GivenUp;
 use crate::pg::sqlstate::{Fault, Verdict};
+use crate::pg::time_limits::TimeLimits;
 use crate::pg::wal::Commit;
 use crate::sharding::Sharding;
 

@@ -7,7 +7,7 @@ use crate::limits::{
     COPY_DURATION_TARGET, COPY_LOCK_WAIT_LONG, COPY_LOCK_WAIT_MAX, COPY_LOCK_WAIT_SHORT, COPY_ROWS_MAX,
     COPY_TIME_ALONE_MAX, COPY_TIME_MAX, LINGER_ADAPTIVE_MAX, SHARDED_COPY_DURATION_TARGET,
 };
-use crate::pg::ledger::TimeLimits;
+use crate::pg::time_limits::TimeLimits;
 use crate::sharding::Sharding;
 
 /// How long a free flusher waits for more rows.

@@ -96,8 +96,8 @@ impl<T> Group<T> {
     }
 
     /// What waits, lowest priority first and oldest first within one.
-    pub fn values_mut(&mut self) -> impl Iterator<Item = &mut T> {
-        self.lanes.iter_mut().flat_map(|lane| &mut lane.items).map(|item| &mut item.value)
+    pub fn items_mut(&mut self) -> impl Iterator<Item = &mut Box<Item<T>>> {
+        self.lanes.iter_mut().flat_map(|lane| &mut lane.items)
     }
 
     /// Everything, in no order.

@@ -151,9 +151,9 @@ impl<T> Merge<T> {
         }
     }
 
-    /// What waits: within a shard the lowest priority first, and the oldest first within one.
-    pub fn values_mut(&mut self) -> impl Iterator<Item = &mut T> {
-        self.groups.iter_mut().flat_map(Group::values_mut)
+    /// All that waits: within a shard the lowest priority first, and the oldest first within one.
+    pub fn items_mut(&mut self) -> impl Iterator<Item = &mut Box<Item<T>>> {
+        self.groups.iter_mut().flat_map(Group::items_mut)
     }
 
     /// Batches waiting.

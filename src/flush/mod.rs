@@ -20,5 +20,6 @@ pub mod merge;
 pub mod postponed;
 pub mod queue;
 mod record;
+pub mod relocate;
 pub mod sleepers;
 mod unflushed;

@@ -162,6 +162,11 @@ impl<T> Postponed<T> {
         &self.waiting
     }
 
+    /// The same, without why and when.
+    pub fn things_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.waiting.iter_mut().map(|entry| &mut entry.thing)
+    }
+
     fn note_due(&mut self) {
         self.next_due = self.waiting.iter().map(|entry| entry.due).min();
     }

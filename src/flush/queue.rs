@@ -100,7 +100,7 @@ impl Queued {
 pub struct FlushQueue {
     lanes: Lanes<Waiting>,
     merge: Mutex<Merge<Queued>>,
-    postponed: Mutex<Postponed<Waiting>>,
+    pub(super) postponed: Mutex<Postponed<Waiting>>,
     held: Mutex<Held>,
     /// False while `held` is empty.
     holds_any: AtomicBool,
@@ -112,6 +112,8 @@ pub struct FlushQueue {
     stuck_told: Paced,
     held_log: Mutex<StateLog>,
     rows_under_way: AtomicU64,
+    /// No waiting batch has rows in memory that the journal has as well.
+    nothing_to_shed: AtomicBool,
     draining: AtomicBool,
     stopping: AtomicBool,
     /// Limits of what is queued.
@@ -147,6 +149,7 @@ impl FlushQueue {
             stuck_told: Paced::new(STUCK_TOLD_EVERY),
             held_log: Mutex::default(),
             rows_under_way: AtomicU64::new(0),
+            nothing_to_shed: AtomicBool::new(false),
             draining: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             budgets,
@@ -170,6 +173,9 @@ impl FlushQueue {
             Sharding::None => IngestShard::default(),
             Sharding::Citus => IngestShard::of(&queued.batch.key.id),
         };
+        if queued.block.is_some() && queued.location.is_some() {
+            self.nothing_to_shed.store(false, Ordering::Relaxed);
+        }
         let (rows, queued_at) = (queued.batch.events, Instant::now());
         let item = Item { priority, rows, bytes: tuple_bytes, shard, queued_at, value: queued };
         self.lanes.push(core, priority, Box::new(item));
@@ -429,7 +435,7 @@ impl FlushQueue {
     }
 
     /// The merge, with everything in it that the lanes held.
-    fn gathered(&self) -> MutexGuard<'_, Merge<Queued>> {
+    pub(super) fn gathered(&self) -> MutexGuard<'_, Merge<Queued>> {
         let mut merge = self.merge.lock();
         self.gather(&mut merge);
         merge
@@ -448,20 +454,26 @@ impl FlushQueue {
         if memory.used() <= memory.limit() {
             return;
         }
+        // Relaxed: a hint that saves a look at everything; at worst that look is taken once more, or after the next batch.
+        if self.nothing_to_shed.load(Ordering::Relaxed) {
+            return;
+        }
         let Some(mut merge) = self.merge.try_lock() else { return };
         self.gather(&mut merge);
         let goal = memory.limit() - memory.limit() / MEMORY_SHED_SHARE;
-        for queued in merge.values_mut() {
+        for item in merge.items_mut() {
             if memory.used() <= goal {
                 return;
             }
-            memory.give_back(queued.leave_to_journal());
+            memory.give_back(item.value.leave_to_journal());
         }
+        self.nothing_to_shed.store(true, Ordering::Relaxed);
     }
 
     /// Returns what a flusher took but could not land.
     pub(super) fn put_back(&self, items: Vec<Waiting>) {
         self.merge.lock().put_back(items);
+        self.nothing_to_shed.store(false, Ordering::Relaxed);
     }
 }
 
@@ -511,7 +523,7 @@ mod tests {
         queue.relieve_memory();
         assert!(memory.used() <= limit - limit / MEMORY_SHED_SHARE);
         let mut merge = queue.gathered();
-        let resident: Vec<bool> = merge.values_mut().map(|queued| queued.block.is_some()).collect();
+        let resident: Vec<bool> = merge.items_mut().map(|item| item.value.block.is_some()).collect();
         assert_eq!(resident.iter().filter(|resident| !**resident).count(), 3, "no more than needed: {resident:?}");
         assert!(resident[9], "the urgent batch keeps its rows");
     }

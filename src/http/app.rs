@@ -120,16 +120,33 @@ pub struct App {
     pub draining: AtomicBool,
 }
 
+/// How much room the journal has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum JournalRoom {
+    /// Room for everybody.
+    #[default]
+    Free,
+    /// Room for batches of priority 8 and above only.
+    UrgentOnly,
+    /// No room worth sending traffic for.
+    Full,
+}
+
 impl App {
     /// True after SIGTERM.
     pub fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Acquire)
     }
 
-    /// True when the journal has no room worth sending traffic for.
-    pub fn journal_is_full(&self) -> bool {
+    /// How much room the journal has.
+    pub fn journal_room(&self) -> JournalRoom {
         let stats = self.space.stats();
-        stats.charged_bytes + stats.admission_bytes_max / JOURNAL_FULL_HEADROOM_SHARE > stats.admission_bytes_max
+        let is_below = |mark: u64| stats.charged_bytes + mark / JOURNAL_FULL_HEADROOM_SHARE <= mark;
+        match (is_below(stats.normal_bytes_max), is_below(stats.urgent_bytes_max)) {
+            (true, _) => JournalRoom::Free,
+            (false, true) => JournalRoom::UrgentOnly,
+            (false, false) => JournalRoom::Full,
+        }
     }
 
     /// Brings those metrics up to date that others keep.
@@ -167,7 +184,7 @@ impl App {
             Some("draining: the server is shutting down")
         } else if self.journal_health.has_failed() {
             Some("the journal cannot be written")
-        } else if self.journal_is_full() {
+        } else if self.journal_room() == JournalRoom::Full {
             Some("the journal is full")
         } else {
             None

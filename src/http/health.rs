@@ -6,7 +6,7 @@ use utoipa::ToSchema;
 
 use crate::auth::gate::Caller;
 use crate::auth::scope::Scope;
-use crate::http::app::App;
+use crate::http::app::{App, JournalRoom};
 use crate::http::problem::Problem;
 use crate::http::route::{Reply, json as json_reply, plain};
 use crate::http::worker::Worker;
@@ -186,10 +186,11 @@ pub fn get(worker: &Worker, caller: Option<&Caller>) -> Reply {
 impl Health {
     /// `app` as it is now.
     pub(super) fn of(app: &App) -> Self {
-        let unhealthy = app.journal_health.has_failed() || app.journal_is_full();
+        let unhealthy = app.journal_health.has_failed() || app.journal_room() == JournalRoom::Full;
         let redis_fails = app.redis.as_ref().is_some_and(|redis| !redis.is_working());
         let doubtful = app.queue.stuck().is_some() || app.database.doubtful().is_some();
-        let degraded = !app.database.is_working() || doubtful || redis_fails || !app.journal_health.damage().is_empty();
+        let journal_doubtful = app.journal_room() != JournalRoom::Free || !app.journal_health.damage().is_empty();
+        let degraded = !app.database.is_working() || doubtful || redis_fails || journal_doubtful;
         Self {
             status: match (unhealthy, degraded) {
                 (true, _) => UNHEALTHY,
@@ -259,14 +260,17 @@ fn redis(app: &App) -> RedisCheck {
 }
 
 fn journal(app: &App) -> JournalCheck {
-    let (failed, full, damage) = (app.journal_health.has_failed(), app.journal_is_full(), app.journal_health.damage());
+    let damage = app.journal_health.damage();
     let stats = app.space.stats();
-    let reason = if failed {
-        Some(app.journal_health.message())
-    } else if full {
-        Some("the journal is full: let PostgreSQL catch up, or raise JOURNAL_MAX_MB".to_owned())
-    } else {
-        Some(damage).filter(|damage| !damage.is_empty())
+    let reason = match app.journal_room() {
+        _ if app.journal_health.has_failed() => Some(app.journal_health.message()),
+        JournalRoom::Full => Some("the journal is full: let PostgreSQL catch up, or raise JOURNAL_MAX_MB".to_owned()),
+        JournalRoom::UrgentOnly => Some(
+            "the journal is full but for batches of priority 8 and above: let PostgreSQL catch up, or raise \
+             JOURNAL_MAX_MB"
+                .to_owned(),
+        ),
+        JournalRoom::Free => Some(damage).filter(|damage| !damage.is_empty()),
     };
     JournalCheck {
         status: if reason.is_some() { "failing" } else { "ok" },

@@ -18,6 +18,7 @@
 //! | [`recovery`] | opening |
 //! | [`writer`] | [`Journal`]: appending, syncing, letting go |
 //! | `segments`, `outstanding`, `absent` | its parts: the files, the low-water mark, the record of gaps that are no loss |
+//! | `relocation` | which segment is held by few blocks, that are better written again; pure |
 //! | [`space`] | admission under the cap, figures |
 //! | [`reader`] | reading blocks back |
 //! | [`inspect`](mod@inspect) | a report for a person |
@@ -61,6 +62,7 @@ mod aligned;
 mod append;
 mod disk;
 mod outstanding;
+mod relocation;
 mod segments;
 mod survey;
 
@@ -70,8 +72,9 @@ pub use health::JournalHealth;
 pub use inspect::{Report, inspect, inspect_telling};
 pub use reader::{JournalReader, ReadError};
 pub use recovery::{OpenError, Recovery};
+pub use relocation::{Occasion, Pinned};
 pub use set_aside::set_aside;
-pub use space::{JournalSpace, JournalStats, SpaceError};
+pub use space::{Claim, JournalSpace, JournalStats, SpaceError};
 pub use writer::{FrameToWrite, Journal, Reclaimed, Releaser, WriteError};
 
 use crate::types::Sequence;

@@ -1,7 +1,7 @@
-//! Which blocks PostgreSQL has not committed yet: a bit each, between the low-water mark and the next sequence.
-//! Pure; owned by the writer.
+//! Which blocks PostgreSQL has not committed yet: a bit each, in words of 64 sequences that hold one at least. Few old ones
+//! cost few words, however much was committed behind them. Pure; owned by the writer.
 
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 
 use crate::types::Sequence;
 
@@ -10,10 +10,8 @@ const WORD_BITS: u64 = 64;
 /// The blocks that are written and not committed.
 #[derive(Debug)]
 pub struct Outstanding {
-    /// Sequence of the first bit; a multiple of [`WORD_BITS`].
-    base: u64,
-    /// One bit a sequence from `base`, set while outstanding; the first word is not zero unless it holds `next`.
-    words: VecDeque<u64>,
+    /// By sequence / [`WORD_BITS`]: a bit a sequence, set while outstanding; no word is zero.
+    words: BTreeMap<u64, u64>,
     next: u64,
     count: u64,
 }
@@ -21,21 +19,13 @@ pub struct Outstanding {
 impl Outstanding {
     /// None outstanding; `next` is the sequence of the next block.
     pub fn new(next: Sequence) -> Self {
-        Self { base: next.0 / WORD_BITS * WORD_BITS, words: VecDeque::new(), next: next.0, count: 0 }
+        Self { words: BTreeMap::new(), next: next.0, count: 0 }
     }
 
     /// Adds `sequence`, which is at or above every one added before; those skipped count as committed.
     pub fn push(&mut self, sequence: Sequence) {
         assert!(sequence.0 >= self.next, "sequences rise");
-        if self.count == 0 {
-            self.words.clear();
-            self.base = sequence.0 / WORD_BITS * WORD_BITS;
-        }
-        let index = ((sequence.0 - self.base) / WORD_BITS) as usize;
-        if index >= self.words.len() {
-            self.words.resize(index + 1, 0);
-        }
-        self.words[index] |= 1 << (sequence.0 % WORD_BITS);
+        *self.words.entry(sequence.0 / WORD_BITS).or_default() |= 1 << (sequence.0 % WORD_BITS);
         self.next = sequence.0 + 1;
         self.count += 1;
     }
@@ -47,27 +37,21 @@ impl Outstanding {
 
     /// Takes `sequence` out; false when it was not outstanding.
     pub fn release(&mut self, sequence: Sequence) -> bool {
-        let Some(index) = sequence.0.checked_sub(self.base).map(|bits| (bits / WORD_BITS) as usize) else {
-            return false;
-        };
-        let bit = 1 << (sequence.0 % WORD_BITS);
-        match self.words.get_mut(index) {
+        let (index, bit) = (sequence.0 / WORD_BITS, 1 << (sequence.0 % WORD_BITS));
+        match self.words.get_mut(&index) {
+            Some(word) if *word == bit => drop(self.words.remove(&index)),
             Some(word) if *word & bit != 0 => *word &= !bit,
             _ => return false,
         }
         self.count -= 1;
-        while self.words.front() == Some(&0) {
-            self.words.pop_front();
-            self.base += WORD_BITS;
-        }
         true
     }
 
     /// The low-water mark: the oldest outstanding sequence, or the next one when there is none.
     pub fn low(&self) -> Sequence {
-        match self.words.front() {
-            Some(&word) if self.count > 0 => Sequence(self.base + u64::from(word.trailing_zeros())),
-            _ => Sequence(self.next),
+        match self.words.first_key_value() {
+            Some((&index, word)) => Sequence(index * WORD_BITS + u64::from(word.trailing_zeros())),
+            None => Sequence(self.next),
         }
     }
 
@@ -110,5 +94,17 @@ mod tests {
                 prop_assert_eq!(outstanding.count(), model.len() as u64);
             }
         }
+    }
+
+    #[test]
+    fn an_old_block_costs_no_memory_for_what_is_committed_behind_it() {
+        let mut outstanding = Outstanding::new(Sequence(1));
+        outstanding.push(Sequence(1));
+        for sequence in 2..100_000 {
+            outstanding.push(Sequence(sequence));
+            assert!(outstanding.release(Sequence(sequence)));
+            assert!(outstanding.words.len() <= 2);
+        }
+        assert_eq!(outstanding.low(), Sequence(1));
     }
 }

@@ -17,8 +17,10 @@ use std::io;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::damage::{Damage, TornTail};
+use super::frame::framed_bytes;
 use super::outstanding::Outstanding;
 use super::reader::{JournalReader, OpenFiles, ReadError};
 use super::segment::{node_id_cut, segment_name};
@@ -206,7 +208,7 @@ pub(super) fn open(
         outstanding.push(location.sequence);
     }
     outstanding.skip_to(*next_sequence);
-    let live_bytes = uncommitted.iter().map(|l| super::frame::framed_bytes(l.payload_bytes as usize)).sum();
+    let live_bytes = uncommitted.iter().map(|location| framed_bytes(location.payload_bytes as usize)).sum();
     let committed_durable = *committed_below;
     let torn = std::mem::take(&mut survey.torn);
     let mut segments = clean_up(&storage, options, survey, files)?;
@@ -271,9 +273,11 @@ fn clean_up(
         remove(&entry.name)?;
     }
 
-    let mut waiting: BTreeMap<u64, u64> = BTreeMap::new();
+    let mut waiting: BTreeMap<u64, (u64, u64)> = BTreeMap::new();
     for location in &survey.uncommitted {
-        *waiting.entry(location.segment).or_default() += 1;
+        let (blocks, bytes) = waiting.entry(location.segment).or_default();
+        *blocks += 1;
+        *bytes += framed_bytes(location.payload_bytes as usize);
     }
     let damaged: BTreeSet<u64> = survey.damage.iter().filter(|d| d.is_harmful()).map(|d| d.segment).collect();
     let mut segments = Segments {
@@ -291,6 +295,9 @@ fn clean_up(
         next_id: survey.segment_id_max + 1,
     };
     segments.space.charge_file(survey.quarantined.iter().map(|entry| entry.bytes).sum());
+    // The last process may have named a spare and not synced the name: it must not come back under the old one, behind
+    // the header of the segment that it becomes next.
+    storage.sync_dir().map_err(|error| OpenError::io(&**storage, "", error))?;
     let last = survey.segments.iter().rposition(|segment| !segment.is_blank);
     for (index, surveyed) in survey.segments.into_iter().enumerate() {
         if surveyed.is_blank {
@@ -298,8 +305,8 @@ fn clean_up(
             segments.files.remove(surveyed.id);
             continue;
         }
-        let outstanding = waiting.get(&surveyed.id).copied().unwrap_or(0);
-        let mut segment = taken_over(surveyed, outstanding, &damaged);
+        let waiting = waiting.get(&surveyed.id).copied().unwrap_or_default();
+        let mut segment = taken_over(surveyed, waiting, &damaged);
         if Some(index) == last {
             end_last(&**storage, &mut segment)?;
         }
@@ -309,7 +316,7 @@ fn clean_up(
     Ok(segments)
 }
 
-fn taken_over(surveyed: SurveyedSegment, outstanding: u64, damaged: &BTreeSet<u64>) -> Segment {
+fn taken_over(surveyed: SurveyedSegment, (outstanding, live_bytes): (u64, u64), damaged: &BTreeSet<u64>) -> Segment {
     Segment {
         id: surveyed.id,
         file: surveyed.file,
@@ -318,6 +325,8 @@ fn taken_over(surveyed: SurveyedSegment, outstanding: u64, damaged: &BTreeSet<u6
         first: surveyed.first,
         last: surveyed.last,
         outstanding,
+        live_bytes,
+        changed_at: Instant::now(),
         charged_bytes: 0,
         is_damaged: damaged.contains(&surveyed.id),
     }

@@ -16,9 +16,11 @@
 use std::collections::BTreeMap;
 use std::io::{self, IoSlice};
 use std::sync::Arc;
+use std::time::Instant;
 
+use super::Location;
 use super::absent::Absent;
-use super::frame::FRAME_HEADER_BYTES;
+use super::frame::{FRAME_HEADER_BYTES, framed_bytes};
 use super::reader::OpenFiles;
 use super::segment::{
     SEGMENT_HEADER_BYTES, SegmentHeader, quarantined_name, segment_name, spare_name, unfinished_name,
@@ -50,6 +52,10 @@ pub(super) struct Segment {
     pub last: Option<Sequence>,
     /// Blocks in it that are not committed.
     pub outstanding: u64,
+    /// Bytes of their frames.
+    pub live_bytes: u64,
+    /// When a block of it was last released, or it began or was sealed.
+    pub changed_at: Instant,
     /// Admission charge: of its frames while active, the file's length when sealed.
     pub charged_bytes: u64,
     /// Uncommitted blocks were lost from it: it is kept when it is done with.
@@ -57,6 +63,18 @@ pub(super) struct Segment {
 }
 
 impl Segment {
+    /// Blocks in it.
+    pub fn blocks(&self) -> u64 {
+        self.first.zip(self.last).map_or(0, |(first, last)| last.0 - first.0 + 1)
+    }
+
+    /// The block at `location` is no longer outstanding.
+    pub fn release(&mut self, location: &Location, now: Instant) {
+        self.outstanding -= 1;
+        self.live_bytes -= framed_bytes(location.payload_bytes as usize);
+        self.changed_at = now;
+    }
+
     /// Cuts the file to `bytes`.
     pub fn cut(&mut self, bytes: u64) -> Result<(), WriteError> {
         self.file.set_bytes(bytes).map_err(|error| failure("cutting", &segment_name(self.id), error))?;
@@ -138,6 +156,8 @@ impl Segments {
             first: None,
             last: None,
             outstanding: 0,
+            live_bytes: 0,
+            changed_at: Instant::now(),
             charged_bytes: 0,
             is_damaged: false,
         })
@@ -193,14 +213,15 @@ impl Segments {
             self.space.uncharge(segment.charged_bytes - segment.bytes);
         }
         segment.charged_bytes = segment.bytes;
+        segment.changed_at = Instant::now();
         if segment.outstanding == 0 {
             self.drained.push(segment.id);
         }
         self.sealed.insert(segment.id, segment);
     }
 
-    /// Lets all drained segments go; returns how many. `committed_durable`: the greatest `committed_below` that
-    /// survives power loss.
+    /// Lets all drained segments go; returns how many: none for now where the disk is too full to say so first.
+    /// `committed_durable`: the greatest `committed_below` that survives power loss.
     pub fn retire_drained(&mut self, committed_durable: Sequence) -> Result<usize, WriteError> {
         let drained = std::mem::take(&mut self.drained);
         let mut is_recorded = true;
@@ -212,8 +233,9 @@ impl Segments {
                 is_recorded = false;
             }
         }
-        if !is_recorded {
-            self.save_absent(committed_durable)?;
+        if !is_recorded && let Err(error) = self.save_absent(committed_durable) {
+            self.drained = drained;
+            return if error.is_no_space() { Ok(0) } else { Err(error) };
         }
         for id in &drained {
             if let Some(segment) = self.sealed.remove(id) {

@@ -18,6 +18,15 @@
 //!   [`small_files_bytes`]; both are held back from admission.
 //! * Spares use only what is left, and go first.
 //!
+//! Not everybody may use all of the room, [`Claim`] says who may use how much:
+//!
+//! ```text
+//!  0                                        normal        urgent  all
+//!  ├──── batches below priority 8 ────────────┤             │     │
+//!  ├──── batches of priority 8 and above ───────────────────┤     │
+//!  ├──── relocation, which makes room ────────────────────────────┤
+//! ```
+//!
 //! The writer checks the same cap again where it makes a file, so a wrong sum here would be an error, not a full disk.
 //!
 //! All atomics here are counters and gauges: they publish no other data, so `Relaxed` is enough on both sides.
@@ -26,7 +35,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use super::frame::{FRAME_HEADER_BYTES, framed_bytes};
 use super::segment::SEGMENT_HEADER_BYTES;
-use crate::types::Sequence;
+use crate::limits::{JOURNAL_RELOCATION_SHARE, JOURNAL_URGENT_SHARE};
+use crate::types::{PRIORITY_RESERVED_MIN, Priority, Sequence};
 
 /// Smallest segment: below it headers and rounding weigh more than the sums above allow.
 pub const SEGMENT_BYTES_FLOOR: u64 = 64 * 1024;
@@ -40,6 +50,54 @@ pub const fn small_files_bytes(segment_bytes: u64) -> u64 {
 /// The smallest cap for segments of `segment_bytes`: one being filled, one being emptied, and room to admit.
 pub const fn bytes_max_floor(segment_bytes: u64) -> u64 {
     3 * segment_bytes + small_files_bytes(segment_bytes)
+}
+
+/// What room is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Claim {
+    /// A batch below priority 8.
+    Normal,
+    /// A batch of priority 8 or above: it also gets what others must leave.
+    Urgent,
+    /// A block that is written again so that its segment can leave: it also gets a last rest, which nobody else does, so
+    /// that a full journal can still make room.
+    Relocation,
+}
+
+impl Claim {
+    /// That of a batch of `priority`.
+    pub fn of(priority: Priority) -> Self {
+        if priority >= PRIORITY_RESERVED_MIN { Self::Urgent } else { Self::Normal }
+    }
+}
+
+/// Where admission ends, in charged bytes.
+#[derive(Clone, Copy, Debug)]
+struct Marks {
+    normal: u64,
+    urgent: u64,
+    all: u64,
+}
+
+impl Marks {
+    /// For a journal with room for `all`.
+    fn of(all: u64, segment_bytes: u64) -> Self {
+        let urgent = all - segment_bytes.min(all / JOURNAL_RELOCATION_SHARE);
+        // A sixteenth is less than a segment in a small journal; a segment is too much of a very small one.
+        let reserve = (all / JOURNAL_URGENT_SHARE).max(segment_bytes.min(all / JOURNAL_URGENT_SHARE * 2));
+        Self { normal: urgent - reserve, urgent, all }
+    }
+
+    /// Where admission ends for a block that is charged `charge`. One that takes more than half of all room could hardly
+    /// ever be taken below a lower mark.
+    fn end_for(&self, claim: Claim, charge: u64) -> u64 {
+        match claim {
+            _ if charge > self.all / 2 => self.all,
+            Claim::Normal => self.normal,
+            Claim::Urgent => self.urgent,
+            Claim::Relocation => self.all,
+        }
+    }
 }
 
 /// Why a reservation is refused.
@@ -60,10 +118,12 @@ pub struct JournalStats {
     pub files_bytes: u64,
     /// The cap on `files_bytes`.
     pub bytes_max: u64,
-    /// Bytes admitted and not yet free again; what admission compares with `admission_bytes_max`.
+    /// Bytes admitted and not yet free again; what admission compares with the next two.
     pub charged_bytes: u64,
-    /// Where admission ends.
-    pub admission_bytes_max: u64,
+    /// Where admission ends for batches below priority 8.
+    pub normal_bytes_max: u64,
+    /// Where admission ends for batches of priority 8 and above.
+    pub urgent_bytes_max: u64,
     /// Segment files, the active one included.
     pub segments: u64,
     /// Blocks written and not committed.
@@ -80,7 +140,7 @@ pub struct JournalStats {
 #[derive(Debug)]
 pub struct JournalSpace {
     bytes_max: u64,
-    admission_bytes_max: u64,
+    marks: Marks,
     segment_bytes: u64,
     charged_bytes: AtomicU64,
     files_bytes: AtomicU64,
@@ -95,9 +155,10 @@ pub struct JournalSpace {
 impl JournalSpace {
     pub(super) fn new(bytes_max: u64, segment_bytes: u64) -> Self {
         assert!(segment_bytes >= SEGMENT_BYTES_FLOOR && bytes_max >= bytes_max_floor(segment_bytes));
+        let room_bytes = bytes_max - segment_bytes - small_files_bytes(segment_bytes);
         Self {
             bytes_max,
-            admission_bytes_max: bytes_max - segment_bytes - small_files_bytes(segment_bytes),
+            marks: Marks::of(room_bytes, segment_bytes),
             segment_bytes,
             charged_bytes: AtomicU64::new(0),
             files_bytes: AtomicU64::new(0),
@@ -117,17 +178,29 @@ impl JournalSpace {
         framed + framed / 3 + marks + cut
     }
 
+    /// What blocks of `framed_bytes` together are charged at most, `frames` of them, until their segment is sealed.
+    pub(super) fn charge_of_all(&self, framed_bytes: u64, frames: u64) -> u64 {
+        let marks = 3 * FRAME_HEADER_BYTES as u64 * frames;
+        let cuts = frames.min(framed_bytes / (self.segment_bytes / 8)) * 2 * SEGMENT_HEADER_BYTES as u64;
+        framed_bytes.saturating_add(framed_bytes / 3).saturating_add(marks + cuts)
+    }
+
+    /// Room that relocation may still use, and all of it.
+    pub(super) fn room(&self) -> (u64, u64) {
+        (self.marks.all.saturating_sub(self.charged_bytes.load(Relaxed)), self.marks.all)
+    }
+
     /// Reserves room for a block of `payload_bytes`. From any thread; one atomic addition. The reservation ends with
     /// the block's segment, or by [`Self::release_reservation`] when the block does not get written.
     ///
     /// Near the cap a refusal may also be due to a larger reservation that is itself being refused at that moment.
-    pub fn try_reserve(&self, payload_bytes: usize) -> Result<(), SpaceError> {
+    pub fn try_reserve(&self, payload_bytes: usize, claim: Claim) -> Result<(), SpaceError> {
         let charge = self.charge(payload_bytes);
-        if charge > self.admission_bytes_max || u32::try_from(payload_bytes).is_err() {
+        if charge > self.marks.all || u32::try_from(payload_bytes).is_err() {
             return Err(SpaceError::NeverFits);
         }
         let before = self.charged_bytes.fetch_add(charge, Relaxed);
-        if before + charge > self.admission_bytes_max {
+        if before + charge > self.marks.end_for(claim, charge) {
             self.charged_bytes.fetch_sub(charge, Relaxed);
             return Err(SpaceError::Full);
         }
@@ -146,7 +219,8 @@ impl JournalSpace {
             files_bytes: self.files_bytes.load(Relaxed),
             bytes_max: self.bytes_max,
             charged_bytes: self.charged_bytes.load(Relaxed),
-            admission_bytes_max: self.admission_bytes_max,
+            normal_bytes_max: self.marks.normal,
+            urgent_bytes_max: self.marks.urgent,
             segments: self.segments.load(Relaxed),
             live_frames: self.live_frames.load(Relaxed),
             live_bytes: self.live_bytes.load(Relaxed),
@@ -196,29 +270,61 @@ mod tests {
 
     use super::*;
 
+    const KIB: u64 = 1024;
+
     #[test]
     fn full_and_never_fitting_are_told_apart() {
-        let space = JournalSpace::new(1 << 20, 64 * 1024);
-        assert_eq!(space.try_reserve(1 << 20), Err(SpaceError::NeverFits));
-        assert_eq!(space.try_reserve(u32::MAX as usize + 1), Err(SpaceError::NeverFits));
-        space.try_reserve(400_000).expect("fits");
-        assert_eq!(space.try_reserve(400_000), Err(SpaceError::Full));
+        let space = JournalSpace::new(1 << 20, 64 * KIB);
+        assert_eq!(space.try_reserve(1 << 20, Claim::Urgent), Err(SpaceError::NeverFits));
+        assert_eq!(space.try_reserve(u32::MAX as usize + 1, Claim::Urgent), Err(SpaceError::NeverFits));
+        space.try_reserve(400_000, Claim::Normal).expect("fits");
+        assert_eq!(space.try_reserve(400_000, Claim::Normal), Err(SpaceError::Full));
         space.release_reservation(400_000);
-        space.try_reserve(400_000).expect("fits again");
+        space.try_reserve(400_000, Claim::Normal).expect("fits again");
     }
 
     #[test]
     fn many_threads_never_reserve_more_than_there_is() {
-        let space = Arc::new(JournalSpace::new(1 << 20, 64 * 1024));
+        let space = Arc::new(JournalSpace::new(1 << 20, 64 * KIB));
         let reserved: u64 = std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..4)
-                .map(|_| scope.spawn(|| (0..2000).filter(|_| space.try_reserve(1000).is_ok()).count() as u64))
-                .collect();
+            let reserve = || (0..2000).filter(|_| space.try_reserve(1000, Claim::Urgent).is_ok()).count() as u64;
+            let threads: Vec<_> = (0..4).map(|_| scope.spawn(reserve)).collect();
             threads.into_iter().map(|thread| thread.join().expect("does not panic")).sum()
         });
         let stats = space.stats();
         assert_eq!(stats.charged_bytes, reserved * space.charge(1000));
-        assert!(stats.charged_bytes <= stats.admission_bytes_max);
-        assert!(stats.charged_bytes + space.charge(1000) > stats.admission_bytes_max);
+        assert!(stats.charged_bytes <= stats.urgent_bytes_max);
+        assert!(stats.charged_bytes + space.charge(1000) > stats.urgent_bytes_max);
+    }
+
+    #[test]
+    fn what_others_fill_leaves_room_for_urgent_batches_and_those_leave_some_for_relocation() {
+        let space = JournalSpace::new(1 << 20, 64 * KIB);
+        let fill = |claim| (0..).take_while(|_| space.try_reserve(1000, claim).is_ok()).count();
+        let taken = [Claim::Normal, Claim::Urgent, Claim::Relocation].map(fill);
+        assert!(taken[0] > 10 * taken[1] && taken[1] > 40 && taken[2] > 15, "{taken:?}");
+        assert_eq!([Claim::Relocation, Claim::Urgent, Claim::Normal].map(fill), [0; 3]);
+    }
+
+    #[test]
+    fn the_marks_rise_and_the_reserve_is_a_segment_or_a_sixteenth() {
+        for megabytes in [4, 8, 64, 4096, 1 << 24] {
+            let (all, segment) = (megabytes * KIB * KIB, crate::limits::segment_bytes(megabytes * KIB * KIB));
+            let room = all - segment - small_files_bytes(segment);
+            let marks = Marks::of(room, segment);
+            assert!(marks.normal < marks.urgent && marks.urgent < marks.all, "{marks:?}");
+            assert!(marks.normal >= room * 3 / 4, "{megabytes} MB: most of it is for everybody: {marks:?}");
+            let reserve = marks.urgent - marks.normal;
+            assert!(reserve >= room / 16 && (reserve >= segment || reserve >= room / 8), "{megabytes} MB: {marks:?}");
+        }
+    }
+
+    #[test]
+    fn a_block_that_takes_half_of_the_room_is_held_to_no_mark() {
+        let space = JournalSpace::new(1 << 20, 64 * KIB);
+        let (_, all) = space.room();
+        let payload = (all as usize - 10_000) * 3 / 4;
+        assert!(space.charge(payload) > space.stats().normal_bytes_max);
+        space.try_reserve(payload, Claim::Normal).expect("fits into an empty journal");
     }
 }

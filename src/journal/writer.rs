@@ -16,16 +16,18 @@
 use std::io::IoSlice;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
 use crossbeam::queue::SegQueue;
 
 use super::frame::{FRAME_ALIGN, FRAME_HEADER_BYTES, FrameHeader, FrameKind, framed_bytes};
 use super::outstanding::Outstanding;
 use super::reader::{JournalReader, OpenFiles};
+use super::relocation::{Candidate, Occasion, Pinned, Pressure, choose};
 use super::segment::{SEGMENT_HEADER_BYTES, segment_name};
 use super::segments::{Beginning, MARKS_RESERVED_BYTES, SMALL_SEGMENT_BYTES, Segment, Segments, failure};
 use super::space::{Figures, JournalSpace, JournalStats};
-use super::storage::{SLICES_PER_WRITE_MAX, Storage, write_all_vectored_at};
+use super::storage::{SLICES_PER_WRITE_MAX, Storage, is_no_space, write_all_vectored_at};
 use super::{Location, recovery};
 use crate::types::Sequence;
 
@@ -80,6 +82,16 @@ pub enum WriteError {
     /// The journal has failed, now or earlier: it takes nothing more until it is opened again.
     #[error("the journal has failed: {0}")]
     Failed(Failure),
+}
+
+impl WriteError {
+    /// True when the device, or the journal's own limit, is full.
+    pub fn is_no_space(&self) -> bool {
+        match self {
+            Self::NoSpace { .. } | Self::CapReached { .. } => true,
+            Self::Failed(failure) => is_no_space(&failure.source),
+        }
+    }
 }
 
 /// Reports committed blocks, from any thread; the writer takes note at its next [`Journal::reclaim`].
@@ -230,7 +242,7 @@ impl Journal {
     }
 
     /// How many of `frames`, from the first, go into the active segment by one vectored write.
-    fn count_that_fits(&self, frames: &[FrameToWrite<'_>]) -> usize {
+    pub fn count_that_fits(&self, frames: &[FrameToWrite<'_>]) -> usize {
         let mut end = self.active.end + MARKS_RESERVED_BYTES;
         let fits = |frame: &&FrameToWrite<'_>| {
             end += framed_bytes(frame.payload.len());
@@ -268,6 +280,7 @@ impl Journal {
             self.active.end += framed;
             self.active.charged_bytes += self.segments.space.charge(frame.payload.len());
             self.active.outstanding += 1;
+            self.active.live_bytes += framed;
             self.live_bytes += framed;
             self.outstanding.push(sequence);
         }
@@ -363,7 +376,7 @@ impl Journal {
     }
 
     fn take_releases(&mut self) -> u64 {
-        let mut frames = 0;
+        let (mut frames, now) = (0, Instant::now());
         while let Some(location) = self.releases.pop() {
             if !self.outstanding.release(location.sequence) {
                 continue;
@@ -371,17 +384,58 @@ impl Journal {
             frames += 1;
             self.live_bytes -= framed_bytes(location.payload_bytes as usize);
             if location.segment == self.active.id {
-                self.active.outstanding -= 1;
+                self.active.release(&location, now);
                 continue;
             }
             let segment = self.segments.sealed.get_mut(&location.segment);
             let segment = segment.expect("a segment stays while a block in it is outstanding");
-            segment.outstanding -= 1;
+            segment.release(&location, now);
             if segment.outstanding == 0 {
                 self.segments.drained.push(location.segment);
             }
         }
         frames
+    }
+
+    /// True when a restart would replay blocks that are committed, as an older one is not.
+    pub fn has_committed_behind(&self) -> bool {
+        self.committed_behind() > 0
+    }
+
+    fn committed_behind(&self) -> u64 {
+        self.outstanding.next().0 - self.outstanding.low().0 - self.outstanding.count()
+    }
+
+    /// Nothing can be relocated from `segment` at present: it counts as one from which blocks are being released.
+    pub fn leave_for_now(&mut self, segment: u64) {
+        if let Some(segment) = self.segments.sealed.get_mut(&segment) {
+            segment.changed_at = Instant::now();
+        }
+    }
+
+    /// The segment whose outstanding blocks are best written again at the journal's head, so that it can leave; `None` when
+    /// none is worth it. `relocation` has the rules.
+    pub fn segment_to_relocate(&self, occasion: Occasion, now: Instant) -> Option<Pinned> {
+        if self.failed.is_some() {
+            return None;
+        }
+        let space = &self.segments.space;
+        let committed_behind = self.committed_behind();
+        let candidate = |segment: &Segment, is_active| Candidate {
+            id: segment.id,
+            blocks: segment.outstanding,
+            live_bytes: segment.live_bytes,
+            committed: segment.blocks() - segment.outstanding,
+            used_bytes: segment.end,
+            charge: space.charge_of_all(segment.live_bytes, segment.outstanding),
+            quiet_for: now.saturating_duration_since(segment.changed_at),
+            is_active,
+        };
+        // Only those that would leave: a damaged one stays for a person.
+        let sealed = self.segments.sealed.values().filter(|segment| !segment.is_damaged);
+        let candidates = sealed.map(|segment| candidate(segment, false)).chain([candidate(&self.active, true)]);
+        let (room_left, room) = space.room();
+        choose(&Pressure { occasion, room_left, room, committed_behind }, candidates)
     }
 
     /// Seals the active segment and begins one of `bytes`. The old one is synced first, so that only the last segment

@@ -218,6 +218,11 @@ impl Families<'_> {
         self.gauge("ingestd_journal_bytes", "Size of the journal on disk in bytes", metrics.journal_bytes.get())?;
         let help = "Limit on the size of the journal on disk in bytes";
         self.gauge("ingestd_journal_limit_bytes", help, metrics.journal_limit_bytes.get())?;
+        let relocated = metrics.journal_relocated_batches.get();
+        let help = "Waiting batches that were written to the journal again, so that they do not hold a whole segment";
+        self.counter("ingestd_journal_relocated_batches", help, relocated)?;
+        let help = "Bytes of waiting batches that were written to the journal again";
+        self.counter("ingestd_journal_relocated_bytes", help, metrics.journal_relocated_bytes.get())?;
         let help = "1 when the journal has damage that was set aside or could not be read";
         self.gauge("ingestd_journal_damaged", help, metrics.journal_damaged.get())?;
         self.gauge("ingestd_ready", "1 while this node is ready for traffic, as /readyz reports", metrics.ready.get())?;

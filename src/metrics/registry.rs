@@ -57,6 +57,10 @@ pub struct Metrics {
     pub journal_bytes: Gauge,
     /// The limit on [`Metrics::journal_bytes`].
     pub journal_limit_bytes: Gauge,
+    /// Waiting batches that were written to the journal again, so that they do not hold a segment.
+    pub journal_relocated_batches: Counter,
+    /// Bytes of them.
+    pub journal_relocated_bytes: Counter,
     /// 1 when the journal has damage that was set aside or could not be read.
     pub journal_damaged: Gauge,
     /// 1 while this node may take traffic, as `/readyz` says.
@@ -117,6 +121,8 @@ impl Metrics {
             memory_limit_bytes: Gauge::default(),
             journal_bytes: Gauge::default(),
             journal_limit_bytes: Gauge::default(),
+            journal_relocated_batches: Counter::default(),
+            journal_relocated_bytes: Counter::default(),
             journal_damaged: Gauge::default(),
             ready: Gauge::default(),
             database_up: Gauge::default(),

@@ -9,6 +9,7 @@ use postgres::{GenericClient, Statement, Transaction};
 
 use crate::pg::land::{Landing, Terms};
 use crate::pg::sqlstate::Fault;
+use crate::pg::time_limits::TimeLimits;
 use crate::pg::wal::{Commit, RUN_COLUMNS, Run, commit_column};
 use crate::pg::watch::Pulse;
 use crate::sharding::{IngestShard, Sharding};
@@ -97,22 +98,6 @@ const SETTLE: &str = "\
 /// An UPDATE there goes to the shard of one batch.
 const SETTLE_SHARDED: &str = "\
     UPDATE ingest_batches SET inserted = $3, duplicates = $4, dead_lettered = $5 WHERE owner = $1 AND batch_id = $2";
-
-/// How long PostgreSQL may take for a statement of a COPY's transaction after the first one; `None`: for ever. Not for Citus.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct TimeLimits {
-    /// For a lock (`lock_timeout`); SQLSTATE 55P03 after that.
-    pub lock: Option<Duration>,
-    /// For the statement (`statement_timeout`); SQLSTATE 57014 after that.
-    pub statement: Option<Duration>,
-}
-
-impl TimeLimits {
-    /// As PostgreSQL takes it: 0 is none.
-    fn setting(limit: Option<Duration>) -> String {
-        limit.map_or_else(|| "0".to_owned(), |limit| format!("{}ms", limit.as_millis().max(1)))
-    }
-}
 
 /// Claims `batches`; the result says for each whether it is ours to copy, and in which run of PostgreSQL; `pulse` learns
 /// by which backend. Waits for another transaction that holds the same id. Ids are distinct within `batches`.

@@ -35,6 +35,7 @@ pub mod quarantine;
 pub mod requirements;
 pub mod sqlstate;
 pub mod stage;
+pub mod time_limits;
 pub mod tls;
 pub mod wal;
 pub mod watch;

@@ -1,7 +1,7 @@
 //! The journal thread: drain all rings ▸ one vectored write ▸ one fdatasync ▸ acknowledge ▸ lanes.
 //!
-//! While one group is being synced the next gathers in the rings, so the group's size adapts to the disk by
-//! itself. The first error latches: what is in hand and all that comes later is refused, and the process
+//! Between groups it relocates ([`super::relocator`]). While one group is being synced the next gathers in the rings, so the
+//! group's size adapts to the disk by itself. The first error latches: what is in hand and all that comes later is refused, and the process
 //! stays up so that what was queued before still reaches PostgreSQL.
 
 use std::sync::Arc;
@@ -14,9 +14,13 @@ use crate::flush::queue::{FlushQueue, Queued, Trouble};
 use crate::http::app::App;
 use crate::http::submission::{Refused, Submission};
 use crate::journal::{FrameToWrite, Journal, JournalHealth, Location};
-use crate::limits::{JOURNAL_GROUP_BYTES_MAX, JOURNAL_GROUP_FRAMES_MAX, JOURNAL_IDLE_BEFORE_MARK, QUEUED_BATCH_BYTES};
+use crate::limits::{
+    JOURNAL_GROUP_BYTES_MAX, JOURNAL_GROUP_FRAMES_MAX, JOURNAL_IDLE_BEFORE_MARK, JOURNAL_RELOCATION_IDLE_POLL,
+    QUEUED_BATCH_BYTES,
+};
 use crate::metrics::{BatchOutcome, Recorder};
 use crate::ring::ring::Ring;
+use crate::server::relocator::Relocator;
 use crate::status::model::Phase;
 use crate::status::shared::StatusFeed;
 use crate::types::{AckLevel, PRIORITY_RESERVED_MIN};
@@ -35,6 +39,7 @@ pub struct GroupCommit {
     first_ring: usize,
     /// Something has happened since the last mark.
     mark_is_due: bool,
+    relocator: Relocator,
 }
 
 /// A submission with the core that it came from.
@@ -54,7 +59,8 @@ impl GroupCommit {
     ) -> Self {
         let (queue, health) = (Arc::clone(&app.queue), Arc::clone(&app.journal_health));
         let fsync = app.metrics.journal_fsync.recorder();
-        Self { app, queue, journal, health, feed, parker, stopping, fsync, first_ring: 0, mark_is_due: true }
+        let relocator = Relocator::new(Arc::clone(&queue), Arc::clone(&app.metrics), &journal);
+        Self { app, queue, journal, health, feed, parker, stopping, fsync, first_ring: 0, mark_is_due: true, relocator }
     }
 
     /// Runs until asked to stop and the rings are empty; then closes the journal.
@@ -65,9 +71,11 @@ impl GroupCommit {
             if !group.is_empty() {
                 self.commit(&mut group, &mut locations);
                 self.reclaim();
+                self.relocate();
                 continue;
             }
             self.reclaim();
+            self.relocate();
             // Acquire: partner of the Release store in the server's shutdown, after the workers have ended.
             if self.stopping.load(Ordering::Acquire) {
                 break;
@@ -75,7 +83,8 @@ impl GroupCommit {
             self.rest();
         }
         // A journal that has failed was logged when it did.
-        if let Err(error) = self.journal.close()
+        let finished = self.relocator.finish(&mut self.journal, Instant::now());
+        if let Err(error) = finished.and_then(|()| self.journal.close())
             && !self.health.has_failed()
         {
             tracing::error!(%error, "could not close the journal cleanly; the next start replays it");
@@ -84,8 +93,18 @@ impl GroupCommit {
 
     /// Waits for work. A moment of quiet is used to note in the journal what is committed.
     fn rest(&mut self) {
-        if !self.mark_is_due || self.health.has_failed() {
-            self.parker.park();
+        if self.health.has_failed() {
+            return self.parker.park();
+        }
+        if let Some(due) = self.relocator.due() {
+            return self.parker.park_deadline(due);
+        }
+        if !self.mark_is_due {
+            if self.journal.has_committed_behind() {
+                self.parker.park_timeout(JOURNAL_RELOCATION_IDLE_POLL);
+            } else {
+                self.parker.park();
+            }
             self.mark_is_due = true;
             return;
         }
@@ -215,6 +234,15 @@ impl GroupCommit {
             self.fail(&error.to_string());
         }
         self.app.metrics.journal_bytes.set(self.app.space.stats().files_bytes);
+    }
+
+    fn relocate(&mut self) {
+        if self.health.has_failed() {
+            return;
+        }
+        if let Err(error) = self.relocator.step(&mut self.journal, Instant::now()) {
+            self.fail(&error.to_string());
+        }
     }
 
     fn fail(&self, message: &str) {

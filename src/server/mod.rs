@@ -20,6 +20,7 @@ mod group_commit;
 mod listen;
 mod recover;
 mod reload;
+pub mod relocator;
 mod sampler;
 mod upkeep;
 

@@ -11,7 +11,7 @@ use crate::journal::{DiskStorage, Journal, JournalHealth, JournalOptions, Locati
 use crate::limits::QUEUED_BATCH_BYTES;
 use crate::metrics::Metrics;
 use crate::server::ServeError;
-use crate::status::memory::BatchMap;
+use crate::status::memory::{Admission, BatchMap};
 use crate::status::model::{Batch, Phase};
 
 /// Where recovered batches go.
@@ -58,12 +58,19 @@ pub fn open(
     let Lanes { cores, queue, batches, metrics } = *lanes;
     let started = Instant::now();
     let (mut recovered_batches, mut recovered_events) = (0usize, 0u64);
+    let mut repeated = Vec::new();
     let mut on_frame = |location: Location, payload: &[u8]| {
         let (header, tuples_at) = BlockHeader::parse(payload).map_err(Box::new)?;
         let batch = Batch::new(header.key, header.digest, header.priority, header.events, header.received_at);
         batch.set_phase(Phase::Queued);
         let batch = Arc::new(batch);
-        batches.admit(&batch);
+        if let Admission::Known(known) = batches.admit(&batch)
+            && known.digest == batch.digest
+        {
+            // Written again, by relocation or because its client came again, and the older one was not released.
+            repeated.push(location);
+            return Ok(());
+        }
         recovered_events += u64::from(header.events);
         queue.budgets.batches.take_over_limit(1);
         queue.budgets.memory_bytes.take_over_limit(QUEUED_BATCH_BYTES);
@@ -84,10 +91,13 @@ pub fn open(
     };
     let opened = Journal::open_telling(Arc::new(storage), options, &mut on_frame, on_read);
     let (journal, recovery) = opened.map_err(|error| ServeError::Failed(error.to_string()))?;
+    let releaser = journal.releaser();
+    repeated.iter().for_each(|&location| releaser.release(location));
     queue.admission.excuse_all();
     if recovered_batches > 0 {
         tracing::info!(
             batches = recovered_batches,
+            repeated = repeated.len(),
             events = recovered_events,
             took_ms = started.elapsed().as_millis() as u64,
             "recovered batches from the journal that may not be committed yet; the ledger skips those that are"

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use crossbeam::channel::{RecvTimeoutError, Sender, bounded};
 
-use crate::http::app::App;
+use crate::http::app::{App, JournalRoom};
 use crate::limits::SAMPLE_INTERVAL;
 use crate::server::{ServeError, join, spawn};
 use crate::state_log::StateLog;
@@ -62,8 +62,8 @@ struct Full {
 impl Full {
     /// Logs what has become full, or has room again.
     fn look(&mut self, app: &App) {
-        let begins = "the journal is full (JOURNAL_MAX_MB): batches are rejected until PostgreSQL has caught up";
-        log_change(&mut self.journal, app.journal_is_full(), begins, "the journal has room again");
+        let begins = "the journal is full (JOURNAL_MAX_MB): batches below priority 8 are rejected until PostgreSQL has caught up";
+        log_change(&mut self.journal, app.journal_room() != JournalRoom::Free, begins, "the journal has room again");
         let batches = &app.queue.budgets.batches;
         let begins = "too many batches are waiting for PostgreSQL (MEMORY_LIMIT_MB): further ones are rejected";
         log_change(&mut self.queue, batches.used() >= batches.limit(), begins, "there is room for more batches again");

@@ -5,7 +5,9 @@
 use std::sync::Arc;
 
 use ingestd::journal::storage::Storage;
-use ingestd::journal::{FrameToWrite, Journal, JournalOptions, Location, OpenError, Recovery, SpaceError, WriteError};
+use ingestd::journal::{
+    Claim, FrameToWrite, Journal, JournalOptions, Location, OpenError, Recovery, SpaceError, WriteError,
+};
 
 /// The smallest segments there are, so that few blocks fill them.
 pub const SEGMENT_BYTES: u64 = 64 * 1024;
@@ -65,7 +67,7 @@ pub enum Refusal {
 pub fn append(journal: &mut Journal, payloads: &[Vec<u8>], sync: bool) -> Result<Vec<Location>, Refusal> {
     let space = journal.space();
     for (index, payload) in payloads.iter().enumerate() {
-        if let Err(error) = space.try_reserve(payload.len()) {
+        if let Err(error) = space.try_reserve(payload.len(), Claim::Urgent) {
             payloads[..index].iter().for_each(|payload| space.release_reservation(payload.len()));
             return Err(Refusal::Space(error));
         }

@@ -5,7 +5,7 @@
 
 use serde::Serialize;
 
-use crate::http::app::App;
+use crate::http::app::{App, JournalRoom};
 use crate::http::health::{Health, UNHEALTHY};
 use crate::limits::{CONCERN_JOURNAL_SHARE, CONCERN_OPEN_FILES_SHARE, CONCERN_WINDOW};
 use crate::metrics::history::Sample;
@@ -41,6 +41,7 @@ struct Facts {
     is_draining: bool,
     is_unhealthy: bool,
     journal_reason: Option<String>,
+    journal_room: JournalRoom,
     journal_bytes: u64,
     journal_bytes_max: u64,
     /// Bytes a second that the journal grew by.
@@ -70,6 +71,7 @@ fn gather(app: &App, health: &Health, metrics: &Report, history: &[Sample]) -> F
         is_draining: app.is_draining(),
         is_unhealthy: health.status == UNHEALTHY,
         journal_reason: checks.journal.reason.clone(),
+        journal_room: app.journal_room(),
         journal_bytes: checks.journal.uncommitted_bytes,
         journal_bytes_max: checks.journal.bytes_max,
         database_works: app.database.is_working(),
@@ -141,6 +143,13 @@ fn journal(facts: &Facts) -> Option<Concern> {
             detail: format!("{}. Clients get 503 and must retry.", capital(reason)),
             advice: "Free space on the journal's disk or replace the disk, and check that PostgreSQL catches up; see \
                 the log for details.",
+        }
+    } else if facts.journal_room == JournalRoom::UrgentOnly {
+        Concern {
+            severity: Severity::Warning,
+            title: "The journal accepts urgent events only",
+            detail: format!("{}. Other clients get 503 and must retry.", capital(reason)),
+            advice: "Find out why PostgreSQL commits less than arrives, or raise JOURNAL_MAX_MB.",
         }
     } else {
         Concern {

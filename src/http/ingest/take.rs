@@ -18,7 +18,7 @@ use crate::http::problem::{ErrorItem, Problem};
 use crate::http::route::Reply;
 use crate::http::submission::{Refused, Submission};
 use crate::http::worker::Worker;
-use crate::journal::SpaceError;
+use crate::journal::{Claim, SpaceError};
 use crate::limits::{
     COMMIT_ACK_WAIT_MAX, LOOKUP_INGEST_WAIT_MAX, RETRY_AFTER_BUSY_SECONDS, RETRY_AFTER_JOURNAL_SECONDS,
 };
@@ -106,7 +106,8 @@ pub(super) async fn take(
 fn no_room(refusal: SpaceError) -> Problem {
     match refusal {
         SpaceError::Full => {
-            let detail = "the journal is full until PostgreSQL has caught up; nothing in this batch was accepted";
+            let detail = "the journal is full for batches of this priority until PostgreSQL has caught up; nothing in this \
+                batch was accepted";
             Problem::unavailable("journal_full", detail, RETRY_AFTER_JOURNAL_SECONDS)
         }
         SpaceError::NeverFits => {
@@ -133,7 +134,7 @@ fn submit(
             accepted; fewer, larger batches need less memory";
         return Err(Problem::unavailable("queue_full", detail, RETRY_AFTER_JOURNAL_SECONDS));
     }
-    if let Err(refusal) = app.space.try_reserve(block_bytes) {
+    if let Err(refusal) = app.space.try_reserve(block_bytes, Claim::of(batch.priority)) {
         app.queue.budgets.batches.give_back(1);
         return Err(no_room(refusal));
     }

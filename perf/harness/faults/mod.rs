@@ -202,7 +202,7 @@ fn stretch(scene: &mut Scene, servers: &[Running], fault: Option<&Fault>, lasts:
         healthy: latency(&healthy),
         urgent: latency(&urgent),
         queue_batches: samples.queue_batches,
-        journal_mib: samples.journal_bytes as f64 / f64::from(1 << 20),
+        journal_mib: samples.journal_bytes / f64::from(1 << 20),
         refused,
     };
     Ok(Seen { figures, healthy, urgent, faulty, landed_meanwhile, strikes, faulty_since, health, faults })
@@ -211,13 +211,13 @@ fn stretch(scene: &mut Scene, servers: &[Running], fault: Option<&Fault>, lasts:
 /// What the server holds for batches that are not the fault's.
 struct Samples {
     queue_batches: f64,
-    journal_bytes: u64,
+    journal_bytes: f64,
 }
 
 /// Reads queue and journal for `lasts`, and takes off what the fault's own batches hold: as many as were acknowledged and
 /// are not in the ledger.
 fn sample(scene: &mut Scene, server: &Running, faulty: Option<&Stream>, lasts: Duration) -> Result<Samples, Failure> {
-    let (begun, mut queue, mut journal_bytes) = (Instant::now(), Vec::new(), 0);
+    let (begun, mut queue, mut journal_bytes) = (Instant::now(), Vec::new(), Vec::new());
     while begun.elapsed() < lasts {
         sleep(SAMPLE_EVERY.min(lasts.saturating_sub(begun.elapsed())));
         let acked = faulty.map_or(0, Stream::acked);
@@ -226,10 +226,10 @@ fn sample(scene: &mut Scene, server: &Running, faulty: Option<&Stream>, lasts: D
         let figure = |of: &serde_json::Value| of.as_u64().ok_or_else(|| format!("no figure in {metrics}"));
         queue.push(figure(&metrics["queue"]["batches"])?.saturating_sub(waiting) as f64);
         let held = waiting * faulty.map_or(0, Stream::batch_bytes);
-        journal_bytes = journal_bytes.max(figure(&metrics["journal"]["bytes"])?.saturating_sub(held));
+        journal_bytes.push(figure(&metrics["journal"]["bytes"])?.saturating_sub(held) as f64);
     }
-    let queue_batches = queue.iter().sum::<f64>() / queue.len().max(1) as f64;
-    Ok(Samples { queue_batches, journal_bytes })
+    let mean = |samples: &[f64]| samples.iter().sum::<f64>() / samples.len().max(1) as f64;
+    Ok(Samples { queue_batches: mean(&queue), journal_bytes: mean(&journal_bytes) })
 }
 
 /// Batches of the fault that are settled.

@@ -43,7 +43,7 @@ pub struct Figures {
     pub urgent: Latency,
     /// Mean of the batches in the queue.
     pub queue_batches: f64,
-    /// Peak of the journal's files.
+    /// Mean size of the journal's files.
     pub journal_mib: f64,
     /// Answers 429 and 503 to the two streams.
     pub refused: u64,

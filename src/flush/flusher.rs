@@ -33,8 +33,8 @@ use crate::flush::sleepers::Seat;
 use crate::flush::unflushed::{Outcome, Unflushed};
 use crate::journal::{JournalHealth, JournalReader, ReadError, Releaser};
 use crate::limits::{
-    COPY_LOCK_WAIT_MAX, READ_BACK_TRIES_MAX, REFUSED_EVENTS_TOLD_EVERY, RETRY_WAIT_MAX, RETRY_WAIT_MIN,
-    ROW_BY_ROW_ATTEMPTS_MAX,
+    COPY_LOCK_WAIT_MAX, COPY_LOCK_WAIT_PATIENT, READ_BACK_TRIES_MAX, REFUSED_EVENTS_TOLD_EVERY, RETRY_WAIT_MAX,
+    RETRY_WAIT_MIN, ROW_BY_ROW_ATTEMPTS_MAX,
 };
 use crate::metrics::Metrics;
 use crate::pg::health::{DatabaseHealth, Witness};
@@ -297,8 +297,10 @@ impl Flusher {
                 return None;
             }
             let plan = self.plan(go, &part);
-            if let (Way::RowByRow, [alone]) = (plan.begin, &mut part[..]) {
-                alone.item.value.trouble.row_by_row += 1;
+            if let [alone] = &mut part[..] {
+                let trouble = &mut alone.item.value.trouble;
+                trouble.row_by_row += u32::from(plan.begin == Way::RowByRow);
+                trouble.long_turns += u32::from(plan.limits.lock == Some(COPY_LOCK_WAIT_PATIENT));
             }
             match self.attempt.land(session, &part, &plan) {
                 Ok(done) => {
@@ -324,10 +326,10 @@ impl Flusher {
         let rows = part.iter().map(|batch| u64::from(batch.item.rows)).sum();
         let share = Share { batches: part.len(), rows, of_batches: go.batches, of_rows: go.rows };
         let own_turn = go.has_turn && part.len() == 1;
-        let waits_for_a_row = part.iter().all(|in_hand| in_hand.item.value.trouble.waits_for_a_row);
+        let may_wait = part.iter().all(|in_hand| in_hand.item.value.trouble.may_wait_for_long());
         let patience = match () {
             () if self.tables_are_locked => Patience::Locked,
-            () if own_turn && waits_for_a_row && self.queue.may_be_patient() => Patience::OwnLongTurn,
+            () if own_turn && may_wait && self.queue.may_be_patient() => Patience::OwnLongTurn,
             () if own_turn => Patience::OwnTurn,
             () if go.is_patient || self.patient_until.is_some_and(|until| Instant::now() < until) => Patience::Usual,
             () => Patience::Hasty { expected: self.target.expected(rows) },

@@ -20,6 +20,7 @@ use crate::flush::sleepers::{Seat, Sleepers};
 use crate::journal::Location;
 use crate::limits::{
     MEMORY_SHED_SHARE, PATIENT_RETRY_EVERY, POSTPONED_REPORTED_AT, QUEUED_BATCH_BYTES, STUCK_TOLD_EVERY,
+    TRIES_BETWEEN_LONG_TURNS,
 };
 use crate::metrics::Metrics;
 use crate::pg::locks::Blocked;
@@ -52,6 +53,13 @@ pub struct Queued {
     pub trouble: Trouble,
 }
 
+impl Trouble {
+    /// True when it waits for something that the watch may find, and others had their turn.
+    pub(super) fn may_wait_for_long(&self) -> bool {
+        self.waits_for_a_row && self.postponed_times >= TRIES_BETWEEN_LONG_TURNS * self.long_turns
+    }
+}
+
 /// What a batch has met on its way to PostgreSQL.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Trouble {
@@ -65,6 +73,8 @@ pub struct Trouble {
     pub is_slow: bool,
     /// It waits for somebody's row, or for a table that nobody is known to lock.
     pub waits_for_a_row: bool,
+    /// How often that was waited for until [`crate::pg::watch`] could find out whose it is.
+    pub long_turns: u32,
     /// PostgreSQL refuses rows of it.
     pub has_refused_rows: bool,
     /// How often its rows were tried one by one, whatever PostgreSQL said of them.

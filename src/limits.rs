@@ -264,14 +264,27 @@ pub const COLLISIONS_MAX: u32 = 3;
 pub const SESSIONS_LOST_MAX: u32 = 3;
 /// How long a COPY waits for a lock that another session has on a partition, and how long where it is a part of a cut, a
 /// retry or urgent: others may be waiting behind it.
-pub const COPY_LOCK_WAIT_MAX: Duration = Duration::from_millis(500);
+pub const COPY_LOCK_WAIT_MAX: Duration = Duration::from_millis(100);
 /// See [`COPY_LOCK_WAIT_MAX`].
-pub const COPY_LOCK_WAIT_SHORT: Duration = Duration::from_millis(100);
+pub const COPY_LOCK_WAIT_SHORT: Duration = Duration::from_millis(30);
 /// How long it waits when every COPY has to wait for the lock.
 pub const COPY_LOCK_WAIT_LONG: Duration = Duration::from_secs(30);
+/// How long a batch that is tried by itself waits for somebody's row, at most once in [`PATIENT_RETRY_EVERY`]: long enough for
+/// the watch to find a session in the way that a dead node has left.
+pub const COPY_LOCK_WAIT_PATIENT: Duration = Duration::from_secs(15);
+/// See [`COPY_LOCK_WAIT_PATIENT`].
+pub const PATIENT_RETRY_EVERY: Duration = Duration::from_secs(60);
 /// How long a COPY of several batches may take; a part of it as much as its share of the rows, but
-/// [`COPY_LOCK_WAIT_SHORT`] at least. [`COPY_DURATION_TARGET`] is a small part of it.
+/// [`COPY_TIME_PART_MIN`] at least. [`COPY_DURATION_TARGET`] is a small part of it.
 pub const COPY_TIME_MAX: Duration = Duration::from_secs(2);
+/// The first attempt of a COPY of several batches may take [`SLOW_COPY_FACTOR`] times what its rows let expect, and this at
+/// least: if some of them are of another month than most, they are suspected to be slow, and put aside.
+pub const HASTY_COPY_TIME_MIN: Duration = Duration::from_millis(250);
+/// For so long a flusher allows [`COPY_TIME_MAX`] at once after a COPY took longer that had nothing to suspect: then
+/// everything is slow.
+pub const NOT_HASTY_FOR: Duration = Duration::from_secs(60);
+/// See [`COPY_TIME_MAX`].
+pub const COPY_TIME_PART_MIN: Duration = Duration::from_millis(100);
 /// How long a COPY of a single batch may take while others wait; after that it is landed by itself, and may take as long as it
 /// needs. Shorter than [`TCP_USER_TIMEOUT`]: PostgreSQL does not read what it is sent while it is busy with the rows.
 pub const COPY_TIME_ALONE_MAX: Duration = Duration::from_secs(8);
@@ -283,6 +296,10 @@ pub const RETRY_REST_MAX: Duration = Duration::from_secs(2);
 /// Batches of one month that are refused one after the other, none of it landing, before its batches are not tried with
 /// others any more.
 pub const REFUSED_IN_A_ROW_OF_A_MONTH: u32 = 3;
+/// A COPY that takes so many times as long as one of its rows should, and [`SLOW_COPY_MIN`] at least, is slow.
+pub const SLOW_COPY_FACTOR: u32 = 4;
+/// See [`SLOW_COPY_FACTOR`].
+pub const SLOW_COPY_MIN: Duration = Duration::from_millis(100);
 /// After so long without a refusal a month or a partition is tried together with others again.
 pub const HELD_FOR_MAX: Duration = Duration::from_secs(60);
 /// How often a batch is tried row by row before all of its rows become dead letters.
@@ -294,6 +311,8 @@ pub const STUCK_TOLD_EVERY: Duration = Duration::from_secs(30);
 pub const READ_BACK_TRIES_MAX: u32 = 8;
 /// Refused rows in a row after which a batch goes row by row: bisecting finds nothing that lands.
 pub const REFUSALS_IN_A_ROW_MAX: u32 = 32;
+/// Refused rows after which the staging table is emptied.
+pub const REFUSED_BEFORE_CLEARED: u32 = 64;
 /// Refused rows that one statement writes to the dead letters at most, and about how many bytes of them.
 pub const DEAD_LETTERS_PER_STATEMENT_MAX: usize = 1000;
 /// See [`DEAD_LETTERS_PER_STATEMENT_MAX`].
@@ -308,6 +327,7 @@ pub const REMOTE_FAULTS_MAX: u32 = 2;
 
 const _: () = assert!(COPY_DURATION_TARGET.as_millis() * 5 < COPY_TIME_MAX.as_millis());
 const _: () = assert!(COPY_TIME_ALONE_MAX.as_millis() < TCP_USER_TIMEOUT.as_millis());
+const _: () = assert!(COPY_LOCK_WAIT_PATIENT.as_secs() > 2 * SILENCE_MIN.as_secs() + 2 * WATCH_INTERVAL.as_secs());
 const _: () = assert!(RETRY_WAIT_MIN.as_millis() < RETRY_WAIT_MAX.as_millis());
 const _: () = assert!(RETRY_WAIT_MAX.as_millis() < OUTAGE_AFTER.as_millis());
 

@@ -54,6 +54,16 @@ impl Database {
         self.embedded.version().to_string()
     }
 
+    /// Where its programs are.
+    pub fn bin_dir(&self) -> &Path {
+        self.embedded.bin_dir()
+    }
+
+    /// Where its data are.
+    pub fn data_dir(&self) -> &Path {
+        self.embedded.data_dir()
+    }
+
     /// Stops it.
     pub fn stop(self) -> Result<(), Failure> {
         Ok(self.embedded.stop()?)

@@ -6,6 +6,7 @@
 //!  profiles  settings of PostgreSQL beside each other
 //!  targets   one figure each, beside what it is held against in the same run
 //!  cluster   one, two and three nodes behind nginx, then the same while nodes come and go
+//!  faults    one fault after the other beside healthy streams, each against a control run without it
 //!  citus     tables spread over a Citus cluster that runs already, beside plain ones on its coordinator
 //!  scale     no run of its own: what a rate takes, computed from what cluster has measured
 //! ```
@@ -21,6 +22,7 @@ mod database;
 #[path = "../../tests/support/deployed.rs"]
 mod deployed;
 mod disk;
+mod faults;
 mod load;
 mod plot;
 mod process;
@@ -90,7 +92,8 @@ fn main() -> Result<(), Failure> {
         Some("targets") => targets::run(&plan, work.path()),
         Some("profiles") => profiles::run(&plan, work.path()),
         Some("cluster") => cluster::run(&plan, work.path()),
+        Some("faults") => faults::run(&plan, work.path()),
         Some("citus") => citus::run(&plan, work.path()),
-        _ => Err("usage: harness compare|targets|profiles|cluster|citus, or harness scale FOLDER".into()),
+        _ => Err("usage: harness compare|targets|profiles|cluster|faults|citus, or harness scale FOLDER".into()),
     }
 }

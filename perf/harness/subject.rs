@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use ingestd::sys::child;
+use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::Failure;
@@ -127,7 +129,7 @@ pub fn terminate(child: &mut Child) -> Result<(), Failure> {
         return Ok(());
     }
     let pid = rustix::process::Pid::from_child(child);
-    rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
+    rustix::process::kill_process(pid, Signal::TERM)?;
     let begun = Instant::now();
     while child.try_wait()?.is_none() {
         if begun.elapsed() > STOP_WAIT_MAX {
@@ -187,7 +189,10 @@ impl Subject for Ingestd {
             std::fs::remove_dir_all(&journal)?;
         }
         let log = self.folder.join("ingestd.log");
-        let child = Command::new(&self.program)
+        let mut command = Command::new(&self.program);
+        // Only the main thread starts servers: it lives as long as the program.
+        child::end_with_thread(&mut command, Signal::TERM);
+        let child = command
             .arg("serve")
             .env("LISTEN_ADDR", format!("127.0.0.1:{port}"))
             .env("JOURNAL_DIR", &journal)

@@ -6,7 +6,9 @@
 //!                   rows a second that full COPYs land
 //! ```
 //!
-//! Half, because the other half is what ageing needs ([`crate::flush::merge`]). A batch waits from the moment it was
+//! Half, because the other half is what ageing needs ([`crate::flush::merge`]). And nobody below priority 8 joins who would
+//! make all that waits last for more than three quarters: each priority has its own half, and together they would not be
+//! committed in time. A batch waits from the moment it was
 //! admitted, on its way through the journal too: else all who are held back would be let in at once whenever there is
 //! room for one. Without this an overload fills the journal to its cap, and by then every
 //! batch waits for the length of it; so overload is held back early, and what is accepted is committed in time.
@@ -26,7 +28,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use crate::limits::{OVERLOAD_OVER_AFTER, STANDING_WAIT_MAX};
-use crate::types::{PRIORITY_COUNT, Priority};
+use crate::types::{PRIORITY_COUNT, PRIORITY_RESERVED_MIN, Priority};
 
 /// How much a new measurement weighs: the last handful of COPYs decide.
 const WEIGHT: f64 = 0.25;
@@ -108,8 +110,13 @@ impl Admission {
         if rate == 0 {
             return None;
         }
-        let wait = Duration::from_secs_f64(self.waiting_rows_from(priority) as f64 / rate as f64);
-        wait.checked_sub(self.wait_limit(priority, now)).filter(|over| !over.is_zero())
+        let wait = |from| Duration::from_secs_f64(self.waiting_rows_from(from) as f64 / rate as f64);
+        let over_own = wait(priority).saturating_sub(self.wait_limit(priority, now));
+        let over_all = match priority {
+            urgent if urgent >= PRIORITY_RESERVED_MIN => Duration::ZERO,
+            _ => wait(Priority::default()).saturating_sub(self.wait_max * 3 / 2),
+        };
+        Some(over_own.max(over_all)).filter(|over| !over.is_zero())
     }
 
     /// A batch of `priority` came that may not join.
@@ -179,6 +186,17 @@ mod tests {
         assert_eq!(admission.refusal(HIGH, Instant::now()), Some(2 * SECOND));
         admission.left(HIGH, 2_000);
         assert_eq!(admission.refusal(HIGH, Instant::now()), None);
+    }
+
+    #[test]
+    fn all_priorities_together_wait_for_less_than_the_timeout() {
+        let middle = Priority::new(5).expect("a priority");
+        let admission = steady(15_000);
+        admission.joined(middle, 7_000);
+        assert_eq!(admission.refusal(middle, Instant::now()), None);
+        admission.joined(middle, 2_000);
+        assert_eq!(admission.refusal(middle, Instant::now()), Some(1500 * SECOND / 1000));
+        assert_eq!(admission.refusal(HIGH, Instant::now()), None, "but not at the cost of what is urgent");
     }
 
     #[test]

@@ -41,8 +41,10 @@ pub struct Evidence {
     pub suspects: usize,
     /// The batch was postponed before, so it is the culprit already.
     pub known: bool,
-    /// How often a session broke before that held nothing but this batch.
+    /// How often a session broke that held nothing but this batch, with this time.
     pub sessions_lost: u32,
+    /// Another session could be opened.
+    pub reconnected: bool,
 }
 
 /// What to do.
@@ -58,20 +60,19 @@ pub enum Action {
     Quarantine,
     /// The batch is set apart until more is known; the rest of the cut goes on.
     Suspect,
-    /// Everything goes back, to be sent over another session.
-    OtherSession,
     /// Everything goes back; PostgreSQL is asked again after a pause.
     Wait,
 }
 
 /// The table.
 pub fn decide(kind: Kind, evidence: Evidence) -> Action {
-    let Evidence { batches, collisions, others_landed, suspects, known, sessions_lost } = evidence;
+    let Evidence { batches, collisions, others_landed, suspects, known, sessions_lost, reconnected } = evidence;
     match kind {
-        // A batch that breaks each session that it is sent over, while others land: its size, or what it does to a backend.
-        Kind::Session if batches == 1 && known => Action::Postpone,
-        Kind::Session if batches == 1 && others_landed && sessions_lost >= SESSIONS_LOST_MAX => Action::Postpone,
-        Kind::Session => Action::OtherSession,
+        Kind::Session if !reconnected => Action::Wait,
+        Kind::Session if batches > 1 => Action::Halve,
+        // It breaks each session that it is sent over: its size, or what it does to a backend.
+        Kind::Session if known || sessions_lost >= SESSIONS_LOST_MAX => Action::Postpone,
+        Kind::Session => Action::Again,
         Kind::Transaction if collisions < COLLISIONS_MAX => Action::Again,
         Kind::Locked => Action::Wait,
         Kind::Transaction | Kind::Refused | Kind::Batches | Kind::Slow | Kind::Rows if batches > 1 => Action::Halve,
@@ -87,8 +88,15 @@ pub fn decide(kind: Kind, evidence: Evidence) -> Action {
 mod tests {
     use super::*;
 
-    const NOTHING_KNOWN: Evidence =
-        Evidence { batches: 1, collisions: 0, others_landed: false, suspects: 0, known: false, sessions_lost: 0 };
+    const NOTHING_KNOWN: Evidence = Evidence {
+        batches: 1,
+        collisions: 0,
+        others_landed: false,
+        suspects: 0,
+        known: false,
+        sessions_lost: 0,
+        reconnected: false,
+    };
 
     #[test]
     fn several_batches_that_are_refused_are_halved_whatever_else_is_known() {
@@ -131,18 +139,22 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_session_says_nothing_about_its_batches_unless_it_happens_to_one_again_and_again() {
-        for others_landed in [false, true] {
-            for batches in [1, 9] {
-                let evidence = Evidence { batches, others_landed, ..NOTHING_KNOWN };
-                assert_eq!(decide(Kind::Session, evidence), Action::OtherSession);
-            }
+    fn when_no_session_can_be_had_everything_waits() {
+        for batches in [1, 9] {
+            let evidence = Evidence { batches, others_landed: true, known: true, sessions_lost: 9, ..NOTHING_KNOWN };
+            assert_eq!(decide(Kind::Session, evidence), Action::Wait);
         }
-        let often = Evidence { sessions_lost: SESSIONS_LOST_MAX, ..NOTHING_KNOWN };
-        assert_eq!(decide(Kind::Session, often), Action::OtherSession, "nothing else lands");
-        let others_landed = Evidence { others_landed: true, ..often };
-        assert_eq!(decide(Kind::Session, others_landed), Action::Postpone);
-        assert_eq!(decide(Kind::Session, Evidence { batches: 9, ..others_landed }), Action::OtherSession);
+    }
+
+    #[test]
+    fn a_batch_that_breaks_session_after_session_is_found_and_postponed() {
+        let other = Evidence { reconnected: true, ..NOTHING_KNOWN };
+        assert_eq!(decide(Kind::Session, Evidence { batches: 9, ..other }), Action::Halve);
+        for sessions_lost in 1..SESSIONS_LOST_MAX {
+            assert_eq!(decide(Kind::Session, Evidence { sessions_lost, ..other }), Action::Again);
+        }
+        assert_eq!(decide(Kind::Session, Evidence { sessions_lost: SESSIONS_LOST_MAX, ..other }), Action::Postpone);
+        assert_eq!(decide(Kind::Session, Evidence { known: true, ..other }), Action::Postpone);
     }
 
     #[test]

@@ -4,8 +4,9 @@ use std::time::{Duration, Instant};
 
 use crate::flush::merge::Role;
 use crate::limits::{
-    COPY_DURATION_TARGET, COPY_LOCK_WAIT_LONG, COPY_LOCK_WAIT_MAX, COPY_LOCK_WAIT_SHORT, COPY_ROWS_MAX,
-    COPY_TIME_ALONE_MAX, COPY_TIME_MAX, LINGER_ADAPTIVE_MAX, SHARDED_COPY_DURATION_TARGET,
+    COPY_DURATION_TARGET, COPY_LOCK_WAIT_LONG, COPY_LOCK_WAIT_MAX, COPY_LOCK_WAIT_PATIENT, COPY_LOCK_WAIT_SHORT,
+    COPY_ROWS_MAX, COPY_TIME_ALONE_MAX, COPY_TIME_MAX, COPY_TIME_PART_MIN, HASTY_COPY_TIME_MIN, LINGER_ADAPTIVE_MAX,
+    SHARDED_COPY_DURATION_TARGET, SLOW_COPY_FACTOR, SLOW_COPY_MIN,
 };
 use crate::pg::time_limits::TimeLimits;
 use crate::sharding::Sharding;
@@ -81,23 +82,44 @@ pub struct Share {
     pub of_rows: u64,
 }
 
-/// How long PostgreSQL may take for `share` while others wait behind it. `own_turn`: a batch that is tried by itself takes as long
-/// as it needs once it has its locks. `tables_are_locked`: there is nothing better to do than to wait.
-pub fn limits(share: Share, role: Role, own_turn: bool, tables_are_locked: bool) -> TimeLimits {
+/// What a COPY may wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Patience {
+    /// Others wait behind it, and it should not take much longer than its rows let expect.
+    Hasty {
+        /// How long they do.
+        expected: Duration,
+    },
+    /// Others wait behind it.
+    Usual,
+    /// It is a batch that is tried by itself, and may take as long as it needs once it has its locks.
+    OwnTurn,
+    /// The same, and it waits for whoever has the lock.
+    OwnLongTurn,
+    /// Every COPY has to wait for the lock: there is nothing better to do.
+    Locked,
+}
+
+/// How long PostgreSQL may take for `share`, on behalf of a flusher of `role`.
+pub fn limits(share: Share, role: Role, patience: Patience) -> TimeLimits {
     let is_part = share.batches < share.of_batches;
-    let lock = match role {
-        _ if tables_are_locked => COPY_LOCK_WAIT_LONG,
-        Role::General if !is_part && !own_turn => COPY_LOCK_WAIT_MAX,
-        Role::General | Role::Reserved => COPY_LOCK_WAIT_SHORT,
+    let lock = match (patience, role) {
+        (Patience::Locked, _) => COPY_LOCK_WAIT_LONG,
+        (Patience::OwnLongTurn, _) => COPY_LOCK_WAIT_PATIENT,
+        (Patience::Hasty { .. } | Patience::Usual, Role::General) if !is_part => COPY_LOCK_WAIT_MAX,
+        (Patience::Hasty { .. } | Patience::Usual | Patience::OwnTurn, _) => COPY_LOCK_WAIT_SHORT,
     };
-    let statement = match () {
-        () if own_turn || tables_are_locked => None,
-        () if is_part => {
-            let part = COPY_TIME_MAX.mul_f64(share.rows as f64 / share.of_rows.max(1) as f64);
-            Some(part.max(COPY_LOCK_WAIT_SHORT))
+    let statement = match patience {
+        Patience::Locked | Patience::OwnTurn | Patience::OwnLongTurn => None,
+        Patience::Hasty { expected } if share.batches > 1 && !is_part => {
+            Some((expected * SLOW_COPY_FACTOR).clamp(HASTY_COPY_TIME_MIN, COPY_TIME_MAX))
         }
-        () if share.batches > 1 => Some(COPY_TIME_MAX),
-        () => Some(COPY_TIME_ALONE_MAX),
+        Patience::Hasty { .. } | Patience::Usual if is_part => {
+            let part = COPY_TIME_MAX.mul_f64(share.rows as f64 / share.of_rows.max(1) as f64);
+            Some(part.max(COPY_TIME_PART_MIN))
+        }
+        Patience::Hasty { .. } | Patience::Usual if share.batches > 1 => Some(COPY_TIME_MAX),
+        Patience::Hasty { .. } | Patience::Usual => Some(COPY_TIME_ALONE_MAX),
     };
     TimeLimits { lock: Some(lock), statement: statement.map(|limit| limit.max(lock)) }
 }
@@ -125,6 +147,16 @@ impl RowsTarget {
     /// The present target.
     pub fn rows(self) -> u32 {
         self.rows
+    }
+
+    /// True when a COPY of `rows` that took `took` was far slower than the target lets expect: some of its rows are.
+    pub fn is_slow(self, rows: u64, took: Duration) -> bool {
+        took >= SLOW_COPY_MIN.max(self.expected(rows) * SLOW_COPY_FACTOR)
+    }
+
+    /// How long a COPY of `rows` should take.
+    pub fn expected(self, rows: u64) -> Duration {
+        self.duration.mul_f64(rows as f64 / f64::from(self.rows.max(1)))
     }
 
     /// Learns from a COPY that PostgreSQL gave up or cancelled: half as many rows may pass, down to a single batch.
@@ -213,6 +245,41 @@ mod tests {
             target.observe(true, Duration::from_millis(10));
         }
         assert_eq!(target.rows(), COPY_ROWS_MAX);
+    }
+
+    #[test]
+    fn who_has_others_behind_it_may_wait_least() {
+        let whole = Share { batches: 8, rows: 800, of_batches: 8, of_rows: 800 };
+        let of = |share, role, patience| {
+            let TimeLimits { lock, statement } = limits(share, role, patience);
+            (lock.expect("always one"), statement)
+        };
+        let usual = |share, role| of(share, role, Patience::Usual);
+        assert_eq!(usual(whole, Role::General), (COPY_LOCK_WAIT_MAX, Some(COPY_TIME_MAX)));
+        assert_eq!(usual(whole, Role::Reserved), (COPY_LOCK_WAIT_SHORT, Some(COPY_TIME_MAX)));
+        let hasty = |expected| of(whole, Role::General, Patience::Hasty { expected }).1;
+        assert_eq!(hasty(Duration::from_millis(1)), Some(HASTY_COPY_TIME_MIN));
+        assert_eq!(hasty(COPY_DURATION_TARGET), Some(COPY_DURATION_TARGET * SLOW_COPY_FACTOR));
+        assert_eq!(hasty(COPY_TIME_MAX), Some(COPY_TIME_MAX));
+        let half = Share { batches: 4, rows: 400, ..whole };
+        assert_eq!(usual(half, Role::General), (COPY_LOCK_WAIT_SHORT, Some(COPY_TIME_MAX / 2)));
+        let least = Share { batches: 1, rows: 1, ..whole };
+        assert_eq!(usual(least, Role::General), (COPY_LOCK_WAIT_SHORT, Some(COPY_TIME_PART_MIN)));
+        let alone = Share { batches: 1, rows: 800, of_batches: 1, of_rows: 800 };
+        assert_eq!(usual(alone, Role::General), (COPY_LOCK_WAIT_MAX, Some(COPY_TIME_ALONE_MAX)));
+        assert_eq!(of(alone, Role::General, Patience::OwnTurn), (COPY_LOCK_WAIT_SHORT, None));
+        assert_eq!(of(alone, Role::General, Patience::OwnLongTurn), (COPY_LOCK_WAIT_PATIENT, None));
+        assert_eq!(of(whole, Role::Reserved, Patience::Locked), (COPY_LOCK_WAIT_LONG, None));
+    }
+
+    #[test]
+    fn a_copy_is_slow_by_what_its_rows_should_take() {
+        let target = RowsTarget::new(1000, Sharding::None);
+        let should_take = COPY_DURATION_TARGET / 2;
+        assert!(!target.is_slow(500, should_take * SLOW_COPY_FACTOR - Duration::from_millis(1)));
+        assert!(target.is_slow(500, should_take * SLOW_COPY_FACTOR));
+        assert!(!target.is_slow(1, SLOW_COPY_MIN - Duration::from_millis(1)));
+        assert!(target.is_slow(1, SLOW_COPY_MIN));
     }
 
     #[test]

@@ -24,7 +24,8 @@ use r2d2::PooledConnection;
 use crate::encode::block::Block;
 use crate::encode::pool::BlockPool;
 use crate::flush::attempt::{Attempt, InHand, Plan};
-use crate::flush::cut::{RowsTarget, Share, limits};
+use crate::flush::cut::{Patience, RowsTarget, Share, limits};
+use crate::flush::held::{odd_months, only_month};
 use crate::flush::merge::{Cut, Item, Moment, Next, Role};
 use crate::flush::queue::{FlushQueue, Queued, Trouble, Waiting};
 use crate::flush::record::FlushRecorders;
@@ -32,8 +33,8 @@ use crate::flush::sleepers::Seat;
 use crate::flush::unflushed::{Outcome, Unflushed};
 use crate::journal::{JournalHealth, JournalReader, ReadError, Releaser};
 use crate::limits::{
-    COPY_LOCK_WAIT_MAX, COPY_LOCK_WAIT_SHORT, READ_BACK_TRIES_MAX, REFUSED_EVENTS_TOLD_EVERY, RETRY_WAIT_MAX,
-    RETRY_WAIT_MIN, ROW_BY_ROW_ATTEMPTS_MAX,
+    COPY_LOCK_WAIT_MAX, READ_BACK_TRIES_MAX, REFUSED_EVENTS_TOLD_EVERY, RETRY_WAIT_MAX, RETRY_WAIT_MIN,
+    ROW_BY_ROW_ATTEMPTS_MAX,
 };
 use crate::metrics::Metrics;
 use crate::pg::health::{DatabaseHealth, Witness};
@@ -101,6 +102,8 @@ pub struct Flusher {
     unflushed: Unflushed,
     /// The last COPY had to wait for a lock that all have to wait for.
     tables_are_locked: bool,
+    /// Until then a COPY may be slow at the first attempt.
+    patient_until: Option<Instant>,
     retry_wait: Duration,
     /// When the last wait began; `None` once a COPY has landed after it.
     failed_at: Option<Instant>,
@@ -136,6 +139,7 @@ impl Flusher {
             attempt,
             unflushed,
             tables_are_locked: false,
+            patient_until: None,
             retry_wait,
             failed_at: None,
             refused_told_at: None,
@@ -257,11 +261,20 @@ impl Flusher {
         }
         let (batches, rows) = (in_hand.len(), in_hand.iter().map(|batch| u64::from(batch.item.rows)).sum());
         let to_land = if in_hand.is_empty() { Vec::new() } else { vec![in_hand] };
-        let (suspect, collisions, has_turn) = (None, 0, cut.is_retry);
-        let mut go = Go { taken_at, to_land, batches, rows, suspect, collisions, has_turn };
+        let mut go = Go {
+            taken_at,
+            to_land,
+            batches,
+            rows,
+            suspect: None,
+            collisions: 0,
+            has_turn: cut.is_retry,
+            turn_landed: false,
+            is_patient: false,
+        };
         let ended_by = self.land_parts(&mut session, &mut go, cut.is_full);
         if go.has_turn {
-            self.queue.tried(self.tools.health.has_landed_since(taken_at) && ended_by.is_none());
+            self.queue.tried(go.turn_landed);
         }
         if let Some(fault) = ended_by {
             return self.give_up(session, go, &fault);
@@ -289,7 +302,9 @@ impl Flusher {
             }
             match self.attempt.land(session, &part, &plan) {
                 Ok(done) => {
+                    go.turn_landed |= go.has_turn && part.len() == 1;
                     self.record(&part, is_whole && is_full, &done.timings, go.taken_at.elapsed());
+                    self.note_months(&part, &done.timings);
                     self.landed(part, done, plan.commit);
                 }
                 Err(failure) => {
@@ -309,8 +324,16 @@ impl Flusher {
         let rows = part.iter().map(|batch| u64::from(batch.item.rows)).sum();
         let share = Share { batches: part.len(), rows, of_batches: go.batches, of_rows: go.rows };
         let own_turn = go.has_turn && part.len() == 1;
-        let limits = limits(share, self.seat.role, own_turn, self.tables_are_locked);
-        let partition_wait = limits.lock.unwrap_or(COPY_LOCK_WAIT_SHORT).min(COPY_LOCK_WAIT_MAX);
+        let waits_for_a_row = part.iter().all(|in_hand| in_hand.item.value.trouble.waits_for_a_row);
+        let patience = match () {
+            () if self.tables_are_locked => Patience::Locked,
+            () if own_turn && waits_for_a_row && self.queue.may_be_patient() => Patience::OwnLongTurn,
+            () if own_turn => Patience::OwnTurn,
+            () if go.is_patient || self.patient_until.is_some_and(|until| Instant::now() < until) => Patience::Usual,
+            () => Patience::Hasty { expected: self.target.expected(rows) },
+        };
+        let limits = limits(share, self.seat.role, patience);
+        let partition_wait = COPY_LOCK_WAIT_MAX;
         let begin = match part {
             [alone] if own_turn => self.way_of(&alone.item.value.trouble),
             _ => Way::Plain,
@@ -349,9 +372,6 @@ impl Flusher {
     fn landed(&mut self, in_hand: Vec<InHand>, done: Done, commit: Commit) {
         self.tools.health.landed_now();
         self.tables_are_locked = false;
-        if self.queue.holds_rows() {
-            in_hand.iter().for_each(|in_hand| self.queue.landed(in_hand.block.tuples()));
-        }
         self.postgres_works();
         if let Some(first) = in_hand.first() {
             self.queue.release(first.item.shard);
@@ -368,6 +388,30 @@ impl Flusher {
                 self.flushed(Some(done.run));
                 self.settle(outcomes);
             }
+        }
+    }
+
+    /// Notes which months land as they should. Where some rows of `part` are far slower than others, those of months with few
+    /// rows count as refused, so that they are not tried with others any more.
+    fn note_months(&self, part: &[InHand], timings: &Timings) {
+        let rows = part.iter().map(|in_hand| u64::from(in_hand.item.rows)).sum();
+        let took = timings.claim + timings.copy;
+        let tuples = || part.iter().map(|in_hand| in_hand.block.tuples());
+        if !self.target.is_slow(rows, took) {
+            if self.queue.holds_rows() {
+                tuples().for_each(|tuples| self.queue.landed(tuples));
+            }
+            return;
+        }
+        let reason =
+            format!("rows of it take long: a COPY of {rows} rows with some of them took {} ms", took.as_millis());
+        let slow = match part {
+            [alone] => only_month(alone.block.tuples()).filter(|_| self.queue.holds_rows()).into_iter().collect(),
+            _ => odd_months(tuples()),
+        };
+        for month in slow {
+            let reason = format!("{}: {reason}", month.partition_name());
+            self.queue.refused_of_month(month, SqlState::QUERY_CANCELED.code(), &reason);
         }
     }
 

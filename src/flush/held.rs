@@ -5,6 +5,7 @@
 //! were refused one after the other and none landed. It is free again when a batch with rows of it lands: batches that were
 //! put aside are tried again by themselves. What was not refused for [`HELD_FOR_MAX`] is forgotten.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -96,6 +97,14 @@ fn times(batch_tuples: &[u8]) -> impl Iterator<Item = UnixMicros> {
     tuples(batch_tuples).map_while(Result::ok).map(|(_, event)| event.timestamp)
 }
 
+/// The months of these tuples but for the one that most of them are of: if some of the rows are slow, theirs are.
+pub fn odd_months<'a>(batches_tuples: impl Iterator<Item = &'a [u8]>) -> Vec<Month> {
+    let mut rows: BTreeMap<Month, u64> = BTreeMap::new();
+    batches_tuples.flat_map(times).for_each(|at| *rows.entry(Month::of(at)).or_default() += 1);
+    let most = rows.iter().max_by_key(|(_, rows)| **rows).map(|(month, _)| *month);
+    rows.into_keys().filter(|month| Some(*month) != most).collect()
+}
+
 /// The month that all of these tuples are of.
 pub fn only_month(batch_tuples: &[u8]) -> Option<Month> {
     let mut months = times(batch_tuples).map(Month::of);
@@ -171,6 +180,13 @@ mod tests {
         assert!(!held.is_empty());
         held.expire(now + HELD_FOR_MAX);
         assert!(held.is_empty());
+    }
+
+    #[test]
+    fn slow_rows_are_looked_for_among_the_fewer_ones() {
+        let (most, few) = (tuples_of(&["2026-11", "2026-11"]), tuples_of(&["2026-05", "2026-11", "2026-06"]));
+        assert_eq!(odd_months([&most[..], &few[..]].into_iter()), [month("2026-05"), month("2026-06")]);
+        assert_eq!(odd_months([&most[..]].into_iter()), []);
     }
 
     #[test]

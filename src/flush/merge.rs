@@ -1,10 +1,12 @@
 //! Which batches go into the next COPY: highest priority first, the oldest first within one, and nobody
 //! starved.
 //!
-//! Ageing: once a batch below priority 8 has waited half of `BATCH_TIMEOUT_SECONDS` it is overdue. While
+//! Ageing: once a batch below priority 8 has waited a quarter of `BATCH_TIMEOUT_SECONDS` it is overdue. While
 //! anything is overdue every second COPY of the general flushers takes the oldest batches whatever their
-//! priority; the other half still goes by priority, so a long backlog does not hold up a payment. Waiting
-//! counts from when PostgreSQL last came back: an outage makes nobody overdue.
+//! priority; the other half still goes by priority. From half of it on a batch is late: then all COPYs below priority 8
+//! take the oldest batches, or those who wait for half of the timeout when they join ([`crate::flush::admission`]) would
+//! not be committed within all of it. Urgent batches keep every second COPY and the reserved flusher, so a long backlog
+//! does not hold up a payment. Waiting counts from when PostgreSQL last came back: an outage makes nobody overdue.
 //!
 //! With `SHARDING=citus` a COPY holds batches of one shard. Each shard waits for its own rows, and of those whose COPY may
 //! start the most urgent one does.
@@ -233,8 +235,9 @@ impl<T> Merge<T> {
         let room = self.room(0, urgent_from, moment.rows_target);
         if let Some(overdue) = self.overdue(moment) {
             self.overdue_turn = !self.overdue_turn;
-            if !self.overdue_turn {
-                return self.copy(overdue, |group| group.take_by_age(urgent_from, room));
+            if overdue.is_late || !self.overdue_turn {
+                self.overdue_turn = false;
+                return self.copy(overdue.group, |group| group.take_by_age(urgent_from, room));
             }
         } else {
             self.overdue_turn = false;
@@ -284,8 +287,8 @@ impl<T> Merge<T> {
         Taken::new(share, u64::from(rows_target), self.settings.bytes_max)
     }
 
-    /// The group of the oldest batch below priority 8, if that has waited half of the timeout while PostgreSQL worked.
-    fn overdue(&self, moment: &Moment) -> Option<usize> {
+    /// The group of the oldest batch below priority 8, if that has waited a quarter of the timeout while PostgreSQL worked.
+    fn overdue(&self, moment: &Moment) -> Option<Overdue> {
         let below = PRIORITY_RESERVED_MIN.lane();
         let is_held = |group: &Group<T>| group.held_until().is_some_and(|until| until > moment.now);
         let groups = self.groups.iter().enumerate();
@@ -293,7 +296,7 @@ impl<T> Merge<T> {
         let oldest = groups.filter_map(|(index, group)| Some((group.oldest(below)?, index)));
         let (queued_at, group) = oldest.min()?;
         let waited = moment.now.saturating_duration_since(queued_at.max(moment.working_since));
-        (waited >= self.settings.timeout / 2).then_some(group)
+        (waited >= self.settings.timeout / 4).then_some(Overdue { group, is_late: waited >= self.settings.timeout / 2 })
     }
 }
 
@@ -304,6 +307,14 @@ pub struct Held {
     pub shards: usize,
     /// Batches that wait for them.
     pub batches: usize,
+}
+
+/// Whose batches have waited for long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Overdue {
+    group: usize,
+    /// Half of the timeout is over.
+    is_late: bool,
 }
 
 /// A group, and when its COPY should start.
@@ -412,10 +423,20 @@ mod tests {
             world.push(0, 0, value);
         }
         for value in ["new 1", "new 2"] {
-            world.push(7, 14, value);
+            world.push(7, 7, value);
         }
-        let order: Vec<_> = (0..4).flat_map(|_| world.next(Role::General, 15, 10)).collect();
+        let order: Vec<_> = (0..4).flat_map(|_| world.next(Role::General, 8, 10)).collect();
         assert_eq!(order, ["new 1", "old 1", "new 2", "old 2"]);
+    }
+
+    #[test]
+    fn late_batches_get_all_that_is_not_urgent() {
+        let mut world = World::new();
+        for (priority, value) in [(0, "old 1"), (0, "old 2"), (7, "new"), (9, "urgent 1"), (9, "urgent 2")] {
+            world.push(priority, u64::from(priority), value);
+        }
+        let order: Vec<_> = (0..5).flat_map(|_| world.next(Role::General, 15, 10)).collect();
+        assert_eq!(order, ["urgent 1", "old 1", "urgent 2", "old 2", "new"]);
     }
 
     #[test]
@@ -526,7 +547,7 @@ mod tests {
         for value in ["new 1", "new 2"] {
             push_to(&mut world, b, 7, 10, value);
         }
-        let order: Vec<_> = (0..3).flat_map(|_| world.next(Role::General, 15, 10)).collect();
+        let order: Vec<_> = (0..3).flat_map(|_| world.next(Role::General, 8, 10)).collect();
         assert_eq!(order, ["new 1", "old", "new 2"]);
     }
 

@@ -19,7 +19,9 @@ use crate::flush::postponed::{Cause, Postponed};
 use crate::flush::sleepers::{Seat, Sleepers};
 use crate::flush::waiting::Trials;
 use crate::journal::Location;
-use crate::limits::{MEMORY_SHED_SHARE, POSTPONED_REPORTED_AT, QUEUED_BATCH_BYTES, STUCK_TOLD_EVERY};
+use crate::limits::{
+    MEMORY_SHED_SHARE, PATIENT_RETRY_EVERY, POSTPONED_REPORTED_AT, QUEUED_BATCH_BYTES, STUCK_TOLD_EVERY,
+};
 use crate::metrics::Metrics;
 use crate::pg::locks::Blocked;
 use crate::pg::month::Month;
@@ -62,6 +64,8 @@ pub struct Trouble {
     pub sessions_lost: u32,
     /// Its rows took longer than a batch may take while others wait.
     pub is_slow: bool,
+    /// It waits for somebody's row, or for a table that nobody is known to lock.
+    pub waits_for_a_row: bool,
     /// PostgreSQL refuses rows of it.
     pub has_refused_rows: bool,
     /// How often its rows were tried one by one, whatever PostgreSQL said of them.
@@ -115,6 +119,7 @@ pub struct FlushQueue {
     held_shards: AtomicUsize,
     pub(super) held_because: Mutex<String>,
     stuck_told: Paced,
+    patience: Paced,
     held_log: Mutex<StateLog>,
     rows_under_way: AtomicU64,
     /// No waiting batch has rows in memory that the journal has as well.
@@ -153,6 +158,7 @@ impl FlushQueue {
             held_shards: AtomicUsize::new(0),
             held_because: Mutex::default(),
             stuck_told: Paced::new(STUCK_TOLD_EVERY),
+            patience: Paced::new(PATIENT_RETRY_EVERY),
             held_log: Mutex::default(),
             rows_under_way: AtomicU64::new(0),
             nothing_to_shed: AtomicBool::new(false),
@@ -336,7 +342,12 @@ impl FlushQueue {
         held.reason(batch_tuples)
     }
 
-    /// A batch with these tuples has landed.
+    /// True when it is time for a retry that waits for a lock until [`crate::pg::watch`] has found out who stands in the way.
+    pub(super) fn may_be_patient(&self) -> bool {
+        self.patience.is_due(Instant::now())
+    }
+
+    /// A batch with these tuples has landed, as quickly as others.
     pub(super) fn landed(&self, batch_tuples: &[u8]) {
         let mut held = self.held.lock();
         held.landed(batch_tuples);

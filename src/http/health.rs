@@ -12,6 +12,7 @@ use crate::http::route::{Reply, json as json_reply, plain};
 use crate::http::worker::Worker;
 use crate::limits::RETRY_AFTER_JOURNAL_SECONDS;
 use crate::pg::citus::cluster::{Cluster, Worker as CitusWorker};
+use crate::pg::health::Doubt;
 
 /// Ingestion is not possible.
 pub(super) const UNHEALTHY: &str = "unhealthy";
@@ -54,6 +55,8 @@ pub(super) struct Checks {
     pub(super) memory: MemoryCheck,
     /// HTTP workers.
     pub(super) workers: WorkersCheck,
+    /// Chores in PostgreSQL: partitions ahead, retention.
+    pub(super) maintenance: MaintenanceCheck,
 }
 
 /// PostgreSQL.
@@ -173,6 +176,18 @@ pub(super) struct WorkersCheck {
     pub(super) count: usize,
 }
 
+/// Chores in PostgreSQL: partitions ahead, retention.
+#[derive(Serialize, ToSchema)]
+pub(super) struct MaintenanceCheck {
+    /// `failing` while PostgreSQL rejects a chore. Batches are not affected.
+    #[schema(pattern = "^(ok|failing)$")]
+    pub(super) status: &'static str,
+    /// Why the status is `failing`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub(super) reason: Option<String>,
+}
+
 /// The health document; 503 only when ingestion is not possible. The details are for callers with the scope `metrics`.
 pub fn get(worker: &Worker, caller: Option<&Caller>) -> Reply {
     let document = Health::of(&worker.app);
@@ -190,7 +205,9 @@ impl Health {
         let redis_fails = app.redis.as_ref().is_some_and(|redis| !redis.is_working());
         let doubtful = app.queue.stuck().is_some() || app.database.doubtful().is_some();
         let journal_doubtful = app.journal_room() != JournalRoom::Free || !app.journal_health.damage().is_empty();
-        let degraded = !app.database.is_working() || doubtful || redis_fails || journal_doubtful;
+        let maintenance = maintenance(app);
+        let degraded =
+            !app.database.is_working() || doubtful || maintenance.reason.is_some() || redis_fails || journal_doubtful;
         Self {
             status: match (unhealthy, degraded) {
                 (true, _) => UNHEALTHY,
@@ -203,6 +220,7 @@ impl Health {
                 journal: journal(app),
                 memory: memory(app),
                 workers: WorkersCheck { status: "ok", count: app.rings.len() },
+                maintenance,
             },
             node: app.node.to_string(),
             version: env!("CARGO_PKG_VERSION"),
@@ -286,6 +304,11 @@ fn journal(app: &App) -> JournalCheck {
 fn memory(app: &App) -> MemoryCheck {
     let memory = &app.queue.budgets.memory_bytes;
     MemoryCheck { status: "ok", queued_bytes: memory.used(), bytes_max: memory.limit() }
+}
+
+fn maintenance(app: &App) -> MaintenanceCheck {
+    let reason = app.database.reason_of(Doubt::Maintenance);
+    MaintenanceCheck { status: if reason.is_some() { "failing" } else { "ok" }, reason }
 }
 
 /// Whether this node may take traffic.

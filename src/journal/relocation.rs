@@ -9,6 +9,7 @@
 //! |---|---|---|---|
 //! | any | any | never: nothing would be won | none, or all (an outage) |
 //! | any | any | not now: it would not fit | more than the room that is left |
+//! | sealed | any | no block of it was released for 0.25 s | less than 1/64 of its bytes |
 //! | sealed | up to 1/4 | no block of it was released for 10 s | less than 1/2 of its bytes |
 //! | sealed | up to 3/4 | the same for 2 s | less than 1/2 |
 //! | sealed | above 3/4 | the same for 0.25 s | less than 1/2 |
@@ -92,6 +93,9 @@ impl Pressure {
             (Occasion::Routine, true) => return None,
             (Occasion::Interval, true) | (Occasion::Stop, _) if self.committed_behind == 0 => return None,
             (Occasion::Interval, true) | (Occasion::Stop, _) => (Duration::ZERO, 4),
+            (Occasion::Routine | Occasion::Interval, false) if segment.live_bytes < segment.used_bytes / 64 => {
+                (SHORT, 4)
+            }
             (Occasion::Routine | Occasion::Interval, false) if used <= self.room / 4 => (LONG, 4),
             (Occasion::Routine | Occasion::Interval, false) if used <= self.room / 4 * 3 => (MEDIUM, 4),
             (Occasion::Routine | Occasion::Interval, false) => (SHORT, if is_quiet { 7 } else { 4 }),
@@ -147,12 +151,20 @@ mod tests {
 
     #[test]
     fn a_segment_that_is_being_emptied_is_left_alone() {
-        let draining = |seconds| [segment(1, 5000, seconds)];
+        let draining = |seconds| [segment(1, SEGMENT / 8, seconds)];
         for (used, seconds) in [(0, 10), (ROOM / 2, 2), (ROOM - SEGMENT, 1)] {
             let pressure = pressure(Occasion::Routine, used, 9);
             assert_eq!(chosen(&pressure, &draining(seconds)), Some(1), "{used}");
             assert_eq!(chosen(&pressure, &draining(seconds - 1)), None, "{used}");
         }
+    }
+
+    #[test]
+    fn a_handful_of_blocks_is_relocated_at_once() {
+        let routine = pressure(Occasion::Routine, 0, 9);
+        assert_eq!(chosen(&routine, &[segment(1, SEGMENT / 65, 1)]), Some(1));
+        assert_eq!(chosen(&routine, &[segment(1, SEGMENT / 63, 1)]), None);
+        assert_eq!(chosen(&routine, &[segment(1, SEGMENT / 65, 0)]), None, "it may be about to land");
     }
 
     #[test]

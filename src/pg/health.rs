@@ -206,9 +206,16 @@ impl DatabaseHealth {
         ends
     }
 
-    /// The reason for the first [`Doubt`] that there is.
+    /// The reason for the first [`Doubt`] that there is about batches.
     pub fn doubtful(&self) -> Option<String> {
-        self.doubts.lock().iter().find_map(|doubted| doubted.reason.clone())
+        let doubts = self.doubts.lock();
+        let about_batches = doubts.iter().enumerate().filter(|(doubt, _)| *doubt != Doubt::Maintenance as usize);
+        about_batches.map(|(_, doubted)| doubted).find_map(|doubted| doubted.reason.clone())
+    }
+
+    /// The reason for `doubt`, while there is one.
+    pub fn reason_of(&self, doubt: Doubt) -> Option<String> {
+        self.doubts.lock()[doubt as usize].reason.clone()
     }
 
     /// Notes how the Citus cluster is, and what of that is not as it should be.

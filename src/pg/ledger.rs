@@ -45,30 +45,31 @@ pub struct LedgerRow {
 /// transaction replaces them for all that follow. On a Citus cluster [`crate::pg::connect::TRANSACTION_LIMITS`] has set ours.
 pub fn claim_statement(sharding: Sharding) -> String {
     let commit = commit_column("$8");
-    let limits = match sharding {
-        Sharding::None => OWN_LIMITS_COLUMN,
-        Sharding::Citus => "",
+    let (limits, from_limits) = match sharding {
+        Sharding::None => (OWN_LIMITS, "limits, "),
+        Sharding::Citus => ("", ""),
     };
     let (column, values) = match sharding {
         Sharding::None => ("", ""),
         Sharding::Citus => (", ingest_shard", ", $9::int4[]"),
     };
     format!(
-        "WITH free AS (INSERT INTO ingest_batches (owner, batch_id, body_digest, priority, events, inserted, duplicates, dead_lettered, received_at, node{column}) \
+        "WITH {limits}free AS (INSERT INTO ingest_batches (owner, batch_id, body_digest, priority, events, inserted, duplicates, dead_lettered, received_at, node{column}) \
          SELECT owner, batch_id, body_digest, priority, events, events, 0, 0, received_at, $7{column} \
-         FROM unnest($1::text[], $2::text[], $3::bytea[], $4::int2[], $5::int4[], $6::timestamptz[]{values}) \
+         FROM {from_limits}unnest($1::text[], $2::text[], $3::bytea[], $4::int2[], $5::int4[], $6::timestamptz[]{values}) \
               AS batch (owner, batch_id, body_digest, priority, events, received_at{column}) \
          ORDER BY owner, batch_id \
          ON CONFLICT DO NOTHING RETURNING owner, batch_id) \
-         SELECT pg_backend_pid(), owner, batch_id, {RUN_COLUMNS}, {commit}{limits} FROM (VALUES (1)) AS one LEFT JOIN free ON true"
+         SELECT pg_backend_pid(), owner, batch_id, {RUN_COLUMNS}, {commit} FROM (VALUES (1)) AS one LEFT JOIN free ON true"
     )
 }
 
-/// Evaluated once, whatever the number of rows. A session that froze must not keep its locks, so the time without a statement
-/// stays limited. PostgreSQL has `transaction_timeout` from 17 on.
-const OWN_LIMITS_COLUMN: &str = ", (SELECT concat(set_config('lock_timeout', $9, true), set_config('statement_timeout', $10, true), \
+/// Set before the first row is inserted, which may have to wait for another transaction with the same id. A session that froze
+/// must not keep its locks, so the time without a statement stays limited. PostgreSQL has `transaction_timeout` from 17 on.
+const OWN_LIMITS: &str = "limits AS MATERIALIZED (SELECT concat( \
+    set_config('lock_timeout', $9, true), set_config('statement_timeout', $10, true), \
     set_config('idle_in_transaction_session_timeout', '60s', true), \
-    CASE WHEN current_setting('transaction_timeout', true) IS NOT NULL THEN set_config('transaction_timeout', '0', true) END))";
+    CASE WHEN current_setting('transaction_timeout', true) IS NOT NULL THEN set_config('transaction_timeout', '0', true) END)), ";
 
 /// A macro, as a constant could not be put together from it.
 macro_rules! row_columns {

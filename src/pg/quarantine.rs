@@ -11,7 +11,10 @@ use postgres::Transaction;
 use postgres::types::{ToSql, Type};
 
 use crate::encode::tuple::TupleView;
-use crate::limits::{DEAD_LETTERS_BYTES_MAX, DEAD_LETTERS_PER_STATEMENT_MAX, REASONS_TOLD_MAX, REFUSALS_IN_A_ROW_MAX};
+use crate::limits::{
+    DEAD_LETTERS_BYTES_MAX, DEAD_LETTERS_PER_STATEMENT_MAX, REASONS_TOLD_MAX, REFUSALS_IN_A_ROW_MAX,
+    REFUSED_BEFORE_CLEARED,
+};
 use crate::pg::copy::Rows;
 use crate::pg::land::Landing;
 use crate::pg::month::Month;
@@ -100,7 +103,7 @@ pub fn land_or_bury(
     let mut buried = Buried::of(batches.len());
     let mut dead_letters = DeadLetters::new(stage.sharding(), node);
     let mut given_up = given_up.clone();
-    let mut refused_in_a_row = 0;
+    let (mut refused, mut refused_in_a_row) = (0u32, 0);
     let mut ranges = by_month(rows, refusals);
     while let Some(range) = ranges.pop() {
         let part = &rows[range.clone()];
@@ -145,6 +148,11 @@ pub fn land_or_bury(
                     dead_letters.bury(transaction, &batches[row.batch], &row.view, &fault)?;
                     buried.count(row.batch, &fault);
                     refused_in_a_row += 1;
+                    refused += 1;
+                    if refused % REFUSED_BEFORE_CLEARED == 0 {
+                        // What was rolled back is still read by each statement that follows.
+                        Stage::clear(transaction)?;
+                    }
                     if refused_in_a_row >= REFUSALS_IN_A_ROW_MAX && fault.verdict != Verdict::RowFault {
                         // Not what is in the rows, but where they go: each attempt may cost a wait.
                         given_up.months.insert(Month::of(row.view.timestamp), fault);

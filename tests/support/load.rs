@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt::{self, Write};
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
@@ -15,7 +16,7 @@ use super::nginx::TestNginx;
 use super::server::{self, Ingestd};
 
 /// Events of one batch.
-const BATCH_EVENTS: std::ops::RangeInclusive<u64> = 200..=1000;
+const BATCH_EVENTS: RangeInclusive<u64> = 200..=1000;
 /// Pause of a client that was turned away or found no server.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
 
@@ -31,12 +32,19 @@ impl Random {
     }
 
     /// A number in `range`.
-    pub fn within(&mut self, range: std::ops::RangeInclusive<u64>) -> u64 {
+    pub fn within(&mut self, range: RangeInclusive<u64>) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
         let number = self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 16;
         range.start() + number % (range.end() - range.start() + 1)
+    }
+
+    /// A number in `range`, which does not begin at 0, with each order of magnitude as likely as the others.
+    pub fn magnitude(&mut self, range: &RangeInclusive<u64>) -> u64 {
+        let (low, high) = (*range.start() as f64, *range.end() as f64);
+        let share = self.within(0..=1_000_000) as f64 / 1e6;
+        (low * (high / low).powf(share)) as u64
     }
 
     /// A duration of at most `max`.
@@ -103,11 +111,21 @@ pub struct Sent {
     pub acked: bool,
 }
 
+/// What a load does beside what its options say.
+#[derive(Debug, Default)]
+struct Kind {
+    /// Its server is a balancer: batches with an id show it, so that a second node may get them, and 502 is an unknown end.
+    balanced: bool,
+    /// The URL of a second server, which gets each batch at the same time. All batches have an id then.
+    twin: Option<String>,
+    /// Each batch is one event of so many bytes or a little more, as many of a size as of any other order of magnitude.
+    bytes: Option<RangeInclusive<u64>>,
+}
+
 struct Shared {
     /// Where the server is now.
     base: Mutex<String>,
-    /// That is a balancer: batches with an id show it, so that a second node may get them, and 502 is an unknown end.
-    balanced: bool,
+    kind: Kind,
     /// Events that no client has taken on yet.
     left: AtomicU64,
     acked_events: AtomicU64,
@@ -126,18 +144,28 @@ pub struct Load {
 impl Load {
     /// Starts the clients against `server`.
     pub fn start(server: &Ingestd, options: LoadOptions) -> Self {
-        Self::start_at(server.url(""), false, options)
+        Self::start_at(server.url(""), Kind::default(), options)
     }
 
     /// Starts the clients against the balancer at `url`.
     pub fn start_through(balancer: &TestNginx, options: LoadOptions) -> Self {
-        Self::start_at(balancer.url(""), true, options)
+        Self::start_at(balancer.url(""), Kind { balanced: true, ..Kind::default() }, options)
     }
 
-    fn start_at(url: String, balanced: bool, options: LoadOptions) -> Self {
+    /// Starts the clients against `server` and `twin`: each batch goes to both at the same time. Both keep their addresses.
+    pub fn start_to_both(server: &Ingestd, twin: &Ingestd, options: LoadOptions) -> Self {
+        Self::start_at(server.url(""), Kind { twin: Some(twin.url("")), ..Kind::default() }, options)
+    }
+
+    /// Starts the clients against `server`, with batches of one event that has about so many bytes.
+    pub fn start_with_bytes(server: &Ingestd, bytes: RangeInclusive<u64>, options: LoadOptions) -> Self {
+        Self::start_at(server.url(""), Kind { bytes: Some(bytes), ..Kind::default() }, options)
+    }
+
+    fn start_at(url: String, kind: Kind, options: LoadOptions) -> Self {
         let shared = Arc::new(Shared {
             base: Mutex::new(url),
-            balanced,
+            kind,
             left: AtomicU64::new(options.events),
             acked_events: AtomicU64::new(0),
             retries: AtomicU64::new(0),
@@ -200,16 +228,21 @@ impl Shared {
         let mut random = Random::new(self.options.seed.wrapping_add(number));
         let mut batches = Vec::new();
         while !self.stop.load(Ordering::Relaxed) {
-            let wanted = random.within(BATCH_EVENTS);
+            let wanted = if self.kind.bytes.is_some() { 1 } else { random.within(BATCH_EVENTS) };
             let take = |left: u64| (left > 0).then(|| left.saturating_sub(wanted));
             if self.left.try_update(Ordering::Relaxed, Ordering::Relaxed, take).is_err() {
                 break;
             }
             let tag = format!("{:x}-{number}-{}", self.options.seed, batches.len());
-            let batch_id = (random.within(0..=1) == 1).then(|| format!("b-{tag}"));
+            let has_id = random.within(0..=1) == 1 || self.kind.twin.is_some();
+            let batch_id = has_id.then(|| format!("b-{tag}"));
             let priority = random.within(0..=self.options.priority_max);
-            let body = body(&tag, batch_id.as_deref(), priority, wanted);
-            let acked = self.send(&body, batch_id.as_deref());
+            let mut body = body(&tag, batch_id.as_deref(), priority, wanted);
+            if let Some(bytes) = &self.kind.bytes {
+                let filler = "x".repeat(random.magnitude(bytes) as usize);
+                body = body.replace(r#""payload":{"#, &format!(r#""payload":{{"filler":"{filler}","#));
+            }
+            let acked = self.send_to_all(&body, batch_id.as_deref());
             if acked {
                 self.acked_events.fetch_add(wanted, Ordering::Relaxed);
             }
@@ -221,26 +254,42 @@ impl Shared {
         batches
     }
 
+    /// True when any server has acknowledged it.
+    fn send_to_all(&self, body: &str, batch_id: Option<&str>) -> bool {
+        let base = || self.base.lock().clone();
+        let Some(twin) = &self.kind.twin else { return self.send(base, body, batch_id) };
+        thread::scope(|scope| {
+            let other = scope.spawn(|| self.send(|| twin.clone(), body, batch_id));
+            let acked = self.send(base, body, batch_id);
+            other.join().expect("a client did its work") || acked
+        })
+    }
+
     /// Sends one batch; false when its outcome stays unknown, which only a batch without an id may leave so.
-    fn send(&self, body: &str, batch_id: Option<&str>) -> bool {
+    fn send(&self, base: impl Fn() -> String, body: &str, batch_id: Option<&str>) -> bool {
         let deadline = Instant::now() + WAIT_MAX;
         loop {
             assert!(Instant::now() < deadline, "a batch could not be sent within {WAIT_MAX:?}");
-            let base = self.base.lock().clone();
+            let base = base();
             let mut headers = vec![("Content-Type", "application/json")];
-            headers.extend(batch_id.filter(|_| self.balanced).map(|id| ("Idempotency-Key", id)));
+            headers.extend(batch_id.filter(|_| self.kind.balanced).map(|id| ("Idempotency-Key", id)));
             match server::try_post(&format!("{base}/v1/ingest/batch"), &headers, body.as_bytes()) {
                 Ok(reply) if matches!(reply.status, 200 | 202) => return true,
+                // The block may be on the disk and land after a restart: docs/api.md.
+                Ok(reply) if batch_id.is_none() && is_unknown(&reply) => {
+                    thread::sleep(RETRY_PAUSE);
+                    return false;
+                }
                 Ok(reply) if matches!(reply.status, 429 | 503) => {
                     self.refused.fetch_add(1, Ordering::Relaxed);
                     assert!(!reply.header("retry-after").is_empty(), "a refusal says when to come again");
                     thread::sleep(RETRY_PAUSE);
                 }
-                Ok(reply) if reply.status != 502 || !self.balanced => {
+                Ok(reply) if reply.status != 502 || !self.kind.balanced => {
                     panic!("unexpected answer {}: {}", reply.status, reply.text())
                 }
                 Ok(_) | Err(_) => {
-                    self.wait_for_server(deadline);
+                    self.wait_for_server(&base, deadline);
                     if batch_id.is_none() {
                         return false;
                     }
@@ -251,9 +300,11 @@ impl Shared {
         }
     }
 
-    fn wait_for_server(&self, deadline: Instant) {
+    /// Waits until the server at `gone`, or one that has taken its place, answers.
+    fn wait_for_server(&self, gone: &str, deadline: Instant) {
+        let is_first = self.kind.twin.as_deref() != Some(gone);
         loop {
-            let base = self.base.lock().clone();
+            let base = if is_first { self.base.lock().clone() } else { gone.to_owned() };
             if server::try_get(&format!("{base}/livez")).is_some() {
                 return;
             }
@@ -261,6 +312,12 @@ impl Shared {
             thread::sleep(RETRY_PAUSE);
         }
     }
+}
+
+/// Whether a refusal leaves open what becomes of the batch: its block could not be written, or not be synced.
+fn is_unknown(reply: &server::Reply) -> bool {
+    const CODES: [&str; 2] = ["journal_unavailable", "outcome_unknown"];
+    reply.status == 503 && reply.json()["code"].as_str().is_some_and(|code| CODES.contains(&code))
 }
 
 /// Everything that the clients know in the end.

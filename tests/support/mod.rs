@@ -22,6 +22,7 @@ pub mod proxy;
 pub mod raw;
 pub mod redis;
 pub mod server;
+pub mod syscalls;
 pub mod tls;
 pub mod urgent;
 

@@ -144,6 +144,11 @@ impl Ingestd {
         status.unwrap_or_else(|| panic!("the server did not end within {wait_max:?}:\n{}", self.log()))
     }
 
+    /// How the server ended, if it has.
+    pub fn has_ended(&mut self) -> Option<ExitStatus> {
+        self.process.child.try_wait().expect("the server is our child")
+    }
+
     /// Starts the server again in the same folder with the same settings; kills it first if it runs.
     pub fn restart(&mut self) {
         self.kill9();

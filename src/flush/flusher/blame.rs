@@ -9,9 +9,12 @@ use r2d2::PooledConnection;
 use super::Flusher;
 use crate::flush::attempt::{Failure, InHand};
 use crate::flush::culprit::{Action, Evidence, Kind, decide};
-use crate::flush::held::only_month;
+use crate::flush::held::{odd_months, only_month};
 use crate::flush::merge::Role;
+use crate::limits::NOT_HASTY_FOR;
 use crate::metrics::SqlstateClass;
+use crate::pg::locks::Blocked;
+use crate::pg::month::Month;
 use crate::pg::pool::{Session, SessionManager};
 use crate::pg::sqlstate::Fault;
 use crate::sharding::{IngestShard, Sharding};
@@ -31,6 +34,10 @@ pub(super) struct Go {
     pub collisions: u32,
     /// This flusher has the turn for postponed batches.
     pub has_turn: bool,
+    /// What it was for has landed.
+    pub turn_landed: bool,
+    /// It took longer than expected before.
+    pub is_patient: bool,
 }
 
 impl Flusher {
@@ -49,7 +56,12 @@ impl Flusher {
             go.to_land.push(part);
             return Some(fault);
         }
-        if kind == Kind::Session || fault.sqlstate == SqlState::QUERY_CANCELED.code() {
+        let is_cancelled = fault.sqlstate == SqlState::QUERY_CANCELED.code();
+        if kind == Kind::Slow && is_cancelled && part.len() > 1 && !std::mem::replace(&mut go.is_patient, true) {
+            self.suspect_odd_months(go, part, &fault);
+            return None;
+        }
+        if kind == Kind::Session || is_cancelled {
             self.target.gave_up();
         }
         if matches!(kind, Kind::Slow | Kind::Batches) && !blocked.is_empty() {
@@ -62,6 +74,9 @@ impl Flusher {
                 return None;
             }
         }
+        if let (Kind::Session, [alone]) = (kind, &mut part[..]) {
+            alone.item.value.trouble.sessions_lost += 1;
+        }
         let evidence = Evidence {
             batches: part.len(),
             collisions: go.collisions,
@@ -69,12 +84,13 @@ impl Flusher {
             suspects: usize::from(go.suspect.is_some()),
             known: part.iter().any(|in_hand| in_hand.item.value.trouble.postponed_times > 0),
             sessions_lost: part.iter().map(|in_hand| in_hand.item.value.trouble.sessions_lost).min().unwrap_or(0),
+            reconnected: kind == Kind::Session && session.renew().is_ok(),
         };
         let action = decide(kind, evidence);
         tracing::debug!(%fault, ?kind, ?action, batches = part.len(), "a COPY did not land");
         match action {
             Action::Again => {
-                go.collisions += 1;
+                go.collisions += u32::from(kind == Kind::Transaction);
                 self.count(&fault);
                 go.to_land.push(part);
             }
@@ -90,19 +106,30 @@ impl Flusher {
                 self.queue.hold_rows(blocked, &fault.sqlstate);
                 self.postpone(part, kind, &fault);
                 session.discard();
-                return (kind == Kind::Session && !go.to_land.is_empty()).then_some(fault);
             }
             Action::Suspect => go.suspect = part.pop().map(|in_hand| (in_hand, fault)),
-            Action::OtherSession | Action::Wait => {
-                if let (Kind::Session, [alone]) = (kind, &mut part[..]) {
-                    alone.item.value.trouble.sessions_lost += 1;
-                }
+            Action::Wait => {
                 self.tables_are_locked = kind == Kind::Locked;
                 go.to_land.push(part);
                 return Some(fault);
             }
         }
         None
+    }
+
+    /// `part` took longer than expected. If it has rows of other months than most, those are put aside, and tell by themselves
+    /// whether they are slow; the others are tried again.
+    fn suspect_odd_months(&mut self, go: &mut Go, part: Vec<InHand>, fault: &Fault) {
+        let odd = odd_months(part.iter().map(|in_hand| in_hand.block.tuples()));
+        if odd.is_empty() {
+            self.patient_until = Some(Instant::now() + NOT_HASTY_FOR);
+            return go.to_land.push(part);
+        }
+        let reason = |month: &Month| format!("rows for {} may take long: {}", month.partition_name(), fault.message);
+        let blocked = odd.iter().map(|month| Blocked::month(*month, &reason(month))).collect();
+        self.queue.hold_rows(blocked, &fault.sqlstate);
+        let part = self.put_held_aside(part);
+        go.to_land.extend((!part.is_empty()).then_some(part));
     }
 
     /// Puts those of `part` aside that have rows which cannot land at present; gives the others.
@@ -183,7 +210,10 @@ impl Flusher {
     pub(super) fn postpone(&mut self, in_hand: Vec<InHand>, kind: Kind, fault: &Fault) {
         self.count(fault);
         for mut in_hand in in_hand {
-            in_hand.item.value.trouble.is_slow |= matches!(kind, Kind::Slow | Kind::Session);
+            let trouble = &mut in_hand.item.value.trouble;
+            trouble.is_slow |= matches!(kind, Kind::Slow | Kind::Session);
+            // Otherwise it would have been put aside with the rows of the partition that is locked.
+            trouble.waits_for_a_row = kind == Kind::Slow && fault.sqlstate == SqlState::LOCK_NOT_AVAILABLE.code();
             let month = only_month(in_hand.block.tuples());
             if let (Kind::Refused | Kind::Batches, Some(month)) = (kind, month) {
                 self.queue.refused_of_month(month, &fault.sqlstate, &fault.message);

@@ -51,6 +51,7 @@ struct Facts {
     stuck_batches: Option<usize>,
     queue_events: u64,
     redis_reason: Option<String>,
+    maintenance_reason: Option<String>,
     refused_requests: u64,
     failed_requests: u64,
     accepted: u64,
@@ -79,6 +80,7 @@ fn gather(app: &App, health: &Health, metrics: &Report, history: &[Sample]) -> F
         stuck_batches: checks.database.stuck_batches,
         queue_events: metrics.queue.events,
         redis_reason: checks.redis.reason.clone(),
+        maintenance_reason: checks.maintenance.reason.clone(),
         open_fds: metrics.process.open_fds.unwrap_or(0),
         max_fds: metrics.process.max_fds.unwrap_or(0),
         ..Facts::default()
@@ -114,6 +116,7 @@ fn judged(facts: &Facts) -> Vec<Concern> {
         filling(facts),
         database(facts),
         redis(facts),
+        maintenance(facts),
         refusals(facts),
         faults(facts),
     ]
@@ -221,6 +224,16 @@ fn redis(facts: &Facts) -> Option<Concern> {
             capital(reason)
         ),
         advice: "Restore Redis or check REDIS_URL; this node retries automatically.",
+    })
+}
+
+fn maintenance(facts: &Facts) -> Option<Concern> {
+    let reason = facts.maintenance_reason.as_ref()?;
+    Some(Concern {
+        severity: Severity::Warning,
+        title: "Maintenance fails",
+        detail: format!("{}.", capital(reason)),
+        advice: "Remove the cause in PostgreSQL; partitions are neither created ahead nor dropped until then.",
     })
 }
 

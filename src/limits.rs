@@ -50,6 +50,10 @@ pub const FAILED_ATTEMPTS_AT_ONCE: u32 = 10;
 pub const FAILED_ATTEMPTS_PER_SECOND: u32 = 1;
 /// How long the answer to a wrong key beyond that takes.
 pub const FAILED_ATTEMPT_DELAY: Duration = Duration::from_secs(1);
+/// Waiting batches that `GET /v1/batches` lists unless it is asked for more or fewer.
+pub const WAITING_LISTED_DEFAULT: usize = 100;
+/// The most that it lists at once: some 500 KB with long reasons.
+pub const WAITING_LISTED_MAX: usize = 1000;
 /// Owners whose batches an admin's question for a status looks through, when it names none.
 pub const STATUS_OWNERS_MAX: usize = 1000;
 /// How long a body may take beside what its size allows at `BODY_MIN_KB_PER_SECOND`.

@@ -391,6 +391,19 @@ fn healthcheck_asks_by_https() {
 }
 
 #[test]
+fn batches_are_listed_by_https_at_the_local_address() {
+    let Service { server, certificates, .. } = start(|builder, _| builder);
+    let [certificate, key] = ["server.pem", "server-key.pem"].map(|name| certificates.path(name).display().to_string());
+    let settings = [("LISTEN_ADDR", server.address()), ("TLS_CERT_FILE", &*certificate), ("TLS_KEY_FILE", &*key)];
+    let listed = Ingestd::run_to_exit(&["batches", "list"], &settings);
+    assert_eq!((listed.code, &*listed.stdout), (Some(0), "no batch is waiting\n"), "{}", listed.stderr);
+    // At a URL the certificate must be one that is trusted.
+    let url = format!("https://{}", server.address());
+    let refused = Ingestd::run_to_exit(&["batches", "list", "--url", &url], &[]);
+    assert!(refused.code == Some(1) && refused.stderr.contains("certificate"), "{}", refused.stderr);
+}
+
+#[test]
 fn a_clients_certificate_counts_as_the_key_that_names_it() {
     let folder = support::folder();
     let keys = folder.path().join("keys.toml");

@@ -11,7 +11,8 @@ pub enum Scope {
     Read,
     /// Read metrics, and the figures of health.
     Metrics,
-    /// Ask for the status of everybody's batches, and read metrics; not to send batches.
+    /// Ask for the status of everybody's batches, list those that wait, retry and bury stuck ones, and read metrics; not to
+    /// send batches.
     Admin,
 }
 

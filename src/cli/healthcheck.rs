@@ -4,7 +4,7 @@
 //! must be the one in `TLS_CERT_FILE`.
 
 use std::io::{ErrorKind, Read, Write, stdout};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,10 +14,8 @@ use rustls::{ClientConfig, ClientConnection, StreamOwned};
 
 use super::failure::Failure;
 use super::help::with_examples;
-use super::{local_tls, settings};
-use crate::config::TlsFiles;
+use super::{local, settings};
 use crate::config::settings::Key;
-use crate::http::tls;
 
 /// Time for all of it: container runtimes count a slow answer as none.
 const WAIT_MAX: Duration = Duration::from_secs(2);
@@ -50,11 +48,11 @@ pub(super) fn command() -> Command {
 
 pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
     let config = settings::config(matches)?;
-    let Some(address) = config.listen.first().map(reachable) else { unreachable!("LISTEN_ADDR has an address") };
+    let Some(address) = config.listen.first().map(local::reachable) else { unreachable!("LISTEN_ADDR has an address") };
     if address.port() == 0 {
         return Err(Failure::usage("LISTEN_ADDR has port 0 (any free port): give the server's actual port"));
     }
-    let tls = config.tls.as_ref().map(|files| client(address, files)).transpose().map_err(Failure::usage)?;
+    let tls = config.tls.as_ref().map(|files| local::trusted(address, files)).transpose().map_err(Failure::usage)?;
     let status = ask(address, tls).map_err(|error| match error.kind() {
         ErrorKind::WouldBlock | ErrorKind::TimedOut => {
             Failure::runtime(format!("no response from {address} within {} s", WAIT_MAX.as_secs()))
@@ -65,26 +63,6 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
         return Err(Failure::runtime(format!("{address} is not ready: /readyz returned {status}")));
     }
     Ok(writeln!(stdout(), "ready")?)
-}
-
-/// Where a server that listens on `listen` can be reached from this machine.
-fn reachable(listen: &SocketAddr) -> SocketAddr {
-    let ip = match listen.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
-        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
-        ip => ip,
-    };
-    SocketAddr::new(ip, listen.port())
-}
-
-/// What is trusted at `address` of a server that serves HTTPS with `files`.
-fn client(address: SocketAddr, files: &TlsFiles) -> Result<Arc<ClientConfig>, String> {
-    let expected = if address.ip().is_loopback() {
-        None
-    } else {
-        tls::read_certificates(Key::TlsCertFile.name(), &files.certificate)?.into_iter().next()
-    };
-    local_tls::config(expected)
 }
 
 /// The status of `GET /readyz`.
@@ -166,13 +144,5 @@ mod tests {
         for bad in [&b""[..], b"SSH-2.0-x\r\n", b"HTTP/1.1\r\n", b"\xff\xff"] {
             assert_eq!(status(bad), None);
         }
-    }
-
-    #[test]
-    fn an_unspecified_address_is_reached_over_loopback() {
-        let reached = |text: &str| reachable(&text.parse().expect("address")).to_string();
-        assert_eq!(reached("0.0.0.0:8000"), "127.0.0.1:8000");
-        assert_eq!(reached("[::]:8000"), "[::1]:8000");
-        assert_eq!(reached("192.0.2.1:8000"), "192.0.2.1:8000");
     }
 }

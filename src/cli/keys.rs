@@ -80,7 +80,7 @@ fn new_arguments() -> [Arg; 8] {
             .action(ArgAction::Append)
             .help(
                 "what the key may do: ingest (send batches), read (status of its own batches), metrics (metrics and \
-                 details of health), admin (status of all batches, and metrics)",
+                 details of health), admin (status of all batches, retrying and burying stuck ones, and metrics)",
             ),
         Arg::new("service")
             .long("service")

@@ -6,7 +6,9 @@
 //!
 //! Absent on purpose: settings by name. They come from [`crate::config::settings`], see [`settings`].
 
+mod batches;
 mod check_config;
+mod client;
 mod completions;
 mod conceal;
 mod database;
@@ -17,7 +19,7 @@ mod help;
 mod journal;
 mod keys;
 mod load;
-mod local_tls;
+mod local;
 mod log;
 mod man;
 mod migrate;
@@ -70,6 +72,7 @@ fn command() -> Command {
             migrate::command(),
             partitions::command(),
             dead_letter::command(),
+            batches::command(),
             journal::command(),
             load::command(),
             keys::command(),
@@ -95,6 +98,7 @@ fn dispatch(matches: &ArgMatches) -> Result<(), Failure> {
         Some(("migrate", matches)) => migrate::run(matches),
         Some(("partitions", matches)) => partitions::run(matches),
         Some(("dead-letter", matches)) => dead_letter::run(matches),
+        Some(("batches", matches)) => batches::run(matches),
         Some(("journal", matches)) => journal::run(matches),
         Some(("load", matches)) => load::run(matches),
         Some(("keys", matches)) => keys::run(matches),

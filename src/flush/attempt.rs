@@ -125,7 +125,7 @@ impl Attempt {
         let mut way = if self.staged_left > 0 && plan.begin == Way::Plain { Way::Staged } else { plan.begin };
         let (mut partition_attempts, mut remote_faults) = (0, 0);
         let sharding = session.sharding();
-        let terms = Terms { commit: plan.commit, limits: plan.limits, given_up: given_up(session, &landings, plan)? };
+        let terms = Terms { commit: plan.commit, limits: plan.limits, given_up: given_up(session, in_hand, plan)? };
         loop {
             let fault = match land(session, &landings, way, &terms, &self.node) {
                 Ok(done) => {
@@ -200,13 +200,18 @@ fn make_partitions(session: &mut Session, landings: &[Landing<'_>], plan: &Plan)
 }
 
 /// What is not tried: with [`Way::RowByRow`] the rows of months that cannot be made.
-fn given_up(session: &mut Session, landings: &[Landing<'_>], plan: &Plan) -> Result<GivenUp, Failure> {
+fn given_up(session: &mut Session, in_hand: &[InHand], plan: &Plan) -> Result<GivenUp, Failure> {
     let mut given_up = GivenUp::default();
     match plan.begin {
         Way::Plain | Way::Staged | Way::Quarantine => {}
-        Way::Buried => given_up.all = Some(Fault::given_up()),
+        Way::Buried => {
+            given_up.all = in_hand.first().map(|InHand { item, .. }| {
+                Fault::given_up(item.value.trouble.is_given_up, item.value.batch.last_refusal())
+            });
+        }
         Way::RowByRow => {
-            for month in months_of(landings) {
+            let landings: Vec<Landing<'_>> = in_hand.iter().map(InHand::landing).collect();
+            for month in months_of(&landings) {
                 let made = partitions::ensure_within(session.client(), &[month], plan.partition_wait);
                 let Err(not_made) = made else { continue };
                 let fault = not_made.error.into_fault();

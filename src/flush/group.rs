@@ -100,6 +100,11 @@ impl<T> Group<T> {
         self.lanes.iter_mut().flat_map(|lane| &mut lane.items)
     }
 
+    /// The same, to look at.
+    pub fn items(&self) -> impl Iterator<Item = &Item<T>> {
+        self.lanes.iter().flat_map(|lane| &lane.items).map(|item| &**item)
+    }
+
     /// Everything, in no order.
     pub fn into_items(self) -> impl Iterator<Item = Box<Item<T>>> {
         self.lanes.into_iter().flat_map(|lane| lane.items)

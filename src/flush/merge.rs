@@ -158,6 +158,14 @@ impl<T> Merge<T> {
         self.groups.iter_mut().flat_map(Group::items_mut)
     }
 
+    /// All that waits, in no order, and whether its shard takes no batches at present.
+    pub fn waiting(&self) -> impl Iterator<Item = (&Item<T>, bool)> {
+        self.groups.iter().flat_map(|group| {
+            let is_held = group.held_until().is_some();
+            group.items().map(move |item| (item, is_held))
+        })
+    }
+
     /// Batches waiting.
     pub fn len(&self) -> usize {
         self.groups.iter().map(Group::len).sum()

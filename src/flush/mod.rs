@@ -1,7 +1,7 @@
 //! From lanes to COPY: which batches go into the next COPY, when it starts, and who runs it.
 //!
 //! [`merge`], [`cut`], [`admission`] and `culprit` are pure: they decide. [`queue`] holds what waits, [`postponed`] what could
-//! not land and `unflushed` what PostgreSQL may still lose. [`flusher`] owns the threads and does what they decide,
+//! not land and `unflushed` what PostgreSQL may still lose; [`waiting`] is for operators who will not wait. [`flusher`] owns the threads and does what they decide,
 //! through [`crate::pg`].
 //!
 //! Invariants: a batch is in exactly one place, a lane, the merge, the postponed or one flusher's hands, until its
@@ -23,3 +23,4 @@ mod record;
 pub mod relocate;
 pub mod sleepers;
 mod unflushed;
+pub mod waiting;

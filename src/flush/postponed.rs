@@ -157,6 +157,11 @@ impl<T> Postponed<T> {
         causes.fold((0, None), |(count, _), cause| (count + 1, Some(Arc::clone(&cause.reason))))
     }
 
+    /// Why that was put aside which is being tried; `None` also where it comes straight from a COPY.
+    pub fn tried_because(&self) -> Option<&Cause> {
+        self.turn.as_ref().and_then(|(_, cause)| cause.as_ref())
+    }
+
     /// All that wait, in no order.
     pub fn entries(&self) -> &[Entry<T>] {
         &self.waiting

@@ -17,6 +17,7 @@ use crate::flush::held::{self, Held};
 use crate::flush::merge::{Item, Merge, Moment, Next, Role};
 use crate::flush::postponed::{Cause, Postponed};
 use crate::flush::sleepers::{Seat, Sleepers};
+use crate::flush::waiting::Trials;
 use crate::journal::Location;
 use crate::limits::{
     MEMORY_SHED_SHARE, PATIENT_RETRY_EVERY, POSTPONED_REPORTED_AT, QUEUED_BATCH_BYTES, STUCK_TOLD_EVERY,
@@ -83,6 +84,8 @@ pub struct Trouble {
     pub unreadable_times: u32,
     /// An operator has given it up.
     pub is_given_up: bool,
+    /// It is stuck, and a flusher tries it by itself: [`Trials`] has it.
+    pub(super) is_on_trial: bool,
     /// It counts no longer as waiting ([`Admission`]): what cannot land says nothing about how long others wait.
     left_admission: bool,
 }
@@ -115,6 +118,8 @@ pub struct FlushQueue {
     lanes: Lanes<Waiting>,
     merge: Mutex<Merge<Queued>>,
     pub(super) postponed: Mutex<Postponed<Waiting>>,
+    /// Those of `postponed` that a flusher is trying; locked after it.
+    pub(super) trials: Mutex<Trials>,
     held: Mutex<Held>,
     /// False while `held` is empty.
     holds_any: AtomicBool,
@@ -122,7 +127,7 @@ pub struct FlushQueue {
     sharding: Sharding,
     /// Shards that take no batches, and why the last of them does not.
     held_shards: AtomicUsize,
-    held_because: Mutex<String>,
+    pub(super) held_because: Mutex<String>,
     stuck_told: Paced,
     patience: Paced,
     held_log: Mutex<StateLog>,
@@ -155,6 +160,7 @@ impl FlushQueue {
             lanes: Lanes::new(cores),
             merge: Mutex::new(Merge::new(settings, general)),
             postponed: Mutex::default(),
+            trials: Mutex::default(),
             held: Mutex::default(),
             holds_any: AtomicBool::new(false),
             sleepers,
@@ -204,6 +210,7 @@ impl FlushQueue {
         metrics.queue_bytes.of(item.priority).sub(item.bytes);
         self.budgets.memory_bytes.give_back(item.value.memory_bytes);
         self.budgets.batches.give_back(1);
+        self.end_trial(item);
         if !item.value.trouble.left_admission {
             self.admission.left(item.priority, item.rows);
         }
@@ -265,8 +272,15 @@ impl FlushQueue {
         trouble.stuck_since.get_or_insert(now);
         self.leave_admission(&mut item);
         let cause = Cause { sqlstate: sqlstate.to_owned(), reason: reason.into(), is_stuck: true };
-        item.value.batch.delayed_because(reason);
-        self.postponed.lock().put(item, times, cause, now);
+        item.value.batch.refused_because(sqlstate, reason);
+        let batch = Arc::clone(&item.value.batch);
+        let mut postponed = self.postponed.lock();
+        let wish = self.fulfil(&mut item);
+        postponed.put(item, times, cause, now);
+        if wish.is_some() {
+            postponed.hasten(|item| Arc::ptr_eq(&item.value.batch, &batch), now);
+        }
+        drop(postponed);
         // Whoever puts it aside may be the reserved flusher, and the others asleep without knowing of it.
         self.wake_one(Role::General);
         times == POSTPONED_REPORTED_AT && self.stuck_told.is_due(now)
@@ -275,13 +289,15 @@ impl FlushQueue {
     /// Puts a batch aside whose refused rows have to be found, until it is its turn.
     pub(super) fn quarantine(&self, mut item: Waiting, sqlstate: &str, reason: &str) {
         self.leave_admission(&mut item);
+        self.fulfil(&mut item);
         let cause = Cause { sqlstate: sqlstate.to_owned(), reason: reason.into(), is_stuck: false };
         self.postponed.lock().put(item, 0, cause, Instant::now());
         self.wake_one(Role::General);
     }
 
     /// Puts a batch aside for a moment, so that others show whether it is the only one that cannot land.
-    pub(super) fn suspect(&self, item: Waiting, sqlstate: &str, reason: &str) {
+    pub(super) fn suspect(&self, mut item: Waiting, sqlstate: &str, reason: &str) {
+        self.fulfil(&mut item);
         let cause = Cause { sqlstate: sqlstate.to_owned(), reason: reason.into(), is_stuck: true };
         self.postponed.lock().put(item, 0, cause, Instant::now());
     }
@@ -440,7 +456,7 @@ impl FlushQueue {
     pub(super) fn next(&self, role: Role, moment: &Moment) -> Next<Queued> {
         let mut merge = self.gathered();
         let due = match role {
-            Role::General => self.postponed.lock().take_due(merge.has_work(role), moment.now),
+            Role::General => self.take_due(merge.has_work(role), moment.now),
             Role::Reserved => None,
         };
         let next = match due {
@@ -492,7 +508,10 @@ impl FlushQueue {
     }
 
     /// Returns what a flusher took but could not land.
-    pub(super) fn put_back(&self, items: Vec<Waiting>) {
+    pub(super) fn put_back(&self, mut items: Vec<Waiting>) {
+        for item in &mut items {
+            self.fulfil(item);
+        }
         self.merge.lock().put_back(items);
         self.nothing_to_shed.store(false, Ordering::Relaxed);
     }

@@ -29,6 +29,7 @@ fn need(route: Route) -> Need {
     match route {
         Route::IngestBatch => Need::Scope(Scope::Ingest),
         Route::BatchStatus => Need::Scope(Scope::Read),
+        Route::Batches | Route::BatchRetry | Route::BatchBury => Need::Scope(Scope::Admin),
         Route::Metrics | Route::DashboardData => Need::Scope(Scope::Metrics),
         Route::Health => Need::Little,
         Route::Live | Route::Ready | Route::OpenApi | Route::Dashboard | Route::Other => Need::Nothing,

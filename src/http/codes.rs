@@ -21,14 +21,38 @@ const fn code(name: &'static str, status: u16, routes: &'static [Route], meaning
     Code { name, status, routes, meaning }
 }
 
-const EVERY: &[Route] =
-    &[Route::IngestBatch, Route::BatchStatus, Route::Health, Route::Live, Route::Ready, Route::Metrics, Route::OpenApi];
+const EVERY: &[Route] = &[
+    Route::IngestBatch,
+    Route::BatchStatus,
+    Route::Batches,
+    Route::BatchRetry,
+    Route::BatchBury,
+    Route::Health,
+    Route::Live,
+    Route::Ready,
+    Route::Metrics,
+    Route::OpenApi,
+];
 /// Those that need a key, where there are keys.
-const KEYED: &[Route] = &[Route::IngestBatch, Route::BatchStatus, Route::Metrics];
+pub const KEYED: &[Route] =
+    &[Route::IngestBatch, Route::BatchStatus, Route::Batches, Route::BatchRetry, Route::BatchBury, Route::Metrics];
 /// Those that look at a key if there is one.
-const IDENTIFYING: &[Route] = &[Route::IngestBatch, Route::BatchStatus, Route::Metrics, Route::Health];
+const IDENTIFYING: &[Route] = &[
+    Route::IngestBatch,
+    Route::BatchStatus,
+    Route::Batches,
+    Route::BatchRetry,
+    Route::BatchBury,
+    Route::Metrics,
+    Route::Health,
+];
 const INGEST: &[Route] = &[Route::IngestBatch];
 const STATUS: &[Route] = &[Route::BatchStatus];
+/// Those with the id of a batch in their path.
+const OF_BATCH: &[Route] = &[Route::BatchStatus, Route::BatchRetry, Route::BatchBury];
+/// Those that do something about a stuck batch.
+const STUCK: &[Route] = &[Route::BatchRetry, Route::BatchBury];
+const PARAMETERS: &[Route] = &[Route::IngestBatch, Route::Batches];
 const METRICS: &[Route] = &[Route::Metrics];
 const READY: &[Route] = &[Route::Ready];
 
@@ -49,13 +73,15 @@ pub const CODES: &[Code] = &[
         INGEST,
         "the API key is not allowed to send events of these services; nothing was accepted",
     ),
-    code("batch_unknown", 404, STATUS, "no batch with this id is known"),
-    code("not_found", 404, STATUS, "there is no such resource"),
+    code("cross_site", 403, STUCK, "the request has an Origin header: it was sent by a web page"),
+    code("batch_unknown", 404, OF_BATCH, "no batch with this id is known"),
+    code("not_found", 404, OF_BATCH, "there is no such resource"),
     code("method_not_allowed", 405, EVERY, "the resource does not support this method; Allow lists those it supports"),
     code("not_acceptable", 406, METRICS, "Accept allows none of the metrics formats"),
     code("body_timeout", 408, INGEST, "the body is arriving too slowly; the connection is closed"),
     code("batch_id_conflict", 409, INGEST, "the batch_id was already used with a different body"),
-    code("batch_ambiguous", 409, STATUS, "several keys have a batch with this id; choose one with ?owner="),
+    code("batch_ambiguous", 409, OF_BATCH, "several keys have a batch with this id; choose one with ?owner="),
+    code("batch_not_stuck", 409, STUCK, "the batch only waits for its turn, or is committed; nothing was done"),
     code("body_too_large", 413, INGEST, "the body is larger than MAX_BODY_MB, as sent or decompressed"),
     code("too_many_events", 413, INGEST, "the batch has more than MAX_EVENTS_PER_BATCH events"),
     code("batch_too_large", 413, INGEST, "the batch is larger than the whole journal may be"),
@@ -63,7 +89,7 @@ pub const CODES: &[Code] = &[
     code("url_too_long", 414, EVERY, "path and query are longer than any resource needs"),
     code("unsupported_media_type", 415, INGEST, "the Content-Type is not one of those listed here"),
     code("unsupported_encoding", 415, INGEST, "the Content-Encoding is not one of those in Accept-Encoding"),
-    code("invalid_parameter", 422, INGEST, "a query parameter has an invalid value"),
+    code("invalid_parameter", 422, PARAMETERS, "a query parameter has an invalid value"),
     code("invalid_batch_id", 422, INGEST, "Idempotency-Key is not a valid batch id"),
     code("batch_id_mismatch", 422, INGEST, "batch_id, Idempotency-Key and ?batch_id= name different batches"),
     code("invalid_batch", 422, INGEST, "the body is JSON but not a batch; `errors` gives the reason"),

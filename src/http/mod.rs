@@ -4,7 +4,7 @@
 //! bounds its waits and closes it, [`tls`] is what HTTPS is served with). [`peer`] is who sends, [`access`] whether they may.
 //! [`route`] picks the handler, [`body`] reads within limits, [`inflate`] decompresses within the same ones, [`headers`] are
 //! on every answer, [`origin`] is the request's id and trace. [`ingest`] turns a body into a block and waits for its acknowledgement; [`status`], [`health`] and
-//! [`observe`] answer questions, [`dashboard`] shows them to people, [`openapi`] describes all of it and [`codes`] every
+//! [`observe`] answer questions, [`batches`] is for operators, [`dashboard`] shows them to people, [`openapi`] describes all of it and [`codes`] every
 //! error. [`app`] is what all workers share.
 //!
 //! Invariant: on the path from socket to ring nothing takes a lock that another core can hold (but while somebody looks
@@ -12,6 +12,7 @@
 
 pub mod access;
 pub mod app;
+pub mod batches;
 pub mod body;
 pub mod codes;
 pub mod connection;

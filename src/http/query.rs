@@ -65,7 +65,8 @@ impl IngestQuery {
     }
 }
 
-fn bad(name: &str, expected: &str) -> Problem {
+/// A parameter whose value is not what is `expected`.
+pub fn bad(name: &str, expected: &str) -> Problem {
     Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid_parameter", format!("query parameter {name} {expected}"))
 }
 

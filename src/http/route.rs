@@ -11,13 +11,14 @@ use hyper::{Method, Request, Response, StatusCode};
 use percent_encoding::percent_decode_str;
 
 use crate::auth::gate::{Caller, Denied};
+use crate::flush::waiting::Wish;
 use crate::http::app::HeadLimits;
 use crate::http::headers::protect;
 use crate::http::peer::Peer;
 use crate::http::problem::Problem;
 use crate::http::query::parameter;
 use crate::http::worker::Worker;
-use crate::http::{access, dashboard, health, ingest, observe, openapi, origin, status};
+use crate::http::{access, batches, dashboard, health, ingest, observe, openapi, origin, status};
 use crate::metrics::{HttpStatus, Label as _, Route};
 use crate::status::origin::Origin;
 use crate::telemetry::RequestSpan;
@@ -29,6 +30,7 @@ pub type Reply = Result<Response<Full<Bytes>>, Problem>;
 fn resource(path: &str) -> (Route, Option<String>) {
     match path {
         "/v1/ingest/batch" => (Route::IngestBatch, None),
+        "/v1/batches" => (Route::Batches, None),
         "/v1/health" => (Route::Health, None),
         "/v1/metrics" => (Route::Metrics, None),
         "/livez" => (Route::Live, None),
@@ -36,14 +38,23 @@ fn resource(path: &str) -> (Route, Option<String>) {
         "/openapi.json" => (Route::OpenApi, None),
         "/dashboard/data" => (Route::DashboardData, None),
         asset if dashboard::is_asset(asset) => (Route::Dashboard, None),
-        _ => {
-            let id = path.strip_prefix("/v1/batch/").and_then(|rest| rest.strip_suffix("/status"));
-            match id.filter(|id| !id.is_empty() && !id.contains('/')) {
-                Some(id) => (Route::BatchStatus, Some(percent_decode_str(id).decode_utf8_lossy().into_owned())),
-                None => (Route::Other, None),
-            }
-        }
+        _ => match of_batch(path) {
+            Some((route, id)) => (route, Some(percent_decode_str(id).decode_utf8_lossy().into_owned())),
+            None => (Route::Other, None),
+        },
     }
+}
+
+/// `/v1/batch/{batch_id}/…`: what it names, and the id as it was sent.
+fn of_batch(path: &str) -> Option<(Route, &str)> {
+    let (id, what) = path.strip_prefix("/v1/batch/")?.split_once('/')?;
+    let route = match what {
+        "status" => Route::BatchStatus,
+        "retry" => Route::BatchRetry,
+        "bury" => Route::BatchBury,
+        _ => return None,
+    };
+    (!id.is_empty()).then_some((route, id))
 }
 
 /// Answers one request, whatever happens meanwhile.
@@ -121,8 +132,8 @@ fn check(request: &Request<Incoming>, route: Route, limits: HeadLimits) -> Resul
         _ if url_bytes(request) > limits.url_bytes_max => Err(url_too_long(limits)),
         _ if request.headers().len() > limits.headers_max => Err(too_many_headers(limits)),
         (Route::Other, _) => Err(unknown_resource()),
-        (Route::IngestBatch, &Method::POST) => Ok(()),
-        (Route::IngestBatch, _) => Err(Problem::method_not_allowed("POST")),
+        (Route::IngestBatch | Route::BatchRetry | Route::BatchBury, &Method::POST) => Ok(()),
+        (Route::IngestBatch | Route::BatchRetry | Route::BatchBury, _) => Err(Problem::method_not_allowed("POST")),
         (_, &Method::GET | &Method::HEAD) => Ok(()),
         _ => Err(Problem::method_not_allowed("GET, HEAD")),
     }
@@ -145,12 +156,30 @@ async fn dispatch(
             drop(request);
             status::get(worker, caller, id.unwrap_or_default(), owner).await
         }
+        (Route::Batches, Some(_)) => {
+            let query = request.uri().query().map(str::to_owned);
+            drop(request);
+            batches::list(worker, query.as_deref()).await
+        }
+        (Route::BatchRetry | Route::BatchBury, Some(caller)) => {
+            let wish = if route == Route::BatchBury { Wish::Bury } else { Wish::Retry };
+            let owner = parameter(request.uri().query(), "owner");
+            batches::ask(worker, caller, request.headers(), &id.unwrap_or_default(), owner.as_deref(), wish)
+        }
         (Route::Health, caller) => health::get(worker, caller),
         (Route::Metrics, _) => observe::get(worker, &request),
         (Route::Live, _) => Ok(plain(StatusCode::OK, "alive\n")),
         (Route::Ready, _) => health::readyz(worker),
         (Route::DashboardData, Some(caller)) => dashboard::data(worker, caller, &request),
-        (Route::IngestBatch | Route::BatchStatus | Route::DashboardData, None) => Err(access::problem(Denied::Missing)),
+        (
+            Route::IngestBatch
+            | Route::BatchStatus
+            | Route::Batches
+            | Route::BatchRetry
+            | Route::BatchBury
+            | Route::DashboardData,
+            None,
+        ) => Err(access::problem(Denied::Missing)),
         (Route::OpenApi, _) => Ok(openapi::get(worker)),
         (Route::Dashboard, _) => dashboard::asset(request.uri().path(), request.headers()).ok_or_else(unknown_resource),
         (Route::Other, _) => Err(unknown_resource()),
@@ -177,8 +206,8 @@ fn too_many_headers(limits: HeadLimits) -> Problem {
 }
 
 fn unknown_resource() -> Problem {
-    let detail = "unknown path; available are POST /v1/ingest/batch, GET /v1/batch/{batch_id}/status, /v1/health, \
-        /v1/metrics, /livez, /readyz, /openapi.json and the dashboard at /";
+    let detail = "unknown path; available are POST /v1/ingest/batch, GET /v1/batch/{batch_id}/status, /v1/batches, \
+        /v1/health, /v1/metrics, /livez, /readyz, /openapi.json and the dashboard at /";
     Problem::new(StatusCode::NOT_FOUND, "not_found", detail)
 }
 

@@ -50,11 +50,11 @@ fn for_caller(caller: &Caller, document: &StatusDocument) -> StatusDocument {
 
 const STUCK: &str = "the database does not accept this batch at present; it is stored safely and will be retried";
 
-fn unknown() -> Problem {
+pub(super) fn unknown() -> Problem {
     Problem::new(StatusCode::NOT_FOUND, "batch_unknown", "no batch with this id is known")
 }
 
-fn ambiguous(owners: Vec<&str>) -> Problem {
+pub(super) fn ambiguous(owners: Vec<&str>) -> Problem {
     let detail = format!("several keys have a batch with this id; choose one with ?owner=: {}", owners.join(", "));
     Problem::new(StatusCode::CONFLICT, "batch_ambiguous", detail)
 }

@@ -75,6 +75,12 @@ label_set! {
         IngestBatch = "/v1/ingest/batch",
         /// `GET /v1/batch/{batch_id}/status`.
         BatchStatus = "/v1/batch/{batch_id}/status",
+        /// `GET /v1/batches`.
+        Batches = "/v1/batches",
+        /// `POST /v1/batch/{batch_id}/retry`.
+        BatchRetry = "/v1/batch/{batch_id}/retry",
+        /// `POST /v1/batch/{batch_id}/bury`.
+        BatchBury = "/v1/batch/{batch_id}/bury",
         /// `GET /v1/health`.
         Health = "/v1/health",
         /// `GET /livez`.

@@ -161,9 +161,16 @@ impl Fault {
         }
     }
 
-    /// Nobody tries this row any more: an operator has said so, or it broke each session that it was sent over.
-    pub fn given_up() -> Self {
-        Self::of(Verdict::RowFault, "02000", "the batch could not be committed and was given up (SQLSTATE 02000)")
+    /// Nobody tries this row any more: an operator has said so, or it broke each session that it was sent over. `refusal` is
+    /// the SQLSTATE and the reason of the last time that its batch was tried.
+    pub fn given_up(by_operator: bool, refusal: Option<(String, String)>) -> Self {
+        let who = if by_operator { "given up by an operator" } else { "given up: the batch could not be committed" };
+        match refusal {
+            Some((sqlstate, reason)) => {
+                Self::of(Verdict::RowFault, &sqlstate, format!("{who}; last refusal: {reason}"))
+            }
+            None => Self::of(Verdict::RowFault, "02000", format!("{who} (SQLSTATE 02000)")),
+        }
     }
 
     /// An event's batch lost its id to another body, which no constraint could see.

@@ -128,6 +128,8 @@ pub struct Batch {
 /// Why a batch was put aside.
 #[derive(Debug)]
 struct Delay {
+    /// PostgreSQL's code, or one that stands for it; `None` where PostgreSQL had no part in it.
+    sqlstate: Option<String>,
     reason: String,
 }
 
@@ -201,7 +203,19 @@ impl Batch {
 
     /// Notes why the batch could not be committed while others could.
     pub fn delayed_because(&self, reason: &str) {
-        *self.delay.lock() = Some(Box::new(Delay { reason: reason.to_owned() }));
+        *self.delay.lock() = Some(Box::new(Delay { sqlstate: None, reason: reason.to_owned() }));
+    }
+
+    /// Notes that the batch was refused by itself while others could be committed.
+    pub fn refused_because(&self, sqlstate: &str, reason: &str) {
+        *self.delay.lock() = Some(Box::new(Delay { sqlstate: Some(sqlstate.to_owned()), reason: reason.to_owned() }));
+    }
+
+    /// SQLSTATE and reason of the last refusal, if there was one.
+    pub fn last_refusal(&self) -> Option<(String, String)> {
+        let delay = self.delay.lock();
+        let Delay { sqlstate, reason } = &**delay.as_ref()?;
+        Some((sqlstate.clone()?, reason.clone()))
     }
 
     /// Records a commit that found the id taken by a different body: every event is dead-lettered, and the id's status

@@ -12,7 +12,7 @@ use postgres::types::Type;
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
-use super::clients::{Connection, Target};
+use crate::cli::client::{Connection, Target};
 use crate::cli::progress::Progress;
 
 /// How often a batch that is not committed yet is asked for again, and the table counted again.

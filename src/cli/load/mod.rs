@@ -16,13 +16,12 @@ mod clients;
 mod events;
 mod pace;
 mod report;
-mod secure;
 mod tally;
 
 use std::cell::{Cell, RefCell};
 use std::io::{Write, stdout};
 use std::ops::RangeInclusive;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -34,12 +33,12 @@ use hyper::header::HeaderValue;
 use tokio::sync::Semaphore;
 use tokio::task::LocalSet;
 
-use self::clients::{Run, Target};
+use self::clients::Run;
 use self::events::{EVENT_BYTES_MAX, EVENT_BYTES_MIN, Events};
 use self::pace::Schedule;
 use self::report::{Asked, Report};
-use self::secure::Secure;
 use self::tally::Tally;
+use super::client::{self, Target};
 use super::failure::Failure;
 use super::help::with_examples;
 use super::progress::{self, Progress};
@@ -112,14 +111,7 @@ pub(super) fn command() -> Command {
             option("check-wait", "TIME", "maximum wait until accepted batches are committed")
                 .default_value("60s")
                 .value_parser(parse_duration),
-            option(
-                "api-key-file",
-                "FILE",
-                "file that contains the API key, with the scopes ingest and read, if the \
-                server requires one",
-            )
-            .value_parser(value_parser!(PathBuf))
-            .value_hint(ValueHint::FilePath),
+            client::api_key_file("the scopes ingest and read"),
             option("json", "FILE", "also write the report as JSON")
                 .value_parser(value_parser!(PathBuf))
                 .value_hint(ValueHint::FilePath),
@@ -141,16 +133,6 @@ pub(super) fn command() -> Command {
             ),
         ],
     )
-}
-
-/// The header that shows the key in the file at `path`.
-fn authorization(path: &Path) -> Result<HeaderValue, Failure> {
-    let unusable = |why: &str| Failure::usage(format!("--api-key-file {}: {why}", path.display()));
-    let key = std::fs::read_to_string(path).map_err(|error| unusable(&format!("cannot be read: {error}")))?;
-    let value = HeaderValue::try_from(format!("Bearer {}", key.trim()));
-    let mut value = value.map_err(|_| unusable("does not contain a key: one line of text is expected"))?;
-    value.set_sensitive(true);
-    Ok(value)
 }
 
 /// A duration in units, such as `5m` or `500ms`; a bare number counts seconds.
@@ -178,23 +160,6 @@ fn parse_bytes(text: &str) -> Result<RangeInclusive<usize>, String> {
         (Some(from), Some(to)) if from <= to => Ok(from..=to),
         _ => Err(format!("must be a number from {EVENT_BYTES_MIN} to {EVENT_BYTES_MAX}, or two such as 300..20000")),
     }
-}
-
-/// `host:port` of a URL that has nothing else.
-fn address(url: &str) -> Result<(String, Option<Secure>), Failure> {
-    let uri: Uri = url.parse().map_err(|error| Failure::usage(format!("--url {url}: {error}")))?;
-    let (Some(scheme @ ("http" | "https")), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
-        return Err(Failure::usage(format!("--url {url}: must be http://HOST:PORT or https://HOST:PORT")));
-    };
-    if !matches!(uri.path(), "" | "/") || uri.query().is_some() {
-        return Err(Failure::usage(format!("--url {url}: must end after the port, without a path")));
-    }
-    let is_https = scheme == "https";
-    let secure = is_https.then(|| Secure::to(authority.host())).transpose();
-    let secure = secure.map_err(|why| Failure::usage(format!("--url {url}: {why}")))?;
-    let port = if is_https { 443 } else { 80 };
-    let authority = if authority.port().is_some() { authority.to_string() } else { format!("{authority}:{port}") };
-    Ok((authority, secure))
 }
 
 fn get<T: Clone + Send + Sync + 'static>(matches: &ArgMatches, name: &str) -> T {
@@ -290,7 +255,10 @@ impl Plan {
             timeout: get(matches, "timeout"),
             check,
             check_wait: get(matches, "check-wait"),
-            authorization: matches.get_one::<PathBuf>("api-key-file").map(|path| authorization(path)).transpose()?,
+            authorization: matches
+                .get_one::<PathBuf>("api-key-file")
+                .map(|path| client::authorization(path))
+                .transpose()?,
             json: matches.get_one::<PathBuf>("json").cloned(),
             is_progress_wanted: progress::is_wanted(matches),
             asked,
@@ -301,7 +269,7 @@ impl Plan {
     async fn send(&self) -> Result<Sent, Failure> {
         let query = self.asked.ack.as_ref().map_or_else(String::new, |ack| format!("?ack={ack}"));
         let path: Uri = format!("/v1/ingest/batch{query}").parse().map_err(Failure::runtime)?;
-        let (authority, secure) = address(&self.asked.url)?;
+        let (authority, secure) = client::address(&self.asked.url)?;
         let target =
             Rc::new(Target { authority, secure, authorization: self.authorization.clone(), timeout: self.timeout });
         // The bodies' templates are made before the clock runs.
@@ -392,11 +360,5 @@ mod tests {
         assert_eq!(parse_bytes("400"), Ok(400..=400));
         assert_eq!(parse_bytes("300..20000"), Ok(300..=20_000));
         assert!(parse_bytes("100").is_err() && parse_bytes("500..400").is_err());
-        let authority = |url: &str| address(url).ok().map(|(authority, secure)| (authority, secure.is_some()));
-        assert_eq!(authority("http://localhost:8000"), Some(("localhost:8000".to_owned(), false)));
-        assert_eq!(authority("http://localhost/"), Some(("localhost:80".to_owned(), false)));
-        for bad in ["ftp://localhost", "http://localhost/v1", "http://localhost?x", "localhost"] {
-            assert_eq!(authority(bad), None, "{bad}");
-        }
     }
 }

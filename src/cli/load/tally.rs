@@ -6,7 +6,7 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
-use super::clients::{Answer, NoAnswer};
+use crate::cli::client::{Answer, NoAnswer};
 use crate::types::PRIORITY_RESERVED_MIN;
 
 /// Latencies above this count as this.

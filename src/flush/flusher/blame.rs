@@ -98,7 +98,10 @@ impl Flusher {
                 let second = part.split_off(part.len() / 2);
                 go.to_land.extend([second, part]);
             }
-            Action::Quarantine => self.quarantine(go, part, &fault),
+            Action::Quarantine => {
+                self.count(&fault);
+                self.quarantine(go, part, &fault);
+            }
             Action::Postpone => {
                 if kind == Kind::Batches {
                     self.postgres_works();

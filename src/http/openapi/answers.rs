@@ -6,7 +6,7 @@ use hyper::StatusCode;
 use serde_json::{Map, Value, json};
 
 use super::schemas::reference;
-use crate::http::codes::{CODES, Code};
+use crate::http::codes::{CODES, Code, KEYED};
 use crate::metrics::Route;
 
 /// A JSON answer of `schema` with `examples`, a name and a document each.
@@ -128,7 +128,7 @@ fn error_headers(status: u16, route: Route) -> Value {
 /// What tells callers of `route` where they stand, if they are held to rates.
 pub fn rate_headers(route: Route) -> Value {
     let mut headers = json!({});
-    if matches!(route, Route::IngestBatch | Route::BatchStatus | Route::Metrics) {
+    if KEYED.contains(&route) {
         let policy = "Limits in force: \"events\" or \"requests\"; q: allowed at once; w: seconds until an empty \
             allowance is full again.";
         add(&mut headers, "RateLimit-Policy", false, r#"^"(events|requests)";q="#, policy);

@@ -2,7 +2,7 @@
 //!
 //! It is made once, of the types that are answered ([`schemas`]: their schemas come from the same derive lines as their
 //! JSON), of the limits that requests are held to, and of the table of errors ([`answers`] reads [`crate::http::codes`]).
-//! [`operations`] says which request gets which answer. What no type says is held by a test, which sends a server what
+//! [`operations`] says which request gets which answer, with [`waiting`] for those about batches that wait. What no type says is held by a test, which sends a server what
 //! the document allows, and what it does not, and compares the answers.
 //!
 //! Absent on purpose: HEAD, which every GET answers, and the dashboard, which is for people.
@@ -10,6 +10,7 @@
 mod answers;
 mod operations;
 mod schemas;
+mod waiting;
 
 use std::sync::LazyLock;
 
@@ -55,6 +56,7 @@ fn document(keys: Keys) -> Value {
         "servers": [{ "url": "/" }],
         "tags": [
             { "name": "batches", "description": "Send events and query their status." },
+            { "name": "waiting", "description": "For operators: batches that wait, and those that are stuck." },
             { "name": "operation", "description": "For operators of the server." },
         ],
         "paths": operations::all(keys),

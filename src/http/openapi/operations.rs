@@ -2,19 +2,25 @@
 
 use serde_json::{Map, Value, json};
 
-use super::Keys;
 use super::answers::{add, add_errors, json_answer, named, rate_headers, text_answer};
 use super::schemas::{batch_id, events, priority, reference};
+use super::{Keys, waiting};
+use crate::http::codes::KEYED;
 use crate::metrics::{Label, Route};
 
 /// All of them by path and method.
 pub fn all(keys: Keys) -> Value {
     let get =
         |route: Route, operation: Value| (route.value().to_owned(), json!({ "get": complete(route, keys, operation) }));
-    let ingest = complete(Route::IngestBatch, keys, ingest());
+    let post = |route: Route, operation: Value| {
+        (route.value().to_owned(), json!({ "post": complete(route, keys, operation) }))
+    };
     let paths = [
-        (Route::IngestBatch.value().to_owned(), json!({ "post": ingest })),
+        post(Route::IngestBatch, ingest()),
         get(Route::BatchStatus, status()),
+        get(Route::Batches, waiting::list()),
+        post(Route::BatchRetry, waiting::retry()),
+        post(Route::BatchBury, waiting::bury()),
         get(Route::Health, health()),
         get(Route::Live, live()),
         get(Route::Ready, ready()),
@@ -30,17 +36,15 @@ fn complete(route: Route, keys: Keys, mut operation: Value) -> Value {
         add_errors(responses, route);
     }
     let (bearer, api_key) = (json!({ "bearer": [] }), json!({ "api_key": [] }));
-    operation["security"] = match (route, keys) {
-        (Route::IngestBatch | Route::BatchStatus | Route::Metrics, Keys::Required) => json!([bearer, api_key]),
-        (Route::IngestBatch | Route::BatchStatus | Route::Metrics, Keys::Off) | (Route::Health, _) => {
-            json!([{}, bearer, api_key])
-        }
+    operation["security"] = match keys {
+        Keys::Required if KEYED.contains(&route) => json!([bearer, api_key]),
+        _ if KEYED.contains(&route) || route == Route::Health => json!([{}, bearer, api_key]),
         _ => json!([]),
     };
     operation
 }
 
-fn parameter(name: &str, place: &str, schema: Value, description: &str) -> Value {
+pub(super) fn parameter(name: &str, place: &str, schema: Value, description: &str) -> Value {
     json!({ "name": name, "in": place, "required": place == "path", "schema": schema, "description": description })
 }
 

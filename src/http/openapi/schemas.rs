@@ -3,11 +3,12 @@
 use serde_json::{Map, Value, json};
 use utoipa::OpenApi;
 
+use crate::http::batches::WaitingBatches;
 use crate::http::health::{Health, HealthWord};
 use crate::http::ingest::Accepted;
 use crate::http::problem::Document;
 use crate::json::REJECTION_CODES;
-use crate::limits::{ERRORS_LISTED_MAX, EVENT_ID_BYTES_MAX, NAME_BYTES_MAX};
+use crate::limits::{ERRORS_LISTED_MAX, EVENT_ID_BYTES_MAX, NAME_BYTES_MAX, WAITING_LISTED_MAX};
 use crate::metrics::report::Report;
 use crate::status::model::StatusDocument;
 use crate::types::{BATCH_ID_BYTES_MAX, PRIORITY_MAX};
@@ -35,6 +36,7 @@ pub fn all() -> Value {
     let mut schemas = answered();
     schemas["ErrorItem"]["properties"]["code"]["enum"] = json!(REJECTION_CODES);
     schemas["Problem"]["properties"]["errors"]["maxItems"] = json!(ERRORS_LISTED_MAX);
+    schemas["WaitingBatches"]["properties"]["batches"]["maxItems"] = json!(WAITING_LISTED_MAX);
     for (name, schema) in [("Batch", batch()), ("Event", event()), ("CloudEvent", cloud_event())] {
         schemas[name] = schema;
     }
@@ -43,7 +45,7 @@ pub fn all() -> Value {
 
 /// The types that are answered, for utoipa to collect with all that they hold.
 #[derive(OpenApi)]
-#[openapi(components(schemas(Accepted, Document, StatusDocument, HealthWord, Health, Report)))]
+#[openapi(components(schemas(Accepted, Document, StatusDocument, WaitingBatches, HealthWord, Health, Report)))]
 struct Answered;
 
 /// Those of answers. They are closed: a member that is not described is a mistake.

@@ -1,4 +1,4 @@
-//! HTTPS towards the server under load: verified by the system's authorities, or by those in `SSL_CERT_FILE`.
+//! HTTPS towards a server at a URL: verified by the system's authorities, or by those in `SSL_CERT_FILE`.
 
 use std::sync::Arc;
 
@@ -7,14 +7,14 @@ use rustls::{ClientConfig, RootCertStore};
 use tokio_rustls::TlsConnector;
 
 /// What makes TLS connections to one server.
-pub(super) struct Secure {
+pub(in crate::cli) struct Secure {
     pub connector: TlsConnector,
     pub name: ServerName<'static>,
 }
 
 impl Secure {
     /// For the server called `host`, without a port; the error is one line.
-    pub(super) fn to(host: &str) -> Result<Self, String> {
+    pub(in crate::cli) fn to(host: &str) -> Result<Self, String> {
         let host = host.trim_start_matches('[').trim_end_matches(']');
         let name = ServerName::try_from(host.to_owned()).map_err(|_| format!("{host} is not a valid server name"))?;
         let mut roots = RootCertStore::empty();

@@ -1,5 +1,6 @@
-//! TLS towards the server on this machine, whose certificate names it as others know it.
+//! The server on this machine: where it is reached, and TLS towards it, whose certificate names it as others know it.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -7,8 +8,32 @@ use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
 
+use crate::config::TlsFiles;
+use crate::config::settings::Key;
+use crate::http::tls;
+
+/// Where a server that listens on `listen` can be reached from this machine.
+pub(super) fn reachable(listen: &SocketAddr) -> SocketAddr {
+    let ip = match listen.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        ip => ip,
+    };
+    SocketAddr::new(ip, listen.port())
+}
+
+/// What is trusted at `address` of a server that serves HTTPS with `files`.
+pub(super) fn trusted(address: SocketAddr, files: &TlsFiles) -> Result<Arc<ClientConfig>, String> {
+    let expected = if address.ip().is_loopback() {
+        None
+    } else {
+        tls::read_certificates(Key::TlsCertFile.name(), &files.certificate)?.into_iter().next()
+    };
+    config(expected)
+}
+
 /// Trusts a server that shows `expected`, whatever it names and whoever issued it; any server where that is `None`.
-pub(super) fn config(expected: Option<CertificateDer<'static>>) -> Result<Arc<ClientConfig>, String> {
+fn config(expected: Option<CertificateDer<'static>>) -> Result<Arc<ClientConfig>, String> {
     let provider = Arc::new(ring::default_provider());
     let verifier = Verifier { expected, provider: Arc::clone(&provider) };
     let config = ClientConfig::builder_with_provider(provider)
@@ -81,5 +106,13 @@ mod tests {
         assert!(!verdict(Some(ours)));
         assert!(verdict(Some(theirs.clone())));
         assert!(verdict(None));
+    }
+
+    #[test]
+    fn an_unspecified_address_is_reached_over_loopback() {
+        let reached = |text: &str| reachable(&text.parse().expect("address")).to_string();
+        assert_eq!(reached("0.0.0.0:8000"), "127.0.0.1:8000");
+        assert_eq!(reached("[::]:8000"), "[::1]:8000");
+        assert_eq!(reached("192.0.2.1:8000"), "192.0.2.1:8000");
     }
 }

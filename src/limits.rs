@@ -275,7 +275,7 @@ pub const COPY_LOCK_WAIT_PATIENT: Duration = Duration::from_secs(15);
 /// See [`COPY_LOCK_WAIT_PATIENT`].
 pub const PATIENT_RETRY_EVERY: Duration = Duration::from_secs(30);
 /// A batch that was waited for in that way is tried so often again before it is next: others may wait for another session.
-pub const TRIES_BETWEEN_LONG_TURNS: u32 = 3;
+pub const TRIES_BETWEEN_LONG_TURNS: u32 = 10;
 /// How long a COPY of several batches may take; a part of it as much as its share of the rows, but
 /// [`COPY_TIME_PART_MIN`] at least. [`COPY_DURATION_TARGET`] is a small part of it.
 pub const COPY_TIME_MAX: Duration = Duration::from_secs(2);

@@ -113,7 +113,7 @@ fn a_healthy_server_says_so_with_figures() {
     let checks = document["checks"].as_object().expect("checks");
     let mut names: Vec<&str> = checks.keys().map(String::as_str).collect();
     names.sort_unstable();
-    assert_eq!(names, ["database", "journal", "memory", "redis", "workers"]);
+    assert_eq!(names, ["database", "journal", "maintenance", "memory", "redis", "workers"]);
     for (name, check) in checks {
         let expected = if name == "redis" { "off" } else { "ok" };
         assert_eq!(check["status"], expected, "{name}");

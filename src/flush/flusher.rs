@@ -273,17 +273,16 @@ impl Flusher {
             is_patient: false,
         };
         let ended_by = self.land_parts(&mut session, &mut go, cut.is_full);
-        if go.has_turn {
-            self.queue.tried(go.turn_landed);
-        }
         if let Some(fault) = ended_by {
             return self.give_up(session, go, &fault);
         }
+        let turn = go.turn();
         let left =
             go.to_land.into_iter().rev().flatten().map(|in_hand| in_hand.into_item(&self.tools.blocks)).collect();
         self.put_back(left);
-        if let Some(suspect) = go.suspect {
-            self.judge_suspect(session, taken_at, suspect);
+        match go.suspect {
+            Some(suspect) => self.judge_suspect(session, taken_at, suspect, turn),
+            None => self.end_turn(turn),
         }
     }
 

@@ -40,7 +40,23 @@ pub(super) struct Go {
     pub is_patient: bool,
 }
 
+/// The turn for postponed batches, if a flusher has it, and whether what it was for has landed.
+pub(super) type Turn = Option<bool>;
+
+impl Go {
+    pub(super) fn turn(&self) -> Turn {
+        self.has_turn.then_some(self.turn_landed)
+    }
+}
+
 impl Flusher {
+    /// Gives the turn up once each batch is back where it waits: in between nobody would know that one is stuck.
+    pub(super) fn end_turn(&self, turn: Turn) {
+        if let Some(has_landed) = turn {
+            self.queue.tried(has_landed);
+        }
+    }
+
     /// Acts on what kept `part` from landing; what is left of the cut goes on, or nothing does because of the fault that is
     /// returned.
     pub(super) fn blame(
@@ -170,9 +186,11 @@ impl Flusher {
         session: PooledConnection<SessionManager>,
         taken_at: Instant,
         (in_hand, fault): (InHand, Fault),
+        turn: Turn,
     ) {
         if self.tools.health.has_landed_since(taken_at) {
-            return self.postpone(vec![in_hand], Kind::Refused, &fault);
+            self.postpone(vec![in_hand], Kind::Refused, &fault);
+            return self.end_turn(turn);
         }
         let item = in_hand.into_item(&self.tools.blocks);
         item.value.batch.set_phase(Phase::Queued);
@@ -182,11 +200,13 @@ impl Flusher {
         } else {
             self.put_back(vec![item]);
         }
+        self.end_turn(turn);
         self.let_go(session, &fault);
     }
 
     /// Everything that is left of a cut goes back to where it was, in its order.
     pub(super) fn give_up(&mut self, mut session: PooledConnection<SessionManager>, go: Go, fault: &Fault) {
+        let turn = go.turn();
         let suspect = go.suspect.into_iter().map(|(in_hand, _)| in_hand);
         let left: Vec<InHand> = suspect.chain(go.to_land.into_iter().rev().flatten()).collect();
         let shard = left.first().map(|in_hand| in_hand.item.shard);
@@ -196,6 +216,7 @@ impl Flusher {
             self.put_aside(in_hand, &fault.sqlstate, &fault.message);
         }
         self.put_back(left.into_iter().map(|in_hand| in_hand.into_item(&self.tools.blocks)).collect());
+        self.end_turn(turn);
         match shard.filter(|_| session.sharding() == Sharding::Citus && !session.client().is_closed()) {
             Some(shard) => self.hold(session, shard, fault),
             None => self.let_go(session, fault),

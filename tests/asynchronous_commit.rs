@@ -193,7 +193,8 @@ fn a_batch_that_lands_after_another_node_committed_it_without_a_flush_is_release
     let url = second.url("/v1/ingest/batch?ack=commit");
     let sent = std::thread::spawn(move || post(&url, &[], text.as_bytes()));
     let mut observer = postgres.database.connect();
-    let waits = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%INSERT INTO ingest_batches%'";
+    let waits =
+        "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%INSERT INTO ingest_batches%'";
     wait_until("the second node waits for the first", WAIT_MAX, || {
         !observer.query(waits, &[]).expect("activity").is_empty()
     });

@@ -109,6 +109,8 @@ pub struct Flusher {
     failed_at: Option<Instant>,
     /// When it was last told that events are refused.
     refused_told_at: Option<Instant>,
+    /// Why the last transaction refused rows; `None` when it did not.
+    last_refusal: Option<String>,
 }
 
 /// Why a block is not in memory.
@@ -143,6 +145,7 @@ impl Flusher {
             retry_wait,
             failed_at: None,
             refused_told_at: None,
+            last_refusal: None,
         }
     }
 
@@ -378,6 +381,7 @@ impl Flusher {
             self.queue.release(first.item.shard);
         }
         self.trace_copy(&in_hand, &done);
+        self.last_refusal = done.reasons.first().map(|reason| reason.message.clone());
         for reason in done.reasons {
             self.tools.recent.refused(reason, wall_now());
         }
@@ -599,7 +603,7 @@ impl Flusher {
         }
         self.refused_told_at = Some(now);
         tracing::warn!(batch = %batch.key, request_id = batch.request_id(), trace_id = batch.trace_id(),
-            dead_lettered = batch.counts().dead_lettered, events = batch.events,
+            dead_lettered = batch.counts().dead_lettered, events = batch.events, reason = self.last_refusal,
             "PostgreSQL rejected events; list them with 'ingestd dead-letter list'");
     }
 

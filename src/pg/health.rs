@@ -84,7 +84,8 @@ impl DatabaseHealth {
     /// Not working until somebody has seen it work.
     pub fn new() -> Self {
         let now = Instant::now();
-        let (faults, log) = ([Some(NOT_YET.to_owned()), None], StateLog::settling(OUTAGE_SETTLES));
+        // A PostgreSQL that was never there is told at once.
+        let (faults, log) = ([Some(NOT_YET.to_owned()), None], StateLog::default());
         let detail = Detail { since: now, worked_since: now, faults, log };
         let (working, pooled) = (AtomicBool::new(false), AtomicBool::new(false));
         let (doubts, cluster) = (Mutex::default(), Mutex::default());
@@ -152,6 +153,9 @@ impl DatabaseHealth {
         if let Some(away) = detail.log.ends(Instant::now()) {
             let away_ms = away.as_millis() as u64;
             tracing::info!(away_ms, "PostgreSQL is accepting batches again; queued batches are being committed");
+        }
+        if first_time {
+            detail.log = StateLog::settling(OUTAGE_SETTLES);
         }
         was_outage
     }

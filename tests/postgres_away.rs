@@ -284,7 +284,8 @@ fn an_outage_is_two_lines_of_the_log_whatever_is_met_in_it() {
     proxy.cut();
     wait_for_another("connections are closed at once");
     proxy.set_mode(Mode::Stall);
-    wait_for_another("nothing is answered");
+    let tried = proxy.connections();
+    wait_until("somebody tries while nothing is answered", WAIT_MAX, || proxy.connections() > tried);
     proxy.cut();
     proxy.set_mode(Mode::Forward);
     postgres.start();

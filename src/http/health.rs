@@ -10,7 +10,7 @@ use crate::http::app::{App, JournalRoom};
 use crate::http::problem::Problem;
 use crate::http::route::{Reply, json as json_reply, plain};
 use crate::http::worker::Worker;
-use crate::limits::RETRY_AFTER_JOURNAL_SECONDS;
+use crate::limits::{MAINTENANCE_RETRY_INTERVAL, PARTITION_UPKEEP_INTERVAL, RETRY_AFTER_JOURNAL_SECONDS};
 use crate::pg::citus::cluster::{Cluster, Worker as CitusWorker};
 use crate::pg::health::Doubt;
 
@@ -182,6 +182,8 @@ pub(super) struct MaintenanceCheck {
     /// `failing` while PostgreSQL rejects a chore. Batches are not affected.
     #[schema(pattern = "^(ok|failing)$")]
     pub(super) status: &'static str,
+    /// Seconds from one time to the next.
+    pub(super) interval_seconds: u64,
     /// Why the status is `failing`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
@@ -308,7 +310,11 @@ fn memory(app: &App) -> MemoryCheck {
 
 fn maintenance(app: &App) -> MaintenanceCheck {
     let reason = app.database.reason_of(Doubt::Maintenance);
-    MaintenanceCheck { status: if reason.is_some() { "failing" } else { "ok" }, reason }
+    let (status, interval) = match reason {
+        Some(_) => ("failing", MAINTENANCE_RETRY_INTERVAL),
+        None => ("ok", PARTITION_UPKEEP_INTERVAL),
+    };
+    MaintenanceCheck { status, interval_seconds: interval.as_secs(), reason }
 }
 
 /// Whether this node may take traffic.

@@ -7,9 +7,9 @@ use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
 
 use serde_json::Value;
-use support::load::{body, wait_until_committed};
+use support::load::{killed_with_backlog, wait_until_committed};
 use support::postgres::{TestDatabase, TestPostgres, connect};
-use support::server::{Ingestd, get, post};
+use support::server::{Ingestd, get};
 use support::{WAIT_MAX, wait_until};
 
 const BATCHES: usize = 5;
@@ -48,18 +48,9 @@ impl Flipped {
     }
 }
 
-/// A server with a backlog that only its journal has: nothing of it is in memory.
+/// A server with a backlog that only its journal has: nothing of it is in memory. PostgreSQL is away.
 fn with_backlog() -> (TestPostgres, TestDatabase, Ingestd) {
-    let mut postgres = TestPostgres::start_private(&[]);
-    let database = postgres.create_database();
-    let mut server = Ingestd::builder().database(&database).start();
-    postgres.kill9();
-    for number in 0..BATCHES {
-        let id = format!("b{number}");
-        let reply = post(&server.url("/v1/ingest/batch"), &[], body(&id, Some(&id), 3, EVENTS).as_bytes());
-        assert_eq!(reply.status, 202, "{}", reply.text());
-    }
-    server.kill9();
+    let (postgres, database, mut server) = killed_with_backlog(BATCHES, EVENTS);
     server.restart();
     (postgres, database, server)
 }

@@ -7,25 +7,16 @@ use std::path::{Path, PathBuf};
 
 use postgres::Client;
 use support::WAIT_MAX;
-use support::load::{body, wait_until_committed};
+use support::load::{killed_with_backlog, wait_until_committed};
 use support::postgres::{TestDatabase, TestPostgres, connect};
 use support::server::{Finished, Ingestd, get, post};
 
 const BATCHES: usize = 5;
 const EVENTS: u64 = 20;
 
-/// A server that was killed with a backlog which only its journal has.
-fn killed_with_backlog() -> (TestPostgres, TestDatabase, Ingestd) {
-    let mut postgres = TestPostgres::start_private(&[]);
-    let database = postgres.create_database();
-    let mut server = Ingestd::builder().database(&database).start();
-    postgres.kill9();
-    for number in 0..BATCHES {
-        let id = format!("b{number}");
-        let reply = post(&server.url("/v1/ingest/batch"), &[], body(&id, Some(&id), 3, EVENTS).as_bytes());
-        assert_eq!(reply.status, 202, "{}", reply.text());
-    }
-    server.kill9();
+/// A server that was killed with a backlog which only its journal has, and PostgreSQL.
+fn killed() -> (TestPostgres, TestDatabase, Ingestd) {
+    let (mut postgres, database, server) = killed_with_backlog(BATCHES, EVENTS);
     postgres.start();
     (postgres, database, server)
 }
@@ -64,7 +55,7 @@ fn assert_all_there_once(client: &mut Client) {
 
 #[test]
 fn batches_of_a_segment_that_this_version_cannot_open_are_saved_and_can_be_sent_again() {
-    let (_postgres, database, mut server) = killed_with_backlog();
+    let (_postgres, database, mut server) = killed();
     let journal = server.folder().join("journal");
     let segment = segments(&journal).remove(0);
     // A newer version's header: the checksum is right.
@@ -101,7 +92,7 @@ fn batches_of_a_segment_that_this_version_cannot_open_are_saved_and_can_be_sent_
 
 #[test]
 fn a_copied_segment_is_set_aside_without_a_loss() {
-    let (_postgres, database, mut server) = killed_with_backlog();
+    let (_postgres, database, mut server) = killed();
     let journal = server.folder().join("journal");
     let segment = segments(&journal).remove(0);
     let copy = number_of(&segment) + 7;

@@ -9,7 +9,7 @@ use ingestd::limits::COPY_TIME_ALONE_MAX;
 use postgres::Client;
 use serde_json::{Value, json};
 
-use support::contract::{batch, ingest_url, rows_of, status_of, wait_until_completed};
+use support::contract::{batch, batch_at, ingest_url, rows_of, status_of, wait_until_completed};
 use support::postgres::{TestDatabase, shared};
 use support::server::{Ingestd, get, post_json};
 use support::{WAIT_MAX, wait_until};
@@ -47,12 +47,7 @@ impl Site {
 
     /// Sends a batch without waiting for its commit.
     fn queue(&self, id: &str, timestamp: Option<&str>) {
-        let mut body = batch(id, 3);
-        for event in body["events"].as_array_mut().expect("events") {
-            if let Some(timestamp) = timestamp {
-                event["timestamp"] = json!(timestamp);
-            }
-        }
+        let body = timestamp.map_or_else(|| batch(id, 3), |timestamp| batch_at(id, 3, timestamp));
         assert_eq!(post_json(&ingest_url(&self.server, ""), &body).status, 202);
     }
 

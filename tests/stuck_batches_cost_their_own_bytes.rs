@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use ingestd::journal::{Claim, DiskStorage, FrameToWrite, Journal, JournalOptions};
 use serde_json::{Value, json};
 
-use support::contract::{accept, assert_problem, batch, ingest_url, rows_of, send, wait_until_completed};
+use support::contract::{accept, assert_problem, batch, batch_at, ingest_url, rows_of, send, wait_until_completed};
 use support::load::{Load, LoadOptions, Random, body, seed, wait_until_committed};
 use support::postgres::{TestDatabase, TestPostgres, shared};
 use support::server::{Builder, Ingestd, get, post};
@@ -32,11 +32,8 @@ fn server_on(database: &TestDatabase) -> Builder {
 }
 
 fn of_month(id: &str, priority: u64, month: &str) -> Value {
-    let mut batch = batch(id, 2);
+    let mut batch = batch_at(id, 2, &format!("{month}-03T03:03:03Z"));
     batch["priority"] = json!(priority);
-    for event in batch["events"].as_array_mut().expect("events") {
-        event["timestamp"] = json!(format!("{month}-03T03:03:03Z"));
-    }
     batch
 }
 

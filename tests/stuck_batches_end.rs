@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use ingestd::limits::POSTPONE_MAX;
 use serde_json::{Value, json};
 
-use support::contract::{assert_problem, batch, ingest_url, rows_of, status_of, wait_until_completed};
+use support::contract::{assert_problem, batch, batch_at, ingest_url, rows_of, status_of, wait_until_completed};
 use support::postgres::{TestDatabase, connect, shared};
 use support::server::{Finished, Ingestd, Reply, get, get_with, post, post_json};
 use support::{WAIT_MAX, wait_until};
@@ -42,10 +42,7 @@ impl Site {
 
     /// A batch of three events that is stuck.
     fn stuck(&self, id: &str) {
-        let mut body = batch(id, 3);
-        for event in body["events"].as_array_mut().expect("events") {
-            event["timestamp"] = json!("2024-03-03T03:03:03Z");
-        }
+        let body = batch_at(id, 3, "2024-03-03T03:03:03Z");
         assert_eq!(post_json(&ingest_url(&self.server, ""), &body).status, 202);
         wait_until("it is known as stuck", WAIT_MAX, || self.listed(id).is_some());
     }

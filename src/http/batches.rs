@@ -19,7 +19,7 @@ use crate::flush::waiting::{Asked, Stuck, WaitingBatch, Wish};
 use crate::http::problem::Problem;
 use crate::http::query::{bad, parameter};
 use crate::http::route::{Reply, json};
-use crate::http::status::{ambiguous, unknown};
+use crate::http::status::{ambiguous, every_owner, unknown};
 use crate::http::worker::Worker;
 use crate::limits::{WAITING_LISTED_DEFAULT, WAITING_LISTED_MAX};
 use crate::status::model::{Batch, rfc3339};
@@ -150,7 +150,7 @@ fn known(worker: &Worker, id: &str, owner: Option<&str>) -> Option<Arc<Batch>> {
     let find = |owner: Arc<str>| worker.app.batches.get(&BatchKey { owner, id: Box::from(id) });
     match (owner, worker.app.gate.keyring()) {
         (Some(owner), _) => find(Arc::from(owner)),
-        (None, Some(keyring)) => keyring.ids().cloned().chain([Arc::clone(&worker.everybody)]).find_map(find),
+        (None, Some(keyring)) => every_owner(worker, &keyring).find_map(find),
         (None, None) => find(Arc::clone(&worker.everybody)),
     }
 }

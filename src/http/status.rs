@@ -3,12 +3,14 @@
 //! A batch belongs to the key that sent it, and only that key sees it. An `admin` key sees everybody's: `?owner=KEY_ID`
 //! names whose batch is meant, and without it every key's is looked for.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use futures_util::future::join_all;
 use hyper::StatusCode;
 
 use crate::auth::gate::{Caller, Denied};
+use crate::auth::keyring::Keyring;
 use crate::auth::scope::Scope;
 use crate::http::access;
 use crate::http::problem::Problem;
@@ -40,12 +42,13 @@ pub async fn get(worker: &Worker, caller: &Caller, id: String, owner: Option<Str
 }
 
 /// Why a batch is stuck is about the database: who sees the figures of health sees all of it, others that it is so.
-fn for_caller(caller: &Caller, document: &StatusDocument) -> StatusDocument {
-    let mut document = document.clone();
-    if let Some(reason) = document.reason.as_mut().filter(|_| !caller.may(Scope::Metrics)) {
-        STUCK.clone_into(reason);
+fn for_caller<'a>(caller: &Caller, document: &'a StatusDocument) -> Cow<'a, StatusDocument> {
+    match document.reason {
+        Some(_) if !caller.may(Scope::Metrics) => {
+            Cow::Owned(StatusDocument { reason: Some(STUCK.to_owned()), ..document.clone() })
+        }
+        _ => Cow::Borrowed(document),
     }
-    document
 }
 
 const STUCK: &str = "the database does not accept this batch at present; it is stored safely and will be retried";
@@ -71,13 +74,16 @@ fn owners(worker: &Worker, caller: &Caller, named: Option<String>) -> Result<Vec
                     let detail = "there are too many keys to search the batches of each; choose one with ?owner=KEY_ID";
                     return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "owner_missing", detail));
                 }
-                // What was sent before there were keys belongs to nobody.
-                let nobody = Arc::clone(&worker.everybody);
-                Ok(keyring.ids().cloned().chain([nobody]).collect())
+                Ok(every_owner(worker, &keyring).collect())
             }
             _ => Ok(vec![Arc::clone(caller.owner())]),
         },
     }
+}
+
+/// All whose batches there may be while there are keys: what was sent before there were any belongs to nobody.
+pub(super) fn every_owner<'a>(worker: &'a Worker, keyring: &'a Keyring) -> impl Iterator<Item = Arc<str>> {
+    keyring.ids().chain([&worker.everybody]).cloned()
 }
 
 enum Found {

@@ -26,6 +26,7 @@ use crate::json::Scratch;
 use crate::limits::{ACCEPT_RETRY_WAIT, HTTP_DRAIN_WAIT_MAX, REFUSED_CONNECTIONS_TOLD_EVERY, RETRY_AFTER_BUSY_SECONDS};
 use crate::metrics::Recorder;
 use crate::sys::affinity::{self, CoreId};
+use crate::sys::paced::Paced;
 
 /// What one worker owns.
 pub struct Worker {
@@ -137,12 +138,12 @@ struct Door {
     /// An open file to give up, so that a connection can be accepted, and closed, when there are no others left: in the
     /// backlog it would wait for nothing.
     spare: Option<File>,
-    told_at: Option<Instant>,
+    told: Paced,
 }
 
 impl Door {
     fn new() -> Self {
-        Self { spare: File::open("/dev/null").ok(), told_at: None }
+        Self { spare: File::open("/dev/null").ok(), told: Paced::new(REFUSED_CONNECTIONS_TOLD_EVERY) }
     }
 
     /// True when there is a file to give up; gets one if it can.
@@ -164,7 +165,7 @@ impl Door {
             Full::Server => "MAX_CONNECTIONS",
             Full::Client => "MAX_CONNECTIONS_PER_ADDRESS",
         };
-        if self.may_tell() {
+        if self.told.is_due(Instant::now()) {
             tracing::warn!(%address, "connection refused: {setting} limit reached");
         }
         if is_tls {
@@ -178,7 +179,7 @@ impl Door {
     /// Accepts and closes one connection because there are no open files left; false when that was not `error`, or did
     /// not work.
     async fn shut_out(&mut self, error: &std::io::Error, listener: &tokio::net::TcpListener) -> bool {
-        if self.may_tell() {
+        if self.told.is_due(Instant::now()) {
             tracing::warn!(%error,
                 "cannot accept new connections; existing ones are still served; raise the open-file limit (ulimit -n)");
         }
@@ -192,15 +193,6 @@ impl Door {
         let closed = matches!(timeout(ACCEPT_RETRY_WAIT, listener.accept()).await, Ok(Ok(_)));
         self.spare = File::open("/dev/null").ok();
         closed
-    }
-
-    fn may_tell(&mut self) -> bool {
-        let now = Instant::now();
-        let may = self.told_at.is_none_or(|told_at| now - told_at >= REFUSED_CONNECTIONS_TOLD_EVERY);
-        if may {
-            self.told_at = Some(now);
-        }
-        may
     }
 }
 

@@ -5,7 +5,8 @@
 //! Redis from one thread, never in the way of ingestion; [`lookup`] answers for batches that this process
 //! does not know, from Redis and then from the ledger.
 //!
-//! [`waiters`] tells a request that waits for another request's batch of its end. [`origin`] is the request that a batch came with; [`recent`] remembers the latest of them for the dashboard.
+//! [`waiters`] tells a request that waits for another request's batch of its end. [`origin`] is the request that a batch
+//! came with; [`recent`] remembers the latest of them for the dashboard.
 //!
 //! Invariant: a batch is in [`memory`] from before it is offered to the journal until it is finished.
 //! Absent on purpose: any decision about exactly-once. That is the ledger's alone.
@@ -17,3 +18,5 @@ pub mod origin;
 pub mod recent;
 pub mod shared;
 pub mod waiters;
+#[cfg(test)]
+mod woken;

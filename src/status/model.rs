@@ -304,20 +304,10 @@ pub fn rfc3339(at: UnixMicros) -> String {
 mod tests {
     use std::pin::pin;
     use std::sync::Arc;
-    use std::sync::atomic::AtomicUsize;
-    use std::task::{Context, Poll, Wake, Waker};
+    use std::task::{Context, Poll, Waker};
 
     use super::*;
-
-    /// Counts how often its waiter was woken.
-    #[derive(Default)]
-    struct Woken(AtomicUsize);
-
-    impl Wake for Woken {
-        fn wake(self: Arc<Self>) {
-            self.0.fetch_add(1, Ordering::Relaxed);
-        }
-    }
+    use crate::status::woken::Woken;
 
     #[test]
     fn a_commit_ends_in_the_phase_that_its_counts_say() {
@@ -339,7 +329,7 @@ mod tests {
         let mut ended = pin!(batch.once_past(|phase| !phase.is_final()));
         assert_eq!(promised.as_mut().poll(&mut contexts[0]), Poll::Pending);
         assert_eq!(ended.as_mut().poll(&mut contexts[1]), Poll::Pending);
-        let woken = || woken.each_ref().map(|woken| woken.0.load(Ordering::Relaxed));
+        let woken = || woken.each_ref().map(|woken| woken.times());
 
         batch.set_phase(Phase::Queued);
         assert_eq!(woken(), [1, 1]);

@@ -196,20 +196,10 @@ mod loom_tests {
 mod tests {
     use std::cell::Cell;
     use std::pin::pin;
-    use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::task::{Context, Poll, Wake, Waker};
+    use std::task::{Context, Poll, Waker};
 
     use super::*;
-
-    /// Counts how often its waiter was woken.
-    #[derive(Default)]
-    struct Woken(AtomicUsize);
-
-    impl Wake for Woken {
-        fn wake(self: Arc<Self>) {
-            self.0.fetch_add(1, Ordering::Relaxed);
-        }
-    }
+    use crate::status::woken::Woken;
 
     #[test]
     fn a_waiter_is_woken_once_per_ring_and_never_in_between() {
@@ -228,7 +218,7 @@ mod tests {
         for ring in 1..=2 {
             state.set(ring);
             waiters.ring();
-            assert_eq!(woken.each_ref().map(|woken| woken.0.load(Ordering::Relaxed)), [ring; 2]);
+            assert_eq!(woken.each_ref().map(|woken| woken.times()), [ring; 2]);
             let expected = if ring == 2 { Poll::Ready("over") } else { Poll::Pending };
             assert_eq!(one.as_mut().poll(&mut contexts[0]), expected);
             assert_eq!(other.as_mut().poll(&mut contexts[1]), expected);

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::os::unix::fs::FileExt;
-use std::process::Command;
 
 use tempfile::TempDir;
 
@@ -19,13 +18,7 @@ impl WallClock {
     /// A clock that shows the right time.
     pub fn new() -> Self {
         let folder = super::folder();
-        let source = super::checkout().join("tests/support/clock.c");
-        let built = Command::new("cc")
-            .args(["-shared", "-fPIC", "-O1", "-o"])
-            .args([&folder.path().join("clock.so"), &source])
-            .output();
-        let built = built.expect("a C compiler");
-        assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+        super::build_library(folder.path(), "clock");
         let offset = fs::File::create(folder.path().join("offset")).expect("the folder is ours");
         let clock = Self { folder, offset };
         clock.set_offset(0);

@@ -39,6 +39,15 @@ pub fn batch(batch_id: &str, count: usize) -> Value {
     json!({ "batch_id": batch_id, "events": events })
 }
 
+/// The same, of events that happened at `timestamp`.
+pub fn batch_at(batch_id: &str, count: usize, timestamp: &str) -> Value {
+    let mut batch = batch(batch_id, count);
+    for event in batch["events"].as_array_mut().expect("events") {
+        event["timestamp"] = json!(timestamp);
+    }
+    batch
+}
+
 /// The URL of ingestion with `query` (without `?`).
 pub fn ingest_url(server: &Ingestd, query: &str) -> String {
     let mark = if query.is_empty() { "" } else { "?" };

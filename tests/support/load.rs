@@ -13,6 +13,7 @@ use postgres::Client;
 
 use super::WAIT_MAX;
 use super::nginx::TestNginx;
+use super::postgres::{TestDatabase, TestPostgres};
 use super::server::{self, Ingestd};
 
 /// Events of one batch.
@@ -61,6 +62,23 @@ pub fn seed(test: &str) -> u64 {
     });
     super::announce(&format!("{test}: INGESTD_TEST_SEED={seed}"));
     seed
+}
+
+/// A server that was killed with a backlog which only its journal has: batches `b0`, `b1` … of `events` events each. PostgreSQL
+/// has been killed, too.
+pub fn killed_with_backlog(batches: usize, events: u64) -> (TestPostgres, TestDatabase, Ingestd) {
+    let mut postgres = TestPostgres::start_private(&[]);
+    let database = postgres.create_database();
+    let mut server = Ingestd::builder().database(&database).start();
+    postgres.kill9();
+    for number in 0..batches {
+        let id = format!("b{number}");
+        let text = body(&id, Some(&id), 3, events);
+        let reply = server::post(&server.url("/v1/ingest/batch"), &[], text.as_bytes());
+        assert_eq!(reply.status, 202, "{}", reply.text());
+    }
+    server.kill9();
+    (postgres, database, server)
 }
 
 /// A body of `events` events without timestamps: whoever takes the same body twice gives it two times, so
@@ -281,7 +299,9 @@ impl Shared {
                     return false;
                 }
                 Ok(reply) if matches!(reply.status, 429 | 503) => {
-                    self.refused.fetch_add(1, Ordering::Relaxed);
+                    if self.refused.fetch_add(1, Ordering::Relaxed) == 0 {
+                        println!("first refusal: {}", reply.text());
+                    }
                     assert!(!reply.header("retry-after").is_empty(), "a refusal says when to come again");
                     thread::sleep(RETRY_PAUSE);
                 }

@@ -94,6 +94,16 @@ pub fn spawn_to_end_by(mut command: Command, signal: Signal) -> io::Result<Child
     answered.recv().map_err(io::Error::other)?
 }
 
+/// Builds `tests/support/{name}.c` as a library in `folder`, for a server to be started with (`LD_PRELOAD`).
+pub fn build_library(folder: &Path, name: &str) {
+    let source = checkout().join("tests/support").join(name).with_extension("c");
+    let library = folder.join(name).with_extension("so");
+    let mut compiler = std::process::Command::new("cc");
+    let built = compiler.args(["-shared", "-fPIC", "-O1", "-pthread", "-o"]).args([&library, &source]).output();
+    let built = built.expect("a C compiler");
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+}
+
 /// A fresh folder that is removed when dropped, or by a later test process when this one was killed. The user
 /// that PostgreSQL runs as can enter it, also when the tests run as root.
 pub fn folder() -> TempDir {

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::os::unix::fs::FileExt;
-use std::process::Command;
 
 use tempfile::TempDir;
 
@@ -33,12 +32,7 @@ impl Syscalls {
     /// Builds the library.
     pub fn new() -> Self {
         let folder = super::folder();
-        let source = super::checkout().join("tests/support/syscalls.c");
-        let library = folder.path().join("syscalls.so");
-        let built =
-            Command::new("cc").args(["-shared", "-fPIC", "-O1", "-pthread", "-o"]).args([&library, &source]).output();
-        let built = built.expect("a C compiler");
-        assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+        super::build_library(folder.path(), "syscalls");
         let mut options = fs::File::options();
         let fired = options.read(true).write(true).create(true).truncate(true).open(folder.path().join("fired"));
         let syscalls = Self { folder, fired: fired.expect("the folder is ours") };

@@ -19,8 +19,8 @@
 //! refused for [`OVERLOAD_OVER_AFTER`], it is back.
 //!
 //! An outage is no overload: what piled up while PostgreSQL was away does not count until it is drained, so a fault
-//! refuses nobody while the journal has room. Small COPYs say nothing about what PostgreSQL can do; until a full one
-//! has landed everybody is admitted.
+//! refuses nobody while the journal has room. Small COPYs say nothing about what PostgreSQL can do, nor does a single one
+//! that stalled: of two full ones in a row the faster counts, and until two have landed everybody is admitted.
 //!
 //! All atomics here are figures that publish no other data: `Relaxed` is enough.
 
@@ -41,12 +41,20 @@ struct Overload {
     last: AtomicU64,
 }
 
+/// What a flusher has landed, in rows a second; 0 before it is known.
+#[derive(Default)]
+struct Rate {
+    /// Of its last full COPY.
+    last: AtomicU64,
+    smoothed: AtomicU64,
+}
+
 /// What the decision rests on; shared by flushers, who measure, and workers, who ask.
 pub struct Admission {
     started: Instant,
     wait_max: Duration,
-    /// Rows a second that each flusher landed with its last full COPYs; 0 before the first.
-    rates: Box<[AtomicU64]>,
+    /// Of each flusher's last full COPYs.
+    rates: Box<[Rate]>,
     /// Rows admitted and not yet committed, by priority. Signed: who counts them in may be overtaken by who counts them
     /// out.
     waiting_rows: [AtomicI64; PRIORITY_COUNT],
@@ -58,7 +66,7 @@ pub struct Admission {
 impl Admission {
     /// For `flushers` flushers and `BATCH_TIMEOUT_SECONDS`.
     pub fn new(flushers: usize, timeout: Duration) -> Self {
-        let rates = (0..flushers).map(|_| AtomicU64::new(0)).collect();
+        let rates = (0..flushers).map(|_| Rate::default()).collect();
         Self {
             started: Instant::now(),
             wait_max: timeout / 2,
@@ -71,10 +79,15 @@ impl Admission {
 
     /// Flusher `number` has landed `rows` in a full COPY that took `took`, from taking the rows to the commit.
     pub fn landed_full(&self, number: usize, rows: u32, took: Duration) {
-        let measured = f64::from(rows) / took.as_secs_f64().max(1e-6);
-        let before = self.rates[number].load(Relaxed);
-        let rate = if before == 0 { measured } else { before as f64 + (measured - before as f64) * WEIGHT };
-        self.rates[number].store((rate as u64).max(1), Relaxed);
+        let Rate { last, smoothed } = &self.rates[number];
+        let measured = ((f64::from(rows) / took.as_secs_f64().max(1e-6)) as u64).max(1);
+        let previous = last.swap(measured, Relaxed);
+        if previous == 0 {
+            return;
+        }
+        let (before, faster) = (smoothed.load(Relaxed), measured.max(previous) as f64);
+        let rate = if before == 0 { faster } else { before as f64 + (faster - before as f64) * WEIGHT };
+        smoothed.store((rate as u64).max(1), Relaxed);
     }
 
     /// PostgreSQL is back (or the server has just started): what waits is no sign of overload.
@@ -106,7 +119,7 @@ impl Admission {
         if self.is_excusing() {
             return None;
         }
-        let rate: u64 = self.rates.iter().map(|rate| rate.load(Relaxed)).sum();
+        let rate: u64 = self.rates.iter().map(|rate| rate.smoothed.load(Relaxed)).sum();
         if rate == 0 {
             return None;
         }
@@ -166,8 +179,9 @@ mod tests {
     /// than 15 s.
     fn steady(rows: u32) -> Admission {
         let admission = Admission::new(3, Duration::from_secs(30));
-        admission.landed_full(0, 500, SECOND);
-        admission.landed_full(1, 500, SECOND);
+        for flusher in [0, 1, 0, 1] {
+            admission.landed_full(flusher, 500, SECOND);
+        }
         admission.joined(LOW, rows);
         admission
     }
@@ -204,6 +218,21 @@ mod tests {
         let admission = Admission::new(2, SECOND);
         admission.joined(LOW, u32::MAX);
         assert_eq!(admission.refusal(LOW, Instant::now()), None);
+    }
+
+    #[test]
+    fn one_copy_that_stalled_is_no_measure() {
+        let admission = Admission::new(1, 30 * SECOND);
+        admission.landed_full(0, 1_000, 100 * SECOND);
+        admission.joined(LOW, 10_000);
+        assert_eq!(admission.refusal(LOW, Instant::now()), None, "the first");
+        admission.landed_full(0, 1_000, SECOND);
+        admission.landed_full(0, 1_000, 100 * SECOND);
+        assert_eq!(admission.refusal(LOW, Instant::now()), None, "one of many");
+        for _ in 0..40 {
+            admission.landed_full(0, 1_000, 100 * SECOND);
+        }
+        assert!(admission.refusal(LOW, Instant::now()).is_some(), "all of them");
     }
 
     #[test]

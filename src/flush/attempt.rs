@@ -13,7 +13,6 @@
 //! [`crate::flush::culprit`].
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use postgres::error::SqlState;
 
@@ -21,8 +20,9 @@ use crate::encode::block::Block;
 use crate::encode::pool::BlockPool;
 use crate::encode::tuple::tuples;
 use crate::flush::culprit::Kind;
+use crate::flush::cut::Patience;
 use crate::flush::queue::Waiting;
-use crate::limits::{PARTITION_ATTEMPTS_MAX, REMOTE_FAULTS_MAX, STAGED_COPIES_AFTER_DUPLICATE};
+use crate::limits::{COPY_LOCK_WAIT_MAX, PARTITION_ATTEMPTS_MAX, REMOTE_FAULTS_MAX, STAGED_COPIES_AFTER_DUPLICATE};
 use crate::metrics::{Metrics, SqlstateClass};
 use crate::pg::connect::one_line;
 use crate::pg::land::{Done, Landed, Landing, Terms, Way, land};
@@ -59,7 +59,6 @@ impl Failure {
 
     /// `fault` as it was met over `session`.
     fn of(fault: Fault, session: &mut Session) -> Self {
-        // PostgreSQL documentation, appendix A: class 40 is "transaction rollback", and 08 is ours for a broken socket.
         if fault.ends_session {
             return Self::new(Kind::Session, fault);
         }
@@ -67,7 +66,7 @@ impl Failure {
             return Self::new(Kind::Session, lost);
         }
         let kind = match &fault.sqlstate[..2] {
-            "08" => Kind::Session,
+            // PostgreSQL documentation, appendix A: "transaction rollback".
             "40" => Kind::Transaction,
             _ if session.sharding() == Sharding::Citus => Kind::Refused,
             _ if fault.sqlstate == SqlState::LOCK_NOT_AVAILABLE.code() => return Self::of_lock(fault, session),
@@ -96,9 +95,8 @@ impl Failure {
 /// How one attempt goes about it.
 pub(super) struct Plan {
     pub commit: Commit,
+    pub patience: Patience,
     pub limits: TimeLimits,
-    /// How long making a partition may wait for a lock.
-    pub partition_wait: Duration,
     /// The way to begin with; [`Way::Plain`] may become [`Way::Staged`].
     pub begin: Way,
     /// Refused rows are looked for, which takes long.
@@ -143,7 +141,7 @@ impl Attempt {
                 (Verdict::RowFault, Way::Plain | Way::Staged) => {
                     if sharding == Sharding::Citus {
                         // There, quarantine takes a missing partition for a row's fault.
-                        make_partitions(session, &landings, plan)?;
+                        make_partitions(session, &landings)?;
                     }
                     Way::Quarantine
                 }
@@ -156,7 +154,7 @@ impl Attempt {
                 }
                 (Verdict::MissingPartition, _) if partition_attempts < PARTITION_ATTEMPTS_MAX => {
                     partition_attempts += 1;
-                    make_partitions(session, &landings, plan)?;
+                    make_partitions(session, &landings)?;
                     way
                 }
                 (Verdict::Remote, Way::Plain) if remote_faults >= REMOTE_FAULTS_MAX => Way::Staged,
@@ -185,8 +183,8 @@ impl Attempt {
 }
 
 /// Whatever keeps a month from being made concerns the batches with events of it, unless the session broke.
-fn make_partitions(session: &mut Session, landings: &[Landing<'_>], plan: &Plan) -> Result<(), Failure> {
-    let made = partitions::ensure_within(session.client(), &months_of(landings), plan.partition_wait);
+fn make_partitions(session: &mut Session, landings: &[Landing<'_>]) -> Result<(), Failure> {
+    let made = partitions::ensure_within(session.client(), &months_of(landings), COPY_LOCK_WAIT_MAX);
     let Err(NotMade { month, error }) = made else { return Ok(()) };
     let is_of_one_month = error.is_of_one_month();
     let fault = error.into_fault();
@@ -212,7 +210,7 @@ fn given_up(session: &mut Session, in_hand: &[InHand], plan: &Plan) -> Result<Gi
         Way::RowByRow => {
             let landings: Vec<Landing<'_>> = in_hand.iter().map(InHand::landing).collect();
             for month in months_of(&landings) {
-                let made = partitions::ensure_within(session.client(), &[month], plan.partition_wait);
+                let made = partitions::ensure_within(session.client(), &[month], COPY_LOCK_WAIT_MAX);
                 let Err(not_made) = made else { continue };
                 let fault = not_made.error.into_fault();
                 if fault.ends_session {

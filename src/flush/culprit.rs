@@ -35,10 +35,10 @@ pub struct Evidence {
     pub batches: usize,
     /// How often another transaction was in the way of this cut.
     pub collisions: u32,
-    /// Anything has landed since the cut was taken, by whichever flusher.
+    /// Anything has landed since the cut was taken, or since one of the batches was a suspect before, by whichever flusher.
     pub others_landed: bool,
-    /// Batches of this cut that were refused by themselves, and are neither landed nor postponed.
-    pub suspects: usize,
+    /// A batch of this cut was refused by itself, and is neither landed nor postponed.
+    pub has_suspect: bool,
     /// The batch was postponed before, so it is the culprit already.
     pub known: bool,
     /// How often a session broke that held nothing but this batch, with this time.
@@ -66,7 +66,7 @@ pub enum Action {
 
 /// The table.
 pub fn decide(kind: Kind, evidence: Evidence) -> Action {
-    let Evidence { batches, collisions, others_landed, suspects, known, sessions_lost, reconnected } = evidence;
+    let Evidence { batches, collisions, others_landed, has_suspect, known, sessions_lost, reconnected } = evidence;
     match kind {
         Kind::Session if !reconnected => Action::Wait,
         Kind::Session if batches > 1 => Action::Halve,
@@ -79,7 +79,7 @@ pub fn decide(kind: Kind, evidence: Evidence) -> Action {
         Kind::Batches | Kind::Slow => Action::Postpone,
         Kind::Rows => Action::Quarantine,
         Kind::Transaction | Kind::Refused if others_landed || known => Action::Postpone,
-        Kind::Transaction | Kind::Refused if suspects > 0 => Action::Wait,
+        Kind::Transaction | Kind::Refused if has_suspect => Action::Wait,
         Kind::Transaction | Kind::Refused => Action::Suspect,
     }
 }
@@ -92,7 +92,7 @@ mod tests {
         batches: 1,
         collisions: 0,
         others_landed: false,
-        suspects: 0,
+        has_suspect: false,
         known: false,
         sessions_lost: 0,
         reconnected: false,
@@ -101,8 +101,8 @@ mod tests {
     #[test]
     fn several_batches_that_are_refused_are_halved_whatever_else_is_known() {
         for others_landed in [false, true] {
-            for suspects in [0, 1] {
-                let evidence = Evidence { batches: 2, others_landed, suspects, ..NOTHING_KNOWN };
+            for has_suspect in [false, true] {
+                let evidence = Evidence { batches: 2, others_landed, has_suspect, ..NOTHING_KNOWN };
                 assert_eq!(decide(Kind::Refused, evidence), Action::Halve);
                 assert_eq!(decide(Kind::Batches, evidence), Action::Halve);
             }
@@ -135,7 +135,7 @@ mod tests {
     #[test]
     fn two_that_are_refused_while_nothing_lands_are_postgresqls_fault() {
         assert_eq!(decide(Kind::Refused, NOTHING_KNOWN), Action::Suspect);
-        assert_eq!(decide(Kind::Refused, Evidence { suspects: 1, ..NOTHING_KNOWN }), Action::Wait);
+        assert_eq!(decide(Kind::Refused, Evidence { has_suspect: true, ..NOTHING_KNOWN }), Action::Wait);
     }
 
     #[test]

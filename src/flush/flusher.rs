@@ -33,8 +33,7 @@ use crate::flush::sleepers::Seat;
 use crate::flush::unflushed::{Outcome, Unflushed};
 use crate::journal::{JournalHealth, JournalReader, ReadError, Releaser};
 use crate::limits::{
-    COPY_LOCK_WAIT_MAX, COPY_LOCK_WAIT_PATIENT, READ_BACK_TRIES_MAX, REFUSED_EVENTS_TOLD_EVERY, RETRY_WAIT_MAX,
-    RETRY_WAIT_MIN, ROW_BY_ROW_ATTEMPTS_MAX,
+    READ_BACK_TRIES_MAX, REFUSED_EVENTS_TOLD_EVERY, RETRY_WAIT_MAX, RETRY_WAIT_MIN, ROW_BY_ROW_ATTEMPTS_MAX,
 };
 use crate::metrics::Metrics;
 use crate::pg::health::{DatabaseHealth, Witness};
@@ -47,6 +46,7 @@ use crate::status::model::{Batch, Phase};
 use crate::status::recent::{Reason, Recent};
 use crate::status::shared::StatusFeed;
 use crate::sys::clock::wall_now;
+use crate::sys::paced::Paced;
 use crate::telemetry::{Copied, Traces};
 use crate::types::PRIORITY_RESERVED_MIN;
 
@@ -107,8 +107,8 @@ pub struct Flusher {
     retry_wait: Duration,
     /// When the last wait began; `None` once a COPY has landed after it.
     failed_at: Option<Instant>,
-    /// When it was last told that events are refused.
-    refused_told_at: Option<Instant>,
+    /// When it is told that events are refused.
+    refused_told: Paced,
     /// Why the last transaction refused rows; `None` when it did not.
     last_refusal: Option<String>,
 }
@@ -144,7 +144,7 @@ impl Flusher {
             patient_until: None,
             retry_wait,
             failed_at: None,
-            refused_told_at: None,
+            refused_told: Paced::new(REFUSED_EVENTS_TOLD_EVERY),
             last_refusal: None,
         }
     }
@@ -302,7 +302,7 @@ impl Flusher {
             if let [alone] = &mut part[..] {
                 let trouble = &mut alone.item.value.trouble;
                 trouble.row_by_row += u32::from(plan.begin == Way::RowByRow);
-                trouble.long_turns += u32::from(plan.limits.lock == Some(COPY_LOCK_WAIT_PATIENT));
+                trouble.long_turns += u32::from(plan.patience == Patience::OwnLongTurn);
             }
             match self.attempt.land(session, &part, &plan) {
                 Ok(done) => {
@@ -337,12 +337,11 @@ impl Flusher {
             () => Patience::Hasty { expected: self.target.expected(rows) },
         };
         let limits = limits(share, self.seat.role, patience);
-        let partition_wait = COPY_LOCK_WAIT_MAX;
         let begin = match part {
             [alone] if own_turn => self.way_of(&alone.item.value.trouble),
             _ => Way::Plain,
         };
-        Plan { commit, limits, partition_wait, begin, may_quarantine: own_turn }
+        Plan { commit, patience, limits, begin, may_quarantine: own_turn }
     }
 
     /// How a batch begins that is tried by itself.
@@ -598,10 +597,9 @@ impl Flusher {
 
     /// Tells that PostgreSQL refused events of `batch`, now and then where that goes on.
     fn tell_refused(&mut self, batch: &Batch, now: Instant) {
-        if self.refused_told_at.is_some_and(|told_at| now - told_at < REFUSED_EVENTS_TOLD_EVERY) {
+        if !self.refused_told.is_due(now) {
             return;
         }
-        self.refused_told_at = Some(now);
         tracing::warn!(batch = %batch.key, request_id = batch.request_id(), trace_id = batch.trace_id(),
             dead_lettered = batch.counts().dead_lettered, events = batch.events, reason = self.last_refusal,
             "PostgreSQL rejected events; list them with 'ingestd dead-letter list'");

@@ -154,7 +154,8 @@ impl<T> Postponed<T> {
     pub fn stuck(&self) -> (usize, Option<Arc<str>>) {
         let tried = self.turn.iter().filter_map(|(_, cause)| cause.as_ref());
         let causes = tried.chain(self.waiting.iter().map(|entry| &entry.cause)).filter(|cause| cause.is_stuck);
-        causes.fold((0, None), |(count, _), cause| (count + 1, Some(Arc::clone(&cause.reason))))
+        let (count, last) = causes.fold((0, None), |(count, _), cause| (count + 1, Some(cause)));
+        (count, last.map(|cause| Arc::clone(&cause.reason)))
     }
 
     /// Why that was put aside which is being tried; `None` also where it comes straight from a COPY.

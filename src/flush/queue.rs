@@ -68,6 +68,8 @@ pub struct Trouble {
     pub postponed_times: u32,
     /// When that was first.
     pub stuck_since: Option<Instant>,
+    /// When the cut was taken of which it was first refused by itself while nothing landed.
+    pub suspected_since: Option<Instant>,
     /// How often a session broke that held nothing but this batch.
     pub sessions_lost: u32,
     /// Its rows took longer than a batch may take while others wait.

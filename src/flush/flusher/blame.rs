@@ -11,6 +11,7 @@ use crate::flush::attempt::{Failure, InHand};
 use crate::flush::culprit::{Action, Evidence, Kind, decide};
 use crate::flush::held::{odd_months, only_month};
 use crate::flush::merge::Role;
+use crate::flush::queue::Waiting;
 use crate::limits::NOT_HASTY_FOR;
 use crate::metrics::SqlstateClass;
 use crate::pg::locks::Blocked;
@@ -96,8 +97,8 @@ impl Flusher {
         let evidence = Evidence {
             batches: part.len(),
             collisions: go.collisions,
-            others_landed: self.tools.health.has_landed_since(go.taken_at),
-            suspects: usize::from(go.suspect.is_some()),
+            others_landed: self.others_landed(&part, go.taken_at),
+            has_suspect: go.suspect.is_some(),
             known: part.iter().any(|in_hand| in_hand.item.value.trouble.postponed_times > 0),
             sessions_lost: part.iter().map(|in_hand| in_hand.item.value.trouble.sessions_lost).min().unwrap_or(0),
             reconnected: kind == Kind::Session && session.renew().is_ok(),
@@ -126,7 +127,12 @@ impl Flusher {
                 self.postpone(part, kind, &fault);
                 session.discard();
             }
-            Action::Suspect => go.suspect = part.pop().map(|in_hand| (in_hand, fault)),
+            Action::Suspect => {
+                go.suspect = part.pop().map(|mut in_hand| {
+                    in_hand.item.value.trouble.suspected_since.get_or_insert(go.taken_at);
+                    (in_hand, fault)
+                });
+            }
             Action::Wait => {
                 self.tables_are_locked = kind == Kind::Locked;
                 go.to_land.push(part);
@@ -134,6 +140,12 @@ impl Flusher {
             }
         }
         None
+    }
+
+    /// True when anything has landed since the cut was taken that `part` is of, or since one of `part` was suspected before.
+    fn others_landed(&self, part: &[InHand], taken_at: Instant) -> bool {
+        let suspected = part.iter().filter_map(|in_hand| in_hand.item.value.trouble.suspected_since);
+        self.tools.health.has_landed_since(suspected.fold(taken_at, Instant::min))
     }
 
     /// `part` took longer than expected. If it has rows of other months than most, those are put aside, and tell by themselves
@@ -174,9 +186,7 @@ impl Flusher {
                 go.to_land.insert(0, vec![in_hand]);
                 continue;
             }
-            let item = in_hand.into_item(&self.tools.blocks);
-            item.value.batch.set_phase(Phase::Queued);
-            self.queue.quarantine(item, &fault.sqlstate, &fault.message);
+            self.queue.quarantine(self.out_of_hand(in_hand), &fault.sqlstate, &fault.message);
         }
     }
 
@@ -188,12 +198,11 @@ impl Flusher {
         (in_hand, fault): (InHand, Fault),
         turn: Turn,
     ) {
-        if self.tools.health.has_landed_since(taken_at) {
+        if self.others_landed(std::slice::from_ref(&in_hand), taken_at) {
             self.postpone(vec![in_hand], Kind::Refused, &fault);
             return self.end_turn(turn);
         }
-        let item = in_hand.into_item(&self.tools.blocks);
-        item.value.batch.set_phase(Phase::Queued);
+        let item = self.out_of_hand(in_hand);
         // Those that wait behind it show whether it is the only one; where none waits, it is tried again.
         if self.queue.has_work(self.seat.role) {
             self.queue.suspect(item, &fault.sqlstate, &fault.message);
@@ -238,19 +247,26 @@ impl Flusher {
             trouble.is_slow |= matches!(kind, Kind::Slow | Kind::Session);
             // Otherwise it would have been put aside with the rows of the partition that is locked.
             trouble.waits_for_a_row = kind == Kind::Slow && fault.sqlstate == SqlState::LOCK_NOT_AVAILABLE.code();
-            let month = only_month(in_hand.block.tuples());
-            if let (Kind::Refused | Kind::Batches, Some(month)) = (kind, month) {
+            if matches!(kind, Kind::Refused | Kind::Batches)
+                && let Some(month) = only_month(in_hand.block.tuples())
+            {
                 self.queue.refused_of_month(month, &fault.sqlstate, &fault.message);
             }
             self.put_aside(in_hand, &fault.sqlstate, &fault.message);
         }
     }
 
+    /// A batch that waits again.
+    fn out_of_hand(&self, in_hand: InHand) -> Waiting {
+        let item = in_hand.into_item(&self.tools.blocks);
+        item.value.batch.set_phase(Phase::Queued);
+        item
+    }
+
     /// Puts a batch aside, so that it does not hold up the others.
     fn put_aside(&self, in_hand: InHand, sqlstate: &str, reason: &str) {
-        let item = in_hand.into_item(&self.tools.blocks);
+        let item = self.out_of_hand(in_hand);
         let batch = Arc::clone(&item.value.batch);
-        batch.set_phase(Phase::Queued);
         let is_new = item.value.trouble.postponed_times == 0;
         let is_to_be_told = self.queue.postpone(item, sqlstate, reason);
         if let Some(feed) = self.tools.feed.as_ref().filter(|_| is_new) {

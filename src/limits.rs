@@ -267,6 +267,14 @@ pub const SESSIONS_LOST_MAX: u32 = 3;
 pub const COPY_LOCK_WAIT_MAX: Duration = Duration::from_millis(100);
 /// See [`COPY_LOCK_WAIT_MAX`].
 pub const COPY_LOCK_WAIT_SHORT: Duration = Duration::from_millis(30);
+/// How long it waits for [`ROWS_LOCKED_FOR`] after somebody was found to hold rows and no table: with each batch that meets such a
+/// row others are cut, and each half of the cut that has it waits again.
+pub const COPY_LOCK_WAIT_BRIEF: Duration = Duration::from_millis(10);
+/// See [`COPY_LOCK_WAIT_BRIEF`].
+pub const ROWS_LOCKED_FOR: Duration = Duration::from_secs(10);
+/// The same for making a partition on a Citus cluster, and how long each statement of that may take: it has to wait for the
+/// COPYs under way, and is done on each worker.
+pub const SHARDED_PARTITION_WAIT_MAX: Duration = Duration::from_secs(3);
 /// How long it waits when every COPY has to wait for the lock.
 pub const COPY_LOCK_WAIT_LONG: Duration = Duration::from_secs(30);
 /// How long a batch that is tried by itself waits for somebody's row, at most once in [`PATIENT_RETRY_EVERY`]: long enough for
@@ -438,6 +446,12 @@ pub const LOOKUP_STATUS_WAIT_MAX: Duration = Duration::from_secs(2);
 pub const LOOKUPS_WAITING_MAX: usize = 4096;
 /// Look-ups answered by one query.
 pub const LOOKUPS_GROUP_MAX: usize = 256;
+/// How long a look-up waits for one node of a Citus cluster: half of [`LOOKUP_STATUS_WAIT_MAX`], so that those on the others
+/// are answered in time.
+pub const LOOKUP_NODE_LIMITS: &str =
+    "SET LOCAL statement_timeout = '1s'; SET LOCAL citus.node_connection_timeout = '1s'";
+/// For how long a node that has not answered is not asked.
+pub const LOOKUP_NODE_REST: Duration = Duration::from_secs(5);
 /// Threads that look up.
 pub const LOOKUP_THREADS: usize = 2;
 

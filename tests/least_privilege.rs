@@ -2,7 +2,6 @@
 
 mod support;
 
-use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use ingestd::pg::migrate::{SCHEMA_VERSION, migrate};
@@ -47,7 +46,7 @@ impl Site {
 
     fn run_script(&self, arguments: &[&str]) -> Output {
         let script = support::checkout().join("sql/roles/least_privilege.sql");
-        let mut command = Command::new(psql());
+        let mut command = Command::new(support::postgres::psql());
         command.arg("-X").arg("-q").arg(&self.database.socket_url).arg("-v").arg(format!("role={}", self.role));
         command.args(arguments).arg("-f").arg(script).env("INGESTD_ROLE_PASSWORD", ROLE_PASSWORD);
         command.output().expect("psql runs")
@@ -79,12 +78,6 @@ impl Drop for Site {
             let _ = client.batch_execute(&format!("DROP OWNED BY {0}; DROP ROLE {0}", self.role));
         }
     }
-}
-
-/// The psql beside the server's programs, or else an installed one.
-fn psql() -> PathBuf {
-    let beside = support::postgres::bin_dir().join("psql");
-    if beside.exists() { beside } else { Path::new("psql").to_path_buf() }
 }
 
 /// A batch whose events happened at `at`.

@@ -13,6 +13,7 @@ use crate::http::tls;
 use crate::limits::CONNECT_WAIT_MAX;
 use crate::pg::backing::Backing;
 use crate::pg::capacity::Capacity;
+use crate::pg::citus::layout::LayoutError;
 use crate::pg::citus::{cluster, layout};
 use crate::pg::connect::classify_start_error;
 use crate::pg::migrate::{self, SCHEMA_VERSION};
@@ -26,8 +27,8 @@ pub(super) fn command() -> Command {
             .long_about(
                 "Validate the settings and the TLS files they name, without starting anything. Prints consequences of \
                  the settings that may be unexpected. Makes no connections without --connect, unless SHARDING=citus: \
-                 then it also prints what the cluster of DATABASE_URL lacks. Exit code 2 if a setting is wrong or the \
-                 cluster lacks something.",
+                 then it also prints what the cluster of DATABASE_URL lacks. Exit code 2 if 'ingestd serve' would \
+                 end with it.",
             )
             .arg(Arg::new("connect").long("connect").action(ArgAction::SetTrue).help(
                 "also check the database: version, schema, encoding, rights of the role, whether a pooler is in front of \
@@ -58,36 +59,43 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
     }
     let loaded = config.tls.as_ref().map(tls::load).transpose().map_err(Failure::usage)?;
     let warnings = loaded.map(|loaded| loaded.warnings).unwrap_or_default();
-    let found = if matches.get_flag("connect") { ask_database(&config)? } else { Vec::new() };
+    let mut found = if matches.get_flag("connect") { ask_database(&config)? } else { Vec::new() };
+    if config.sharding == Sharding::Citus {
+        found.extend(ask_cluster(&config)?);
+    }
     let mut out = stdout().lock();
     writeln!(out, "configuration is valid")?;
     for line in config.consequences(&raw).into_iter().chain(warnings).chain(found) {
         writeln!(out, "- {line}")?;
     }
-    match config.sharding {
-        Sharding::None => Ok(()),
-        Sharding::Citus => check_cluster(&config, &mut out),
-    }
+    Ok(())
 }
 
-/// Says how the cluster is that the tables are to be spread over.
-fn check_cluster(config: &Config, out: &mut impl Write) -> Result<(), Failure> {
+/// How the cluster is that the tables are spread over, or are to be: what it lacks keeps a server from spreading them, and from
+/// nothing once they are.
+fn ask_cluster(config: &Config) -> Result<Vec<String>, Failure> {
     let mut client = database::connect(config)?;
+    let layout = layout::layout_of(&mut client).map_err(database_fault)?;
     let lacks = cluster::lacks(&mut client, Some(config.pool_connections_max)).map_err(database_fault)?;
-    if !lacks.is_empty() {
-        return Err(Failure::usage(format!("the Citus cluster of DATABASE_URL is not ready: {}", lacks.join("; "))));
-    }
-    let cluster = cluster::look(&mut client).map_err(database_fault)?;
-    writeln!(out, "the Citus cluster is ready: {} workers", cluster.workers.len())?;
-    let advice = cluster::advice(&mut client).map_err(database_fault)?;
-    for line in cluster.doubt().into_iter().chain(advice) {
-        writeln!(out, "- {line}")?;
-    }
-    let layout = match layout::layout_of(&mut client).map_err(database_fault)? {
-        Sharding::None => "the tables are not distributed yet: run 'ingestd migrate' or start a server",
-        Sharding::Citus => "the tables are distributed",
+    let required = match layout {
+        Sharding::None => cluster::lacks(&mut client, None).map_err(database_fault)?,
+        Sharding::Citus => Vec::new(),
     };
-    Ok(writeln!(out, "- {layout}")?)
+    if !required.is_empty() {
+        return Err(Failure::usage(LayoutError::NotReady(required).to_string()));
+    }
+    let mut lines = vec![match layout {
+        Sharding::None => "the tables are not distributed yet: run 'ingestd migrate' or start a server".to_owned(),
+        Sharding::Citus => "the tables are distributed over the Citus cluster".to_owned(),
+    }];
+    let advice = cluster::advice(&mut client).map_err(database_fault)?;
+    if lacks.is_empty() {
+        let cluster = cluster::look(&mut client).map_err(database_fault)?;
+        lines.push(format!("the Citus cluster is ready: {} workers", cluster.workers.len()));
+        lines.extend(cluster.doubt());
+    }
+    lines.extend(lacks.into_iter().chain(advice));
+    Ok(lines)
 }
 
 fn database_fault(error: postgres::Error) -> Failure {
@@ -101,6 +109,9 @@ fn ask_database(config: &Config) -> Result<Vec<String>, Failure> {
     let lacks = requirements::lacks(&mut client, config.migrate_database.is_some())?;
     if !lacks.is_empty() {
         return Err(lacks.into());
+    }
+    if config.sharding == Sharding::None && layout::layout_of(&mut client).map_err(database_fault)? == Sharding::Citus {
+        return Err(Failure::usage(LayoutError::Distributed.to_string()));
     }
     let schema = match migrate::version(&mut client)? {
         SCHEMA_VERSION => format!("up to date (version {SCHEMA_VERSION})"),

@@ -13,6 +13,7 @@
 //! [`crate::flush::culprit`].
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use postgres::error::SqlState;
 
@@ -22,7 +23,10 @@ use crate::encode::tuple::tuples;
 use crate::flush::culprit::Kind;
 use crate::flush::cut::Patience;
 use crate::flush::queue::Waiting;
-use crate::limits::{COPY_LOCK_WAIT_MAX, PARTITION_ATTEMPTS_MAX, REMOTE_FAULTS_MAX, STAGED_COPIES_AFTER_DUPLICATE};
+use crate::limits::{
+    COPY_LOCK_WAIT_MAX, PARTITION_ATTEMPTS_MAX, REMOTE_FAULTS_MAX, SHARDED_PARTITION_WAIT_MAX,
+    STAGED_COPIES_AFTER_DUPLICATE,
+};
 use crate::metrics::{Metrics, SqlstateClass};
 use crate::pg::connect::one_line;
 use crate::pg::land::{Done, Landed, Landing, Terms, Way, land};
@@ -68,7 +72,8 @@ impl Failure {
         let kind = match &fault.sqlstate[..2] {
             // PostgreSQL documentation, appendix A: "transaction rollback".
             "40" => Kind::Transaction,
-            _ if session.sharding() == Sharding::Citus => Kind::Refused,
+            // Of a schema that does not fit the coordinator and its workers say the same; the rest may be a worker's alone.
+            _ if session.sharding() == Sharding::Citus && !fault.is_of_schema() => Kind::Shard,
             _ if fault.sqlstate == SqlState::LOCK_NOT_AVAILABLE.code() => return Self::of_lock(fault, session),
             _ if fault.sqlstate == SqlState::QUERY_CANCELED.code() => Kind::Slow,
             _ => Kind::Refused,
@@ -182,15 +187,25 @@ impl Attempt {
     }
 }
 
+/// How long making a partition may wait for a lock.
+fn partition_wait(sharding: Sharding) -> Duration {
+    match sharding {
+        Sharding::None => COPY_LOCK_WAIT_MAX,
+        Sharding::Citus => SHARDED_PARTITION_WAIT_MAX,
+    }
+}
+
 /// Whatever keeps a month from being made concerns the batches with events of it, unless the session broke.
 fn make_partitions(session: &mut Session, landings: &[Landing<'_>]) -> Result<(), Failure> {
-    let made = partitions::ensure_within(session.client(), &months_of(landings), COPY_LOCK_WAIT_MAX);
+    let sharding = session.sharding();
+    let made = partitions::ensure_within(session.client(), &months_of(landings), partition_wait(sharding));
     let Err(NotMade { month, error }) = made else { return Ok(()) };
     let is_of_one_month = error.is_of_one_month();
     let fault = error.into_fault();
     let kind = match () {
         () if fault.ends_session => Kind::Session,
-        () if is_of_one_month => Kind::Batches,
+        // A partition needs all workers; rows of months that are there need their own.
+        () if is_of_one_month || sharding == Sharding::Citus => Kind::Batches,
         () => Kind::Refused,
     };
     let blocked = month.map(|month| Blocked::month(month, &fault.message)).into_iter().collect();
@@ -209,8 +224,9 @@ fn given_up(session: &mut Session, in_hand: &[InHand], plan: &Plan) -> Result<Gi
         }
         Way::RowByRow => {
             let landings: Vec<Landing<'_>> = in_hand.iter().map(InHand::landing).collect();
+            let lock_wait = partition_wait(session.sharding());
             for month in months_of(&landings) {
-                let made = partitions::ensure_within(session.client(), &[month], COPY_LOCK_WAIT_MAX);
+                let made = partitions::ensure_within(session.client(), &[month], lock_wait);
                 let Err(not_made) = made else { continue };
                 let fault = not_made.error.into_fault();
                 if fault.ends_session {

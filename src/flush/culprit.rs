@@ -16,6 +16,8 @@ pub enum Kind {
     Session,
     /// Another transaction was in the way (deadlock, serialization).
     Transaction,
+    /// The coordinator of a Citus cluster answers, but the worker of a shard may be away.
+    Shard,
     /// PostgreSQL refused the batches as they are.
     Refused,
     /// One of the batches cannot land, while PostgreSQL itself works.
@@ -60,6 +62,8 @@ pub enum Action {
     Quarantine,
     /// The batch is set apart until more is known; the rest of the cut goes on.
     Suspect,
+    /// Everything goes back, and nothing is taken of its shard for a while.
+    Hold,
     /// Everything goes back; PostgreSQL is asked again after a pause.
     Wait,
 }
@@ -75,6 +79,7 @@ pub fn decide(kind: Kind, evidence: Evidence) -> Action {
         Kind::Session => Action::Again,
         Kind::Transaction if collisions < COLLISIONS_MAX => Action::Again,
         Kind::Locked => Action::Wait,
+        Kind::Shard => Action::Hold,
         Kind::Transaction | Kind::Refused | Kind::Batches | Kind::Slow | Kind::Rows if batches > 1 => Action::Halve,
         Kind::Batches | Kind::Slow => Action::Postpone,
         Kind::Rows => Action::Quarantine,
@@ -129,6 +134,13 @@ mod tests {
         for (batches, others_landed) in [(1, true), (1, false), (9, true)] {
             let evidence = Evidence { batches, others_landed, known: true, ..NOTHING_KNOWN };
             assert_eq!(decide(Kind::Locked, evidence), Action::Wait);
+        }
+    }
+
+    #[test]
+    fn a_worker_that_is_away_is_its_shards_own() {
+        for (batches, known) in [(1, true), (1, false), (9, false)] {
+            assert_eq!(decide(Kind::Shard, Evidence { batches, known, ..NOTHING_KNOWN }), Action::Hold);
         }
     }
 

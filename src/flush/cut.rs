@@ -4,9 +4,9 @@ use std::time::{Duration, Instant};
 
 use crate::flush::merge::Role;
 use crate::limits::{
-    COPY_DURATION_TARGET, COPY_LOCK_WAIT_LONG, COPY_LOCK_WAIT_MAX, COPY_LOCK_WAIT_PATIENT, COPY_LOCK_WAIT_SHORT,
-    COPY_ROWS_MAX, COPY_TIME_ALONE_MAX, COPY_TIME_MAX, COPY_TIME_PART_MIN, HASTY_COPY_TIME_MIN, LINGER_ADAPTIVE_MAX,
-    SHARDED_COPY_DURATION_TARGET, SLOW_COPY_FACTOR, SLOW_COPY_MIN,
+    COPY_DURATION_TARGET, COPY_LOCK_WAIT_BRIEF, COPY_LOCK_WAIT_LONG, COPY_LOCK_WAIT_MAX, COPY_LOCK_WAIT_PATIENT,
+    COPY_LOCK_WAIT_SHORT, COPY_ROWS_MAX, COPY_TIME_ALONE_MAX, COPY_TIME_MAX, COPY_TIME_PART_MIN, HASTY_COPY_TIME_MIN,
+    LINGER_ADAPTIVE_MAX, SHARDED_COPY_DURATION_TARGET, SLOW_COPY_FACTOR, SLOW_COPY_MIN,
 };
 use crate::pg::time_limits::TimeLimits;
 use crate::sharding::Sharding;
@@ -100,12 +100,14 @@ pub enum Patience {
     Locked,
 }
 
-/// How long PostgreSQL may take for `share`, on behalf of a flusher of `role`.
-pub fn limits(share: Share, role: Role, patience: Patience) -> TimeLimits {
+/// How long PostgreSQL may take for `share`, on behalf of a flusher of `role`; `rows_are_locked` where others were found to hold
+/// rows lately.
+pub fn limits(share: Share, role: Role, patience: Patience, rows_are_locked: bool) -> TimeLimits {
     let is_part = share.batches < share.of_batches;
     let lock = match (patience, role) {
         (Patience::Locked, _) => COPY_LOCK_WAIT_LONG,
         (Patience::OwnLongTurn, _) => COPY_LOCK_WAIT_PATIENT,
+        (Patience::Hasty { .. } | Patience::Usual, _) if rows_are_locked => COPY_LOCK_WAIT_BRIEF,
         (Patience::Hasty { .. } | Patience::Usual, Role::General) if !is_part => COPY_LOCK_WAIT_MAX,
         (Patience::Hasty { .. } | Patience::Usual | Patience::OwnTurn, _) => COPY_LOCK_WAIT_SHORT,
     };
@@ -251,7 +253,7 @@ mod tests {
     fn who_has_others_behind_it_may_wait_least() {
         let whole = Share { batches: 8, rows: 800, of_batches: 8, of_rows: 800 };
         let of = |share, role, patience| {
-            let TimeLimits { lock, statement } = limits(share, role, patience);
+            let TimeLimits { lock, statement } = limits(share, role, patience, false);
             (lock.expect("always one"), statement)
         };
         let usual = |share, role| of(share, role, Patience::Usual);
@@ -270,6 +272,16 @@ mod tests {
         assert_eq!(of(alone, Role::General, Patience::OwnTurn), (COPY_LOCK_WAIT_SHORT, None));
         assert_eq!(of(alone, Role::General, Patience::OwnLongTurn), (COPY_LOCK_WAIT_PATIENT, None));
         assert_eq!(of(whole, Role::Reserved, Patience::Locked), (COPY_LOCK_WAIT_LONG, None));
+    }
+
+    #[test]
+    fn where_rows_are_locked_nobody_waits_for_long_but_who_is_tried_by_itself() {
+        let whole = Share { batches: 8, rows: 800, of_batches: 8, of_rows: 800 };
+        let half = Share { batches: 4, rows: 400, ..whole };
+        let lock = |share, patience| limits(share, Role::General, patience, true).lock;
+        assert_eq!([whole, half].map(|share| lock(share, Patience::Usual)), [Some(COPY_LOCK_WAIT_BRIEF); 2]);
+        assert_eq!(lock(whole, Patience::OwnTurn), Some(COPY_LOCK_WAIT_SHORT));
+        assert_eq!(lock(whole, Patience::OwnLongTurn), Some(COPY_LOCK_WAIT_PATIENT));
     }
 
     #[test]

@@ -102,6 +102,8 @@ pub struct Flusher {
     unflushed: Unflushed,
     /// The last COPY had to wait for a lock that all have to wait for.
     tables_are_locked: bool,
+    /// Until then it is likely that somebody holds rows that a COPY meets.
+    rows_locked_until: Option<Instant>,
     /// Until then a COPY may be slow at the first attempt.
     patient_until: Option<Instant>,
     retry_wait: Duration,
@@ -141,6 +143,7 @@ impl Flusher {
             attempt,
             unflushed,
             tables_are_locked: false,
+            rows_locked_until: None,
             patient_until: None,
             retry_wait,
             failed_at: None,
@@ -274,6 +277,7 @@ impl Flusher {
             has_turn: cut.is_retry,
             turn_landed: false,
             is_patient: false,
+            holds: false,
         };
         let ended_by = self.land_parts(&mut session, &mut go, cut.is_full);
         if let Some(fault) = ended_by {
@@ -336,7 +340,8 @@ impl Flusher {
             () if go.is_patient || self.patient_until.is_some_and(|until| Instant::now() < until) => Patience::Usual,
             () => Patience::Hasty { expected: self.target.expected(rows) },
         };
-        let limits = limits(share, self.seat.role, patience);
+        let rows_are_locked = self.rows_locked_until.is_some_and(|until| Instant::now() < until);
+        let limits = limits(share, self.seat.role, patience, rows_are_locked);
         let begin = match part {
             [alone] if own_turn => self.way_of(&alone.item.value.trouble),
             _ => Way::Plain,

@@ -43,6 +43,8 @@ impl<T> Lane<T> {
 pub(super) struct Group<T> {
     lanes: [Lane<T>; PRIORITY_COUNT],
     hold: Option<Hold>,
+    /// When it was last released.
+    works_since: Option<Instant>,
 }
 
 /// Why nothing is taken from a group for a while.
@@ -54,7 +56,7 @@ struct Hold {
 
 impl<T> Group<T> {
     pub fn new() -> Self {
-        Self { lanes: std::array::from_fn(|_| Lane::new()), hold: None }
+        Self { lanes: std::array::from_fn(|_| Lane::new()), hold: None, works_since: None }
     }
 
     /// Takes nothing for a while: what was taken last could not land. Each time longer, until [`Self::release`]. True when
@@ -72,8 +74,12 @@ impl<T> Group<T> {
     }
 
     /// What was taken has landed; true when it was held before.
-    pub fn release(&mut self) -> bool {
-        self.hold.take().is_some()
+    pub fn release(&mut self, now: Instant) -> bool {
+        let was_held = self.hold.take().is_some();
+        if was_held {
+            self.works_since = Some(now);
+        }
+        was_held
     }
 
     /// Until when nothing is to be taken; in the past, or `None`, when something may.
@@ -138,9 +144,10 @@ impl<T> Group<T> {
         (from..to).rev().find(|&lane| !self.lanes[lane].items.is_empty())
     }
 
-    /// When the batch was queued that has waited longest in the lanes below `below`.
-    pub fn oldest(&self, below: usize) -> Option<Instant> {
-        self.lanes[..below].iter().filter_map(Lane::front).map(|item| item.queued_at).min()
+    /// Since when a batch of the lanes below `below` has waited while it could land.
+    pub fn waits_since(&self, below: usize) -> Option<Instant> {
+        let oldest = self.lanes[..below].iter().filter_map(Lane::front).map(|item| item.queued_at).min()?;
+        Some(self.works_since.map_or(oldest, |since| since.max(oldest)))
     }
 
     /// Fills `taken` from `lanes[from..to]`, the highest first.

@@ -6,7 +6,8 @@
 //! priority; the other half still goes by priority. From half of it on a batch is late: then all COPYs below priority 8
 //! take the oldest batches, or those who wait for half of the timeout when they join ([`crate::flush::admission`]) would
 //! not be committed within all of it. Urgent batches keep every second COPY and the reserved flusher, so a long backlog
-//! does not hold up a payment. Waiting counts from when PostgreSQL last came back: an outage makes nobody overdue.
+//! does not hold up a payment. Waiting counts from when PostgreSQL, or the shard, last came back: an outage makes nobody
+//! overdue.
 //!
 //! With `SHARDING=citus` a COPY holds batches of one shard. Each shard waits for its own rows, and of those whose COPY may
 //! start the most urgent one does.
@@ -131,8 +132,18 @@ impl<T> Merge<T> {
     }
 
     /// The shard of `value` takes batches; true when it did not so far.
-    pub fn release(&mut self, value: IngestShard) -> bool {
-        self.groups[self.shards.shard_of(value)].release()
+    pub fn release(&mut self, value: IngestShard, now: Instant) -> bool {
+        self.groups[self.shards.shard_of(value)].release(now)
+    }
+
+    /// True while the shard of `value` takes no batches.
+    pub fn is_held(&self, value: IngestShard) -> bool {
+        self.groups[self.shards.shard_of(value)].held_until().is_some()
+    }
+
+    /// What waits for the shard of `value`.
+    pub fn items_of_mut(&mut self, value: IngestShard) -> impl Iterator<Item = &mut Box<Item<T>>> {
+        self.groups[self.shards.shard_of(value)].items_mut()
     }
 
     /// Shards that take no batches at present.
@@ -293,9 +304,9 @@ impl<T> Merge<T> {
         let is_held = |group: &Group<T>| group.held_until().is_some_and(|until| until > moment.now);
         let groups = self.groups.iter().enumerate();
         let groups = groups.filter(|(index, group)| !is_held(group) && self.has_flusher_for(*index));
-        let oldest = groups.filter_map(|(index, group)| Some((group.oldest(below)?, index)));
-        let (queued_at, group) = oldest.min()?;
-        let waited = moment.now.saturating_duration_since(queued_at.max(moment.working_since));
+        let oldest = groups.filter_map(|(index, group)| Some((group.waits_since(below)?, index)));
+        let (waits_since, group) = oldest.min()?;
+        let waited = moment.now.saturating_duration_since(waits_since.max(moment.working_since));
         (waited >= self.settings.timeout / 4).then_some(Overdue { group, is_late: waited >= self.settings.timeout / 2 })
     }
 }
@@ -573,8 +584,23 @@ mod tests {
         assert!(
             matches!(world.merge.next(Role::General, &hurry), Next::WaitUntil(later) if later - at > at - hurry.now)
         );
-        assert_eq!((world.merge.release(a), world.merge.held()), (true, Held::default()));
+        assert_eq!((world.merge.release(a, at), world.merge.held()), (true, Held::default()));
         assert_eq!(world.next(Role::General, 0, 100), ["a"]);
+    }
+
+    #[test]
+    fn a_shard_that_is_back_makes_nobody_else_wait_for_what_it_was_away() {
+        let (map, [a, b]) = two_shards();
+        let mut world = World::new();
+        world.merge.set_shards(map);
+        world.merge.hold(a, world.start);
+        ["old 1", "old 2"].into_iter().for_each(|value| push_to(&mut world, a, 0, 10, value));
+        for value in ["new 1", "new 2"] {
+            push_to(&mut world, b, 7, 10, value);
+        }
+        world.merge.release(a, world.start + Duration::from_secs(20));
+        let order: Vec<_> = (0..3).flat_map(|_| world.next(Role::General, 21, 10)).collect();
+        assert_eq!(order, ["new 1", "new 2", "old 1"]);
     }
 
     #[test]

@@ -304,8 +304,8 @@ impl FlushQueue {
         self.postponed.lock().put(item, 0, cause, Instant::now());
     }
 
-    /// What is put aside says nothing about how long others wait.
-    fn leave_admission(&self, item: &mut Waiting) {
+    /// What is put aside, or waits for a shard that takes nothing, says nothing about how long others wait.
+    fn leave_admission(&self, item: &mut Item<Queued>) {
         if !std::mem::replace(&mut item.value.trouble.left_admission, true) {
             self.admission.left(item.priority, item.rows);
         }
@@ -396,6 +396,7 @@ impl FlushQueue {
     pub(super) fn hold(&self, shard: IngestShard, reason: &str) {
         let mut merge = self.merge.lock();
         merge.hold(shard, Instant::now());
+        merge.items_of_mut(shard).for_each(|item| self.leave_admission(item));
         self.held_shards.store(merge.held().shards, Ordering::Relaxed);
         drop(merge);
         *self.held_because.lock() = reason.to_owned();
@@ -430,16 +431,16 @@ impl FlushQueue {
             return;
         }
         let mut merge = self.merge.lock();
-        let was_held = merge.release(shard);
+        let was_held = merge.release(shard, Instant::now());
         let held = merge.held();
         self.held_shards.store(held.shards, Ordering::Relaxed);
         drop(merge);
-        if was_held && held.shards == 0 {
-            if let Some(lasted) = self.held_log.lock().ends(Instant::now()) {
-                let lasted_ms = lasted.as_millis() as u64;
-                tracing::info!(lasted_ms, "all shards are accepting batches again");
-            }
-            self.admission.excuse_all();
+        if was_held
+            && held.shards == 0
+            && let Some(lasted) = self.held_log.lock().ends(Instant::now())
+        {
+            let lasted_ms = lasted.as_millis() as u64;
+            tracing::info!(lasted_ms, "all shards are accepting batches again");
         }
     }
 
@@ -481,8 +482,14 @@ impl FlushQueue {
     }
 
     fn gather(&self, merge: &mut Merge<Queued>) {
+        let holds_shards = self.holds_shards();
         for priority in Priority::ALL {
-            self.lanes.drain(priority, |item| merge.push(item));
+            self.lanes.drain(priority, |mut item| {
+                if holds_shards && merge.is_held(item.shard) {
+                    self.leave_admission(&mut item);
+                }
+                merge.push(item);
+            });
         }
     }
 
@@ -568,5 +575,35 @@ mod tests {
         let resident: Vec<bool> = merge.items_mut().map(|item| item.value.block.is_some()).collect();
         assert_eq!(resident.iter().filter(|resident| !**resident).count(), 3, "no more than needed: {resident:?}");
         assert!(resident[9], "the urgent batch keeps its rows");
+    }
+
+    #[test]
+    fn what_waits_for_a_held_shard_neither_refuses_others_nor_excuses_them() {
+        let metrics = Metrics::new("n", &[]);
+        let settings =
+            CutSettings { rows_min: 1, bytes_max: 1 << 20, timeout: Duration::from_secs(20), linger: Linger::Adaptive };
+        let budgets = QueueBudgets { batches: Budget::new(100), memory_bytes: Budget::new(1 << 20) };
+        let (queue, _seats) = FlushQueue::new(1, Sharding::Citus, settings, budgets, 1, false);
+        // One row a second, so that ten rows are half of the timeout.
+        (0..2).for_each(|_| queue.admission.landed_full(0, 1, Duration::from_secs(1)));
+        let push = |numbers: std::ops::Range<u64>| {
+            for number in numbers {
+                queue.admission.joined(Priority::default(), 1);
+                queue.push(&metrics, 0, queued(number, Priority::default()), 48);
+            }
+        };
+        let refuses = || queue.admission.refusal(Priority::default(), Instant::now()).is_some();
+        push(0..20);
+        drop(queue.gathered());
+        assert!(refuses());
+        queue.hold(IngestShard::default(), "its worker is away");
+        assert!(!refuses());
+        push(20..40);
+        drop(queue.gathered());
+        assert!(!refuses(), "nor does what comes while it is held");
+        queue.admission.joined(Priority::default(), 20);
+        assert!(refuses(), "others have their own limit, whatever is held");
+        queue.release(IngestShard::default());
+        assert!(refuses(), "and its end excuses nobody");
     }
 }

@@ -172,7 +172,7 @@ impl App {
 
     /// For how long a batch of `priority` should stay away, because it would wait for too long while PostgreSQL works.
     pub fn overload(&self, priority: Priority) -> Option<Duration> {
-        if !self.database.is_working() || self.queue.holds_shards() {
+        if !self.database.is_working() {
             return None;
         }
         self.queue.admission.refusal(priority, Instant::now())

@@ -26,6 +26,7 @@ pub mod embedded;
 pub mod health;
 pub mod land;
 pub mod ledger;
+pub mod ledger_search;
 pub mod locks;
 pub mod migrate;
 pub mod month;

@@ -161,6 +161,11 @@ impl Fault {
         }
     }
 
+    /// True for what a table, a function or a right is missing for (classes 3F and 42).
+    pub fn is_of_schema(&self) -> bool {
+        self.verdict == Verdict::Schema
+    }
+
     /// Nobody tries this row any more: an operator has said so, or it broke each session that it was sent over. `refusal` is
     /// the SQLSTATE and the reason of the last time that its batch was tried.
     pub fn given_up(by_operator: bool, refusal: Option<(String, String)>) -> Self {

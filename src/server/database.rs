@@ -208,8 +208,10 @@ impl Schema {
             LayoutError::Postgres(error) => classify_start_error(&error),
             LayoutError::LockTimeout => StartFault::Transient(error.to_string()),
         })?;
-        if self.sharding == Sharding::Citus {
-            self.tell_lacks(&mut client).map_err(|error| classify_start_error(&error))?;
+        if self.sharding == Sharding::Citus
+            && let Err(error) = self.tell_lacks(&mut client)
+        {
+            tracing::warn!(reason = one_line(&error), "could not check what the Citus cluster lacks");
         }
         ensure_ahead(&mut client, self.partitions_ahead_months).map_err(|error| match error {
             PartitionError::Postgres(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
@@ -258,7 +260,7 @@ impl Schema {
         }
     }
 
-    /// Tells what the cluster lacks.
+    /// Tells what the cluster lacks. Its tables are distributed, so that is no reason not to serve.
     fn tell_lacks(&self, client: &mut Client) -> Result<(), postgres::Error> {
         let lacks = cluster::lacks(client, Some(self.pool_connections_max))?;
         for told in lacks.into_iter().chain(cluster::advice(client)?) {

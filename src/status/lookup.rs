@@ -10,21 +10,20 @@
 //! gathered: one MGET and one SELECT answer many. Every wait is bounded on the asking side; when nobody can be
 //! asked the answer is [`Answer::Unavailable`] at once.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, bounded};
-use postgres::Client;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
 use crate::limits::{LOOKUP_THREADS, LOOKUPS_GROUP_MAX, LOOKUPS_WAITING_MAX};
 use crate::metrics::{Metrics, Recorders, Statement};
 use crate::pg::health::DatabaseHealth;
-use crate::pg::ledger::{self, LedgerRow};
+use crate::pg::ledger::LedgerRow;
+use crate::pg::ledger_search::{Found, Nodes, Wanted, find};
 use crate::pg::pool::Pool;
 use crate::pg::sqlstate::Fault;
-use crate::pg::wal;
 use crate::sharding::Sharding;
 use crate::status::model::{StatusDocument, rfc3339};
 use crate::status::shared::{SharedStatus, StatusReader};
@@ -99,6 +98,7 @@ struct Ledger {
     pool: Pool,
     health: Arc<DatabaseHealth>,
     queries: Recorders<Statement>,
+    nodes: Nodes,
 }
 
 impl Lookup {
@@ -107,10 +107,11 @@ impl Lookup {
         let (for_ledger, questions) = bounded(LOOKUPS_WAITING_MAX);
         for number in 0..LOOKUP_THREADS {
             let questions = questions.clone();
-            let ledger = Ledger {
+            let mut ledger = Ledger {
                 pool: sources.pool.clone(),
                 health: Arc::clone(&sources.health),
                 queries: sources.metrics.db_query.recorder(),
+                nodes: Nodes::default(),
             };
             spawn(format!("lookup-ledger-{number}"), move || each_group(&questions, |group| ledger.answer(group)))?;
         }
@@ -161,7 +162,7 @@ fn spawn(name: String, body: impl FnOnce() + Send + 'static) -> std::io::Result<
 }
 
 /// Hands what waits to `ask`, group by group, until nobody can ask any more.
-fn each_group(questions: &Receiver<Question>, ask: impl Fn(Vec<Question>)) {
+fn each_group(questions: &Receiver<Question>, mut ask: impl FnMut(Vec<Question>)) {
     while let Ok(first) = questions.recv() {
         let mut group = vec![first];
         group.extend(questions.try_iter().take(LOOKUPS_GROUP_MAX - 1));
@@ -197,31 +198,33 @@ fn ask_redis(group: Vec<Question>, shared: &StatusReader, for_ledger: &Sender<Qu
 }
 
 impl Ledger {
-    fn answer(&self, group: Vec<Question>) {
-        let rows = self.ask(&group);
-        let answered = rows.is_ok();
-        let mut rows: HashMap<BatchKey, LedgerRow> =
-            rows.unwrap_or_default().into_iter().map(|row| (row.key.clone(), row)).collect();
+    fn answer(&mut self, group: Vec<Question>) {
+        let found = self.ask(&group).unwrap_or_default();
+        let mut rows: HashMap<BatchKey, LedgerRow> = found.rows.into_iter().map(|row| (row.key.clone(), row)).collect();
         for mut question in group {
             let answer = match (rows.remove(&question.key), question.so_far.take()) {
                 (Some(row), _) => Answer::Known(Box::new(known(row))),
                 (None, Some(so_far)) => Answer::Known(so_far),
-                (None, None) if answered => Answer::Unknown,
+                (None, None) if found.asked.contains(&question.key) => Answer::Unknown,
                 (None, None) => Answer::Unavailable,
             };
             question.answer(answer);
         }
     }
 
-    fn ask(&self, group: &[Question]) -> Result<Vec<LedgerRow>, Fault> {
+    fn ask(&mut self, group: &[Question]) -> Result<Found, Fault> {
         if !self.health.is_working() {
             return Err(Fault::lost("PostgreSQL is unavailable"));
         }
         let mut session = self.pool.get().map_err(|error| Fault::lost(error.to_string()))?;
         let started = Instant::now();
         let waiting = session.wait();
-        let sharding = session.sharding();
-        let found = find(session.client(), sharding, group);
+        let wanted: Vec<Wanted<'_>> =
+            group.iter().map(|question| Wanted { key: &question.key, is_firm: question.is_firm }).collect();
+        let found = match session.sharding() {
+            Sharding::None => find(session.client(), &wanted),
+            Sharding::Citus => self.nodes.find(session.client(), &wanted, started),
+        };
         drop(waiting);
         self.queries.record_elapsed(Statement::Lookup, started.elapsed());
         found.inspect_err(|fault| {
@@ -229,21 +232,6 @@ impl Ledger {
             tracing::debug!(%fault, "ledger lookup failed");
         })
     }
-}
-
-fn find(client: &mut Client, sharding: Sharding, group: &[Question]) -> Result<Vec<LedgerRow>, Fault> {
-    let keys: Vec<&BatchKey> = group.iter().map(|question| &question.key).collect();
-    let firm: HashSet<&BatchKey> = group.iter().filter(|question| question.is_firm).map(|asked| &asked.key).collect();
-    let rows = ledger::find(client, sharding, &keys)?;
-    if !rows.iter().any(|row| firm.contains(&row.key)) {
-        return Ok(rows);
-    }
-    // Both in one transaction, so that no crash is between them. A retry of what was committed is rare.
-    let mut transaction = client.transaction()?;
-    let rows = ledger::find(&mut transaction, sharding, &keys)?;
-    wal::flush(&mut transaction)?;
-    transaction.commit()?;
-    Ok(rows)
 }
 
 fn known(row: LedgerRow) -> Known {

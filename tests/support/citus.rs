@@ -24,6 +24,34 @@ pub fn worker_urls(database: &TestDatabase) -> Vec<String> {
     nodes()[1..].iter().map(|worker| of_database(worker, &database.name)).collect()
 }
 
+/// A worker that takes no connections for one database, as if it were away; back when dropped.
+pub struct Away {
+    node: String,
+    database: String,
+}
+
+impl Away {
+    /// The worker at `worker`, one of [`worker_urls`].
+    pub fn take(database: &TestDatabase, worker: &str) -> Self {
+        let away = Self { node: of_database(worker, "postgres"), database: database.name.clone() };
+        away.set_connections(false);
+        let terminate = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1";
+        connect(&away.node).execute(terminate, &[&away.database]).expect("the sessions are ended");
+        away
+    }
+
+    fn set_connections(&self, are_allowed: bool) {
+        let statement = format!("ALTER DATABASE {} WITH ALLOW_CONNECTIONS {are_allowed}", self.database);
+        connect(&self.node).batch_execute(&statement).expect("altered");
+    }
+}
+
+impl Drop for Away {
+    fn drop(&mut self) {
+        self.set_connections(true);
+    }
+}
+
 /// Kills a session's process on a node with SIGKILL, as that node's superuser: all of its sessions end, and it recovers
 /// from its WAL.
 pub fn crash(node: &str) {

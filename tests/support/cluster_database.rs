@@ -3,6 +3,8 @@
 //! The tests of `SHARDING=citus` and `perf/citus.sh` share this. URLs are of the form `postgresql://user@host:port/database`;
 //! the role may create databases and extensions. A cluster that does not do what is asked is a panic.
 
+use std::sync::{Mutex, PoisonError};
+
 use postgres::{Client, NoTls};
 
 /// The variable that names the coordinator. Whoever sets it before building has the tests run: see `build.rs`.
@@ -23,6 +25,9 @@ pub fn nodes(coordinator: &str) -> Vec<String> {
 
 /// Makes the database `name` on all of `nodes`, the coordinator first, and returns its URL there.
 pub fn create(nodes: &[String], name: &str) -> String {
+    /// To add a worker writes its roles anew, which are every database's: two at a time fail ("tuple concurrently updated").
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     for node in nodes {
         let mut client = connect(node);
         client.batch_execute("SET client_min_messages = error").expect("a setting");

@@ -46,6 +46,12 @@ pub fn bin_dir() -> PathBuf {
     BIN_DIR.clone()
 }
 
+/// The psql beside the server's programs, or else an installed one.
+pub fn psql() -> PathBuf {
+    let beside = bin_dir().join("psql");
+    if beside.exists() { beside } else { Path::new("psql").to_path_buf() }
+}
+
 /// A PostgreSQL with a socket and a port on 127.0.0.1, which stays the same over restarts.
 #[derive(Debug)]
 pub struct TestPostgres {

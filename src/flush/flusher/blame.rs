@@ -12,13 +12,13 @@ use crate::flush::culprit::{Action, Evidence, Kind, decide};
 use crate::flush::held::{odd_months, only_month};
 use crate::flush::merge::Role;
 use crate::flush::queue::Waiting;
-use crate::limits::NOT_HASTY_FOR;
+use crate::limits::{NOT_HASTY_FOR, ROWS_LOCKED_FOR};
 use crate::metrics::SqlstateClass;
 use crate::pg::locks::Blocked;
 use crate::pg::month::Month;
 use crate::pg::pool::{Session, SessionManager};
 use crate::pg::sqlstate::Fault;
-use crate::sharding::{IngestShard, Sharding};
+use crate::sharding::IngestShard;
 use crate::status::model::Phase;
 
 /// A cut on its way into PostgreSQL.
@@ -39,6 +39,8 @@ pub(super) struct Go {
     pub turn_landed: bool,
     /// It took longer than expected before.
     pub is_patient: bool,
+    /// What ended it is its shard's.
+    pub holds: bool,
 }
 
 /// The turn for postponed batches, if a flusher has it, and whether what it was for has landed.
@@ -68,11 +70,6 @@ impl Flusher {
         failure: Failure,
     ) -> Option<Fault> {
         let Failure { kind, fault, blocked } = failure;
-        if kind == Kind::Refused && session.sharding() == Sharding::Citus {
-            // A worker may be away: that is its shards' alone, which `give_up` holds.
-            go.to_land.push(part);
-            return Some(fault);
-        }
         let is_cancelled = fault.sqlstate == SqlState::QUERY_CANCELED.code();
         if kind == Kind::Slow && is_cancelled && part.len() > 1 && !std::mem::replace(&mut go.is_patient, true) {
             self.suspect_odd_months(go, part, &fault);
@@ -90,6 +87,9 @@ impl Flusher {
                 go.to_land.extend((!part.is_empty()).then_some(part));
                 return None;
             }
+        }
+        if kind == Kind::Slow && !is_cancelled && blocked.is_empty() {
+            self.rows_locked_until = Some(Instant::now() + ROWS_LOCKED_FOR);
         }
         if let (Kind::Session, [alone]) = (kind, &mut part[..]) {
             alone.item.value.trouble.sessions_lost += 1;
@@ -132,6 +132,11 @@ impl Flusher {
                     in_hand.item.value.trouble.suspected_since.get_or_insert(go.taken_at);
                     (in_hand, fault)
                 });
+            }
+            Action::Hold => {
+                go.holds = true;
+                go.to_land.push(part);
+                return Some(fault);
             }
             Action::Wait => {
                 self.tables_are_locked = kind == Kind::Locked;
@@ -214,11 +219,11 @@ impl Flusher {
     }
 
     /// Everything that is left of a cut goes back to where it was, in its order.
-    pub(super) fn give_up(&mut self, mut session: PooledConnection<SessionManager>, go: Go, fault: &Fault) {
+    pub(super) fn give_up(&mut self, session: PooledConnection<SessionManager>, go: Go, fault: &Fault) {
         let turn = go.turn();
         let suspect = go.suspect.into_iter().map(|(in_hand, _)| in_hand);
         let left: Vec<InHand> = suspect.chain(go.to_land.into_iter().rev().flatten()).collect();
-        let shard = left.first().map(|in_hand| in_hand.item.shard);
+        let shard = left.first().map(|in_hand| in_hand.item.shard).filter(|_| go.holds);
         let (known, left): (Vec<_>, Vec<_>) =
             left.into_iter().partition(|in_hand| in_hand.item.value.trouble.postponed_times > 0);
         for in_hand in known {
@@ -226,7 +231,7 @@ impl Flusher {
         }
         self.put_back(left.into_iter().map(|in_hand| in_hand.into_item(&self.tools.blocks)).collect());
         self.end_turn(turn);
-        match shard.filter(|_| session.sharding() == Sharding::Citus && !session.client().is_closed()) {
+        match shard {
             Some(shard) => self.hold(session, shard, fault),
             None => self.let_go(session, fault),
         }

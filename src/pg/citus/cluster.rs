@@ -108,9 +108,20 @@ pub fn lacks(client: &mut Client, connections: Option<u32>) -> Result<Vec<String
             the coordinator and the workers and run CREATE EXTENSION citus on each, or correct DATABASE_URL";
         return Ok(vec![missing.to_owned()]);
     }
-    if !client.query_typed_one("SELECT citus_is_coordinator()", &[])?.get::<_, bool>(0) {
-        let wrong = "this node is not the coordinator of the cluster: correct DATABASE_URL";
-        return Ok(vec![wrong.to_owned()]);
+    let asked = "SELECT citus_is_coordinator(), EXISTS (SELECT FROM pg_dist_node)";
+    let row = client.query_typed_one(asked, &[])?;
+    match (row.get(0), row.get(1)) {
+        (true, _) => {}
+        (false, true) => {
+            let wrong = "this node is not the coordinator of the cluster: correct DATABASE_URL";
+            return Ok(vec![wrong.to_owned()]);
+        }
+        (false, false) => {
+            let alone = "this node knows of no cluster: if it is the coordinator, register it and the workers \
+                (citus_set_coordinator_host(), citus_add_node(), or deploy/postgresql/citus/add-workers.sh); if not, \
+                correct DATABASE_URL";
+            return Ok(vec![alone.to_owned()]);
+        }
     }
     let mut transaction = client.transaction()?;
     transaction.batch_execute(ASKING_LIMITS)?;
@@ -144,7 +155,7 @@ fn lacks_of_cluster(client: &mut impl GenericClient, connections: Option<u32>) -
     Ok(lacks)
 }
 
-/// What is worth changing in the cluster although it works.
+/// What is worth changing in the cluster although it works, as far as the role of `client` may see its settings.
 pub fn advice(client: &mut Client) -> Result<Vec<String>, postgres::Error> {
     let mut advice = Vec::new();
     let interval_ms = recovery_interval_ms(client)?;
@@ -156,8 +167,9 @@ pub fn advice(client: &mut Client) -> Result<Vec<String>, postgres::Error> {
             RECOVERY_INTERVAL_ADVISED.as_secs()
         ));
     }
-    let conninfo: String = client.query_typed_one("SHOW citus.node_conninfo", &[])?.get(0);
-    if !conninfo.contains("tcp_user_timeout") {
+    // Of the roles that are no superuser, only members of pg_read_all_settings see it.
+    let conninfo = client.query_typed_opt("SELECT setting FROM pg_settings WHERE name = 'citus.node_conninfo'", &[])?;
+    if conninfo.is_some_and(|row| !row.get::<_, &str>(0).contains("tcp_user_timeout")) {
         advice.push(
             "citus.node_conninfo has no tcp_user_timeout on the coordinator: a worker whose machine vanishes would \
              block its COPYs for 15 minutes; add 'tcp_user_timeout=10000 keepalives_idle=5 keepalives_interval=5 \

@@ -5,9 +5,12 @@
 
 mod support;
 
+use std::time::Instant;
+
 use ingestd::pg::citus::layout::shard_map;
+use ingestd::pg::ledger_search::{Nodes, Wanted};
 use ingestd::sharding::{IngestShard, ShardMap};
-use ingestd::status::model::rfc3339;
+use ingestd::types::BatchKey;
 use serde_json::Value;
 
 use support::citus::{self, Away};
@@ -131,6 +134,12 @@ fn while_a_worker_is_away_a_server_starts_answers_look_ups_and_tells_what_fails(
     let checked = Ingestd::run_to_exit(&["check-config"], &settings);
     assert_eq!(checked.code, Some(0), "serve starts, too: {}", checked.stderr);
     assert!(checked.stdout.contains("cannot connect to worker"), "{}", checked.stdout);
+    let keys = [&there, &gone].map(|id| BatchKey { owner: "".into(), id: id.as_str().into() });
+    let wanted = keys.each_ref().map(|key| Wanted { key, is_firm: true });
+    let found =
+        Nodes::default().find(&mut site.database.connect(), &wanted, Instant::now()).expect("the coordinator answers");
+    assert_eq!(found.rows.iter().map(|row| &row.key).collect::<Vec<_>>(), [&keys[0]]);
+    assert!(found.asked.contains(&keys[0]) && !found.asked.contains(&keys[1]));
     // One that has never heard of either batch.
     let other = Site::builder(&site.database, &[("LEDGER_RETENTION_DAYS", "1")]).start();
     let look_up = |id: &str| get(&other.url(&format!("/v1/batch/{id}/status")));

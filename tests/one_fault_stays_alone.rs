@@ -72,6 +72,13 @@ impl Site {
     }
 }
 
+/// The sample of that name and those labels; 0 while there is none.
+fn metric(server: &Ingestd, name: &str) -> f64 {
+    let text = get(&server.url("/v1/metrics")).text();
+    let sample = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    sample.map_or(0.0, |value| value.parse().expect("a number"))
+}
+
 fn execute(client: &mut Client, statement: &str) {
     client.batch_execute(statement).unwrap_or_else(|error| panic!("{statement}: {error}"));
 }
@@ -112,6 +119,28 @@ fn a_month_that_may_not_be_made_holds_up_only_its_batches() {
 }
 
 #[test]
+fn a_batch_that_was_refused_while_nothing_landed_is_the_culprit_once_another_one_lands() {
+    let site = Site::start();
+    let mut client = site.client();
+    execute(&mut client, "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+         $$BEGIN IF NEW.timestamp < '2025-01-01' THEN RAISE EXCEPTION 'not today' USING ERRCODE = '42501'; END IF; RETURN NEW; END$$;
+         CREATE TRIGGER refuse BEFORE INSERT ON events FOR EACH ROW EXECUTE FUNCTION refuse()");
+    site.queue("late", Some("2024-02-03T04:05:06Z"));
+    // So often that each flusher rests for a second after it, and is not trying it when the other one lands.
+    wait_until("it was refused often", WAIT_MAX, || {
+        metric(&site.server, "ingestd_db_errors_total{sqlstate_class=\"42\"}") >= 10.0
+    });
+    // Urgent, so that it is in no COPY with the other one.
+    let mut good = batch("good", 10);
+    good["priority"] = json!(9);
+    let reply = post_json(&ingest_url(&site.server, "ack=commit"), &good);
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    wait_until("health tells of it", WAIT_MAX, || site.database_check()["stuck_batches"] == 1);
+    execute(&mut client, "DROP TRIGGER refuse ON events");
+    wait_until_completed(&site.server, "late");
+}
+
+#[test]
 fn one_stuck_batch_among_many_costs_few_transactions() {
     let site = Site::start();
     site.commit("first");
@@ -124,11 +153,7 @@ fn one_stuck_batch_among_many_costs_few_transactions() {
     for number in 0..150 {
         site.queue(&format!("good-{number}"), None);
     }
-    let copies = || {
-        let text = get(&site.server.url("/v1/metrics")).text();
-        let line = text.lines().find(|line| line.starts_with("ingestd_copy_latency_seconds_count")).expect("a metric");
-        line.rsplit(' ').next().and_then(|count| count.parse::<f64>().ok()).expect("a number")
-    };
+    let copies = || metric(&site.server, "ingestd_copy_latency_seconds_count");
     let before = copies();
     lock.rollback().expect("released");
     for number in 0..150 {

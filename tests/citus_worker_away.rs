@@ -45,12 +45,9 @@ impl Site {
 
     /// Ids of batches of one shard of worker number `worker`.
     fn ids<'a>(&'a self, prefix: &'a str, worker: usize) -> impl Iterator<Item = String> + 'a {
-        let port: i32 = self.workers[worker]
-            .rsplit_once('/')
-            .and_then(|(server, _)| server.rsplit_once(':'))
-            .map_or_else(|| panic!("{}", self.workers[worker]), |(_, port)| port.parse().expect("a port"));
-        let query = "SELECT groupid FROM pg_dist_node WHERE nodeport = $1";
-        let node: i32 = self.database.connect().query_one(query, &[&port]).expect("a node").get(0);
+        // In the order of `workers`.
+        let query = "SELECT groupid FROM pg_dist_node WHERE isactive AND groupid <> 0 ORDER BY nodeport, nodename";
+        let node: i32 = self.database.connect().query(query, &[]).expect("the nodes")[worker].get(0);
         let shard_of = |id: &str| self.shards.shard_of(IngestShard::of(id));
         let shard =
             (0..).map(|number| shard_of(&format!("any-{number}"))).find(|&shard| self.shards.node_of(shard).0 == node);

@@ -12,7 +12,7 @@ use ingestd::types::UnixMicros;
 use postgres::Client;
 use serde_json::Value;
 
-use support::contract::{accept, batch, send, status_of, wait_until_completed};
+use support::contract::{accept, batch, batch_at, send, status_of, wait_until_completed};
 use support::postgres::{PASSWORD, TestDatabase, connect, shared};
 use support::server::{Builder, Finished, Ingestd, get};
 use support::{WAIT_MAX, wait_until};
@@ -80,15 +80,6 @@ impl Drop for Site {
     }
 }
 
-/// A batch whose events happened at `at`.
-fn batch_at(id: &str, events: usize, at: UnixMicros) -> Value {
-    let mut batch = batch(id, events);
-    for event in batch["events"].as_array_mut().expect("events") {
-        event["timestamp"] = rfc3339(at).into();
-    }
-    batch
-}
-
 fn commit(server: &Ingestd, batch: &Value) -> [u64; 3] {
     let reply = send(server, "ack=commit", batch.to_string().as_bytes());
     assert_eq!(reply.status, 200, "{}", reply.text());
@@ -109,12 +100,12 @@ fn a_server_with_few_rights_ingests_counts_buries_replays_and_makes_partitions()
     assert_eq!(site.count("pg_inherits WHERE inhparent = 'events'::regclass"), 5, "made ahead of need");
 
     let now = wall_now();
-    assert_eq!(commit(&server, &batch_at("first", 10, now)), [10, 0, 0]);
-    let mut again = batch_at("first", 12, now);
+    assert_eq!(commit(&server, &batch_at("first", 10, &rfc3339(now))), [10, 0, 0]);
+    let mut again = batch_at("first", 12, &rfc3339(now));
     again["batch_id"] = "again".into();
     assert_eq!(commit(&server, &again), [2, 10, 0]);
     let long_ago = UnixMicros(now.0 - 200 * 86_400_000_000);
-    assert_eq!(commit(&server, &batch_at("on-demand", 3, long_ago)), [3, 0, 0]);
+    assert_eq!(commit(&server, &batch_at("on-demand", 3, &rfc3339(long_ago))), [3, 0, 0]);
     assert_eq!(site.count("pg_inherits WHERE inhparent = 'events'::regclass"), 6, "made on demand");
     let owners = "pg_class c JOIN pg_inherits i ON i.inhrelid = c.oid JOIN pg_class p ON p.oid = i.inhparent
                   WHERE p.relname = 'events' AND c.relowner = p.relowner";

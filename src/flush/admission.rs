@@ -224,7 +224,7 @@ mod tests {
     fn one_copy_that_stalled_is_no_measure() {
         let admission = Admission::new(1, 30 * SECOND);
         admission.landed_full(0, 1_000, 100 * SECOND);
-        admission.joined(LOW, 10_000);
+        admission.joined(LOW, 14_000);
         assert_eq!(admission.refusal(LOW, Instant::now()), None, "the first");
         admission.landed_full(0, 1_000, SECOND);
         admission.landed_full(0, 1_000, 100 * SECOND);

@@ -11,7 +11,9 @@ use std::sync::Arc;
 
 use faulty_storage::{Call, FaultyStorage, Random};
 use ingestd::journal::{Claim, DiskStorage, FrameToWrite, Journal, OpenError, ReadError, SpaceError, WriteError};
-use journal_driver::{BYTES_MAX, Refusal, append, append_synced, open, options, payload, release, try_open};
+use journal_driver::{
+    BYTES_MAX, Refusal, SEGMENT_BYTES, append, append_synced, open, options, payload, release, try_open,
+};
 
 fn fails_for_good(call: Call) {
     let storage = FaultyStorage::default();
@@ -236,4 +238,40 @@ fn blocks_are_read_back_from_other_threads_while_the_writer_goes_on() {
     journal.reclaim().expect("reclaims");
     assert_eq!(journal.stats().live_frames, 80);
     assert!(matches!(reader.read(&first[0], &mut Vec::new()), Err(ReadError::Gone(_))), "its segment left");
+}
+
+#[test]
+fn segments_are_recycled_while_all_is_committed_soon() {
+    let storage = FaultyStorage::default();
+    let mut journal = open(storage.clone()).journal;
+    let mut commit_soon = |seeds: std::ops::Range<u64>| {
+        for seed in seeds {
+            let locations = append_synced(&mut journal, 40 * seed..40 * (seed + 1), 1_000);
+            release(&mut journal, &locations);
+        }
+    };
+    commit_soon(0..4);
+    storage.fail(Call::Create, 0, ErrorKind::Other);
+    commit_soon(4..40);
+    let names: Vec<_> = storage.files().into_keys().collect();
+    let is_segment = |name: &&String| name.ends_with(".journal") || name.ends_with(".spare");
+    assert_eq!(names.iter().filter(is_segment).count(), 2, "{names:?}");
+}
+
+#[test]
+fn a_segment_that_cannot_leave_gives_back_its_rest() {
+    let storage = FaultyStorage::default();
+    let mut journal = open(storage.clone()).journal;
+    append_synced(&mut journal, 0..1, 60_000);
+    let locations = append_synced(&mut journal, 1..41, 1_000);
+    let (files_bytes, _) = storage.bytes_and_peak();
+    // Room for a segment, and none for the record of the one that is to leave.
+    storage.fail(Call::Create, 1, ErrorKind::StorageFull);
+    release(&mut journal, &locations);
+    let (with_new, _) = storage.bytes_and_peak();
+    assert!(with_new < files_bytes + SEGMENT_BYTES, "{with_new} bytes, {files_bytes} before");
+    assert_eq!(journal.stats().files_bytes, with_new, "and is charged for what it has");
+    storage.heal();
+    release(&mut journal, &[]);
+    assert_eq!(journal.stats().segments, 2, "it leaves when it can");
 }

@@ -235,7 +235,11 @@ impl Segments {
         }
         if !is_recorded && let Err(error) = self.save_absent(committed_durable) {
             self.drained = drained;
-            return if error.is_no_space() { Ok(0) } else { Err(error) };
+            if !error.is_no_space() {
+                return Err(error);
+            }
+            self.cut_drained()?;
+            return Ok(0);
         }
         for id in &drained {
             if let Some(segment) = self.sealed.remove(id) {
@@ -246,6 +250,30 @@ impl Segments {
             self.storage.sync_dir().map_err(|error| failure("syncing", "the directory", error))?;
         }
         Ok(drained.len())
+    }
+
+    /// True when more of the file of `segment` is unused than admission allows for a sealed one.
+    pub fn wastes_room(&self, segment: &Segment) -> bool {
+        segment.bytes - segment.end > self.segment_bytes / 8
+    }
+
+    /// Cuts drained segments that cannot leave yet to what they hold.
+    fn cut_drained(&mut self) -> Result<(), WriteError> {
+        let waste_max = self.segment_bytes / 8;
+        for id in &self.drained {
+            let Some(segment) = self.sealed.get_mut(id).filter(|segment| segment.bytes - segment.end > waste_max)
+            else {
+                continue;
+            };
+            let before = segment.bytes;
+            segment.cut(segment.end.next_multiple_of(SEGMENT_HEADER_BYTES as u64).min(before))?;
+            // A length that is not synced comes back, and would break the cap.
+            segment.file.sync_data().map_err(|error| failure("syncing", &segment_name(*id), error))?;
+            self.files_bytes -= before - segment.bytes;
+            self.space.uncharge(before - segment.bytes);
+            segment.charged_bytes = segment.bytes;
+        }
+        Ok(())
     }
 
     /// Replaces the `absent` file. What is below `committed_durable` needs no record any more.

@@ -11,8 +11,8 @@
 //!
 //! Why files never exceed the cap, with S for the segment size:
 //!
-//! * A sealed segment that would waste more than S/8 is cut to its end, any other has at least 7/8 S of frames and
-//!   marks. The third that `charge` adds covers that waste; a frame larger than S/8, which alone can cause a cut,
+//! * A sealed segment that would waste more than S/8 is cut to its end, unless it leaves at once; any other has at
+//!   least 7/8 S of frames and marks. The third that `charge` adds covers that waste; a frame larger than S/8, which alone can cause a cut,
 //!   pays for the header and the rounding of both segments as well; every frame pays for the marks beside it.
 //! * The unfilled rest of the active segment is at most S, and the small files (`absent`, `lock`) are below
 //!   [`small_files_bytes`]; both are held back from admission.

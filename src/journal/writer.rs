@@ -116,6 +116,15 @@ pub struct Reclaimed {
     pub segments: usize,
 }
 
+/// What becomes of the room at the end of a segment that is sealed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rest {
+    /// The file is cut, if that gives back much.
+    Cut,
+    /// It stays: the segment leaves next, and a whole one is recycled.
+    Kept,
+}
+
 /// What the newest frame or header on disk says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Recorded {
@@ -230,7 +239,7 @@ impl Journal {
                 let alone = SEGMENT_HEADER_BYTES as u64 + framed_bytes(first.payload.len()) + MARKS_RESERVED_BYTES;
                 // Whole blocks: a file that ends within one would grow when its last frame is written.
                 let alone = alone.next_multiple_of(SEGMENT_HEADER_BYTES as u64);
-                self.roll(self.segments.segment_bytes.max(alone))?;
+                self.roll(self.segments.segment_bytes.max(alone), Rest::Cut)?;
                 assert!(self.count_that_fits(rest) > 0, "a segment holds the frame that it was made for");
                 continue;
             }
@@ -363,7 +372,7 @@ impl Journal {
         self.check()?;
         let is_used_up = self.active.end > self.active.bytes / 2;
         if self.active.outstanding == 0 && self.active.last.is_some() && is_used_up {
-            match self.roll(self.segments.bytes_with_room()) {
+            match self.roll(self.segments.bytes_with_room(), Rest::Kept) {
                 // Not needed now; when it is, the append says so.
                 Ok(()) | Err(WriteError::NoSpace { .. } | WriteError::CapReached { .. }) => {}
                 Err(failed) => return Err(failed),
@@ -440,8 +449,8 @@ impl Journal {
 
     /// Seals the active segment and begins one of `bytes`. The old one is synced first, so that only the last segment
     /// ever holds blocks that no fsync covered.
-    fn roll(&mut self, bytes: u64) -> Result<(), WriteError> {
-        if self.active.bytes - self.active.end > self.segments.segment_bytes / 8 {
+    fn roll(&mut self, bytes: u64, rest: Rest) -> Result<(), WriteError> {
+        if rest == Rest::Cut && self.segments.wastes_room(&self.active) {
             self.cut_active(self.active.end.next_multiple_of(SEGMENT_HEADER_BYTES as u64).min(self.active.bytes))?;
             self.is_dirty = true; // a length that is not synced comes back, and would break the cap
         }
@@ -471,7 +480,7 @@ impl Journal {
     pub fn close(mut self) -> Result<(), WriteError> {
         self.reclaim()?;
         if self.active.outstanding == 0 && self.active.last.is_some() {
-            self.roll(SMALL_SEGMENT_BYTES)?;
+            self.roll(SMALL_SEGMENT_BYTES, Rest::Cut)?;
             self.reclaim()?;
         } else {
             self.mark(true)?;

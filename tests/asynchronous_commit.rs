@@ -1,6 +1,6 @@
 //! Promise: an ack survives a PostgreSQL that forgets commits. Where `synchronous_commit` is off a crash takes back what
 //! was committed but not flushed; the journal keeps a batch until PostgreSQL has flushed its commit, whoever turned it
-//! off.
+//! off. So it does where somebody cancels the wait of a COMMIT for a synchronous standby.
 
 mod support;
 
@@ -11,8 +11,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use support::contract::wait_for_quick_lookups;
 use support::load::{Load, LoadOptions, body, seed, wait_until_committed};
 use support::postgres::{TestDatabase, TestPostgres};
-use support::server::{Builder, Ingestd, post};
-use support::{WAIT_MAX, wait_until};
+use support::server::{Builder, Ingestd, get, post};
+use support::{OnDrop, WAIT_MAX, wait_until};
 
 /// A PostgreSQL that writes no WAL of its own accord: what no COMMIT has asked for stays in its memory.
 struct LazyPostgres {
@@ -203,4 +203,55 @@ fn a_batch_that_lands_after_another_node_committed_it_without_a_flush_is_release
     assert_eq!(reply.status, 200, "{}", reply.text());
     postgres.kill_all();
     assert_eq!(ledger_rows(&postgres), 1);
+}
+
+/// Sessions of the server that wait for a standby.
+fn waiting_for_standby(client: &mut Client) -> Vec<i32> {
+    let query = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND application_name = 'ingestd'";
+    client.query(query, &[]).expect("sessions").iter().map(|row| row.get(0)).collect()
+}
+
+fn set_standby(client: &mut Client, name: &str) {
+    client.batch_execute(&format!("ALTER SYSTEM SET synchronous_standby_names = '{name}'")).expect("a superuser");
+    client.batch_execute("SELECT pg_reload_conf()").expect("a superuser");
+    let query = "SELECT setting = $1 FROM pg_settings WHERE name = 'synchronous_standby_names'";
+    wait_until("PostgreSQL has read it", WAIT_MAX, || {
+        client.query_one(query, &[&name]).expect("settings").get::<_, bool>(0)
+    });
+}
+
+#[test]
+fn a_commit_whose_wait_for_a_standby_was_cancelled_is_not_told_as_committed() {
+    let postgres = TestPostgres::start_private(&[]);
+    let database = postgres.create_database();
+    let server = Ingestd::builder().database(&database).start();
+    let mut client = database.connect();
+    client.batch_execute("SET synchronous_commit = local").expect("it is for every session to say");
+    set_standby(&mut client, "far_away");
+    // Else the database could not be dropped.
+    let _standby = OnDrop(|| set_standby(&mut database.connect(), ""));
+
+    let sent = body("kept", Some("kept"), 0, 2);
+    let reply = post(&server.url("/v1/ingest/batch"), &[], sent.as_bytes());
+    assert_eq!(reply.status, 202, "{}", reply.text());
+    let status = || get(&server.url("/v1/batch/kept/status")).json()["status"].clone();
+    let mut cancelled = 0;
+    wait_until("several waits were cancelled", WAIT_MAX, || {
+        for pid in waiting_for_standby(&mut client) {
+            cancelled += 1;
+            client.execute("SELECT pg_cancel_backend($1)", &[&pid]).expect("a superuser");
+        }
+        assert_ne!(status(), "completed", "after {cancelled} cancellations");
+        cancelled >= 3
+    });
+    let rows: i64 = client.query_one("SELECT count(*) FROM events", &[]).expect("counted").get(0);
+    assert_eq!(rows, 2, "here it is committed");
+    let kept = get(&server.url("/v1/health")).json()["checks"]["journal"]["uncommitted_batches"].clone();
+    assert_eq!(kept, 1, "and the journal keeps it");
+
+    set_standby(&mut client, "");
+    wait_until_committed(&server, WAIT_MAX);
+    assert_eq!(status(), "completed");
+    let rows: i64 = client.query_one("SELECT count(*) FROM events", &[]).expect("counted").get(0);
+    assert_eq!(rows, 2);
 }

@@ -391,13 +391,18 @@ impl Flusher {
         }
         let items = in_hand.into_iter().map(|in_hand| in_hand.into_item(&self.tools.blocks));
         let outcomes: Vec<Outcome> = items.zip(done.landed).collect();
-        match commit {
-            Commit::Unflushed => self.unflushed.put(done.run, outcomes, Instant::now()),
-            Commit::Flushed => {
-                self.flushed(Some(done.run));
-                self.settle(outcomes);
-            }
+        if done.is_unconfirmed {
+            tracing::warn!(
+                batches = outcomes.len(),
+                "the wait for a synchronous standby was cancelled; the journal keeps the batches until a later COMMIT has \
+                 been confirmed"
+            );
         }
+        if commit == Commit::Unflushed || done.is_unconfirmed {
+            return self.unflushed.put(done.run, outcomes, Instant::now());
+        }
+        self.flushed(Some(done.run));
+        self.settle(outcomes);
     }
 
     /// Notes which months land as they should. Where some rows of `part` are far slower than others, those of months with few
@@ -442,12 +447,15 @@ impl Flusher {
         }
     }
 
-    /// Has PostgreSQL flush what it has committed for this flusher.
+    /// Has PostgreSQL flush what it has committed for this flusher, and its synchronous standby, where there is one.
     fn flush_commits(&mut self, mut session: PooledConnection<SessionManager>) {
-        let waiting = session.wait();
+        let (waiting, pulse) = (session.wait(), session.pulse());
+        pulse.take_unconfirmed();
         let flushed = wal::flush(session.client());
         drop(waiting);
         match flushed {
+            // Cancelled once more: it is asked for again after a pause.
+            Ok(_) if pulse.take_unconfirmed() => self.wait_after(&Fault::unconfirmed()),
             Ok(run) => {
                 self.postgres_works();
                 self.flushed(Some(run));

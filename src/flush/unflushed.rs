@@ -1,4 +1,5 @@
-//! Batches whose transactions have committed, but not yet to PostgreSQL's disk (`SYNCHRONOUS_COMMIT=off`).
+//! Batches whose transactions have committed, but not yet to PostgreSQL's disk (`SYNCHRONOUS_COMMIT=off`), or not for certain
+//! to its synchronous standby, as somebody has cancelled the wait for that.
 //!
 //! Nobody is told of them and the journal keeps them, until a later COMMIT has flushed. A flusher makes its last one do
 //! that before it rests, so nothing here waits for PostgreSQL's own timers.

@@ -97,7 +97,7 @@ impl Connector {
     fn from_setting(url: &DatabaseUrl, setting: &'static str) -> Result<Self, StartFault> {
         let tls = tls::connector(url).map_err(|why| StartFault::Configuration(format!("{setting}={url}: {why}")))?;
         let mut config = url.driver_config().clone();
-        config.notice_callback(quiet_notice);
+        config.notice_callback(|notice| quiet_notice(&notice));
         let given = |parameter: &str| url.has_parameter(parameter);
         if !given("application_name") {
             config.application_name("ingestd");
@@ -128,7 +128,7 @@ impl Connector {
 
     /// A connector for a database of our own on this machine: never TLS. `address` is for messages.
     pub fn local(mut config: Config, address: String) -> Self {
-        config.notice_callback(quiet_notice);
+        config.notice_callback(|notice| quiet_notice(&notice));
         config.application_name("ingestd").connect_timeout(CONNECT_TIMEOUT);
         config.ssl_mode(postgres::config::SslMode::Disable);
         Self { config, tls: tls::unused(), address, setting: DATABASE_URL }
@@ -165,7 +165,7 @@ impl Connector {
 }
 
 /// Notices ("relation exists, skipping") are not events of interest to an operator.
-fn quiet_notice(notice: postgres::error::DbError) {
+pub(super) fn quiet_notice(notice: &postgres::error::DbError) {
     tracing::debug!(message = %notice.message(), severity = notice.severity(), "notice from PostgreSQL");
 }
 

@@ -118,6 +118,8 @@ pub struct Done {
     pub committed_at: Instant,
     /// The run of PostgreSQL that committed it.
     pub run: Run,
+    /// Somebody has cancelled the wait for a synchronous standby: a failover may lose it, until a later COMMIT has waited.
+    pub is_unconfirmed: bool,
     /// Why events went to the dead letters.
     pub reasons: Vec<Reason>,
 }
@@ -195,7 +197,9 @@ pub fn land(
     let started = Instant::now();
     // They may be this transaction's only, see `Session::begin`.
     drop(statements);
+    pulse.take_unconfirmed();
     transaction.commit()?;
+    let is_unconfirmed = pulse.take_unconfirmed();
     let committed_at = Instant::now();
     timings.commit = committed_at - started;
 
@@ -205,7 +209,7 @@ pub fn land(
         landed.extend(if ours { counts.next().map(Landed::Now) } else { others.next() });
     }
     assert_eq!(landed.len(), batches.len(), "every batch has an outcome");
-    Ok(Done { landed, timings, begun_at, committed_at, run, reasons })
+    Ok(Done { landed, timings, begun_at, committed_at, run, is_unconfirmed, reasons })
 }
 
 fn keep<'a>(batches: &[Landing<'a>], claimed: &[bool], wanted: bool) -> Vec<Landing<'a>> {

@@ -81,6 +81,13 @@ impl FaultKind {
     }
 }
 
+/// True for the notice with which PostgreSQL answers a COMMIT whose wait for a synchronous standby was cancelled: the transaction
+/// has committed, and nobody knows whether the standby has it. It has the code of any warning, and its text depends on
+/// `lc_messages`; so it is known by the routine of PostgreSQL's sources that sends it, the same from 9.1 to 18.
+pub fn is_unconfirmed_commit(notice: &DbError) -> bool {
+    notice.routine() == Some("SyncRepWaitForLSN")
+}
+
 /// A PostgreSQL error with its verdict, ready for the log.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{message}")]
@@ -124,6 +131,11 @@ impl Fault {
     /// The connection or the pool failed before PostgreSQL could answer.
     pub fn lost(message: impl AsRef<str>) -> Self {
         Self { ends_session: true, ..Self::of(Verdict::Retry, "08000", message) }
+    }
+
+    /// A COMMIT whose wait for a synchronous standby was cancelled.
+    pub fn unconfirmed() -> Self {
+        Self::retry(&SqlState::QUERY_CANCELED, "the wait for a synchronous standby was cancelled")
     }
 
     /// What an operator has to look at. The pool hands on only a message of what it met.

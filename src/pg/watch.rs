@@ -35,9 +35,9 @@ use postgres::{Client, Config};
 
 use crate::limits::{CONNECT_WAIT_MAX, POOLER_WAIT_MAX, SHARDED_STANDSTILL_MIN, SILENCE_MIN, WATCH_INTERVAL};
 use crate::pg::backing::{self, Backing};
-use crate::pg::connect::Tls;
+use crate::pg::connect::{Tls, quiet_notice};
 use crate::pg::health::{DatabaseHealth, Doubt};
-use crate::pg::sqlstate::Fault;
+use crate::pg::sqlstate::{Fault, is_unconfirmed_commit};
 use crate::sharding::Sharding;
 use crate::state_log::StateLog;
 use crate::sys::{socket, vital};
@@ -78,6 +78,8 @@ pub struct Pulse {
     is_lent: AtomicBool,
     /// When waiting began, in milliseconds since the watch began, plus one; 0 while nobody waits.
     waits_since: AtomicU64,
+    /// A COMMIT did not wait for its standby to the end.
+    is_unconfirmed: AtomicBool,
 }
 
 /// While it lives, somebody waits for PostgreSQL on a connection.
@@ -108,6 +110,13 @@ impl Pulse {
         if self.is_lent() {
             self.served_by(0);
         }
+    }
+
+    /// True when, since the last call, a COMMIT was answered whose wait for a synchronous standby somebody has cancelled: it
+    /// is on this PostgreSQL's disk, and perhaps nowhere else.
+    pub fn take_unconfirmed(&self) -> bool {
+        // Relaxed: the driver notes it in the thread that waits for the COMMIT.
+        self.is_unconfirmed.swap(false, Ordering::Relaxed)
     }
 
     /// True where a pooler lends the backend.
@@ -190,6 +199,7 @@ impl Watch {
             is_lent: AtomicBool::new(false),
             watch_began: self.began,
             waits_since: AtomicU64::new(0),
+            is_unconfirmed: AtomicBool::new(false),
         });
         let waiting = pulse.wait();
         let mut pulses = self.pulses.lock();
@@ -198,6 +208,13 @@ impl Watch {
         drop(pulses);
         let mut config = self.config.clone();
         config.tcp_user_timeout(timeout);
+        let noted = Arc::clone(&pulse);
+        config.notice_callback(move |notice| {
+            if is_unconfirmed_commit(&notice) {
+                noted.is_unconfirmed.store(true, Ordering::Relaxed);
+            }
+            quiet_notice(&notice);
+        });
         // The driver panics when no open file is left for its runtime; r2d2 would think for ever that this attempt is
         // under way.
         let open = AssertUnwindSafe(|| backing::open(&config, &self.tls, &self.token_is_refused));
@@ -369,6 +386,7 @@ mod tests {
             watch_began: Instant::now(),
             is_lent: AtomicBool::new(is_lent),
             waits_since: AtomicU64::new(0),
+            is_unconfirmed: AtomicBool::new(false),
         })
     }
 

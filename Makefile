@@ -99,7 +99,7 @@ aarch64: ## the tests of scanner, encoder and journal on 64-bit ARM, under emula
 	cargo test --locked --target aarch64-unknown-linux-gnu --lib -- json:: encode:: journal::
 	cargo test --locked --target aarch64-unknown-linux-gnu --test 'json_*'
 
-soak: ## random faults for SOAK_MINUTES (5), then duplicates, outages, overload, journal, two nodes (20); lost=0 duplicated=0 or a failure
+soak: ## random faults for SOAK_MINUTES (5), then duplicates, outages, overload, journal, two nodes, acks (25); lost=0 duplicated=0 or a failure
 	@deploy/setup.sh test
 	SOAK_MINUTES=$(SOAK_MINUTES) cargo test --locked --release --test 'soak*' -- --ignored --nocapture --test-threads=1
 

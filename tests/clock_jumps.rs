@@ -63,7 +63,8 @@ fn a_clock_that_jumps_breaks_neither_order_nor_ids_nor_expiry() {
     clock.set_offset(40 * DAY);
     // Expiry goes by time that passes: the status is in memory all the same, and PostgreSQL cannot be asked.
     assert_eq!(status_of(&server, "finished")["status"], "completed");
-    let expires: i64 = redis.connect().ttl("ingestd:batch::finished").expect("Redis answers");
+    let key = redis.key_of("finished").expect("its key");
+    let expires: i64 = redis.connect().ttl(key).expect("Redis answers");
     assert!((1..=60).contains(&expires), "{expires}");
     drop(paused);
     for id in &ids {

@@ -11,7 +11,6 @@ use std::process::{Child, Command, Stdio};
 use ingestd::limits::{OUTAGE_AFTER, POOL_WAIT_MAX, RETRY_WAIT_MAX};
 use ingestd::sys::child;
 use postgres::Client;
-use redis::Commands;
 use rustix::process::{Signal, kill_process};
 use serde_json::{Value, json};
 use support::contract::status_of;
@@ -399,7 +398,7 @@ fn other_nodes_know_of_what_was_drained() {
     let status = status_of(&other, "far");
     assert_eq!((&status["status"], &status["inserted"]), (&json!("completed"), &json!(5)), "{status}");
     // Not only from the ledger.
-    let shared: String = redis.connect().get("ingestd:batch::far").expect("its entry");
+    let shared = redis.entry("far").expect("its entry");
     assert!(shared.contains(r#""status":"completed""#) && shared.contains(r#""inserted":5"#), "{shared}");
 }
 

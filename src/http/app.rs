@@ -23,10 +23,11 @@ use crate::pg::health::DatabaseHealth;
 use crate::pg::pool::Pool;
 use crate::ring::budget::Budget;
 use crate::ring::ring::Ring;
+use crate::status::durable::Durable;
 use crate::status::lookup::Lookup;
 use crate::status::memory::BatchMap;
 use crate::status::recent::Recent;
-use crate::status::shared::RedisHealth;
+use crate::status::shared::{DatabaseId, RedisHealth};
 use crate::telemetry::Traces;
 use crate::types::{AckLevel, Priority, UnixMicros};
 
@@ -88,6 +89,8 @@ pub struct App {
     pub space: Arc<JournalSpace>,
     /// Its state.
     pub journal_health: Arc<JournalHealth>,
+    /// How far it survives power loss.
+    pub durable: Durable,
     /// What waits for COPY.
     pub queue: Arc<FlushQueue>,
     /// Batches of this process.
@@ -102,6 +105,8 @@ pub struct App {
     pub request_bytes: Arc<Budget>,
     /// PostgreSQL's state.
     pub database: Arc<DatabaseHealth>,
+    /// Which database it is.
+    pub database_id: Arc<DatabaseId>,
     /// Its connections, for their figures.
     pub pool: Pool,
     /// Redis's state; `None` when it is not set.

@@ -21,7 +21,7 @@ use crate::status::lookup::Answer;
 use crate::status::model::StatusDocument;
 use crate::types::{BatchKey, batch_id_is_valid};
 
-/// This process first, then Redis and the ledger.
+/// What is on its way is known here, or to Redis; what is committed the ledger knows.
 pub async fn get(worker: &Worker, caller: &Caller, id: String, owner: Option<String>) -> Reply {
     if !batch_id_is_valid(&id) {
         return Err(unknown());
@@ -101,12 +101,18 @@ fn document(found: &Found) -> Option<&StatusDocument> {
 
 async fn find(worker: &Worker, owner: &Arc<str>, id: &str) -> Found {
     let key = BatchKey { owner: Arc::clone(owner), id: Box::from(id) };
-    if let Some(batch) = worker.app.batches.get(&key) {
-        return Found::Document(Box::new(batch.document(&worker.app.node)));
-    }
-    match worker.app.lookup.find(&key, LOOKUP_STATUS_WAIT_MAX).await {
-        Answer::Known(known) => Found::Document(Box::new(known.document)),
-        Answer::Unknown => Found::Nothing,
-        Answer::Unavailable => Found::Unavailable,
+    let lookup = &worker.app.lookup;
+    let here = worker.app.batches.get(&key);
+    let answer = match &here {
+        // The database may have been restored since this process committed it.
+        Some(batch) if batch.phase().is_final() => lookup.find_in_ledger(&key, false, LOOKUP_STATUS_WAIT_MAX).await,
+        Some(_) => Answer::Unavailable,
+        None => lookup.find(&key, LOOKUP_STATUS_WAIT_MAX).await,
+    };
+    match (answer, here) {
+        (Answer::Committed(known) | Answer::Hint(known), _) => Found::Document(Box::new(known.document)),
+        (Answer::Unknown, _) => Found::Nothing,
+        (Answer::Unavailable, Some(batch)) => Found::Document(Box::new(batch.document(&worker.app.node))),
+        (Answer::Unavailable, None) => Found::Unavailable,
     }
 }

@@ -540,6 +540,11 @@ impl Journal {
         self.outstanding.next()
     }
 
+    /// Blocks of lower sequences survive power loss.
+    pub fn synced_below(&self) -> Sequence {
+        self.synced_below
+    }
+
     fn files(&self) -> Arc<OpenFiles> {
         Arc::clone(&self.segments.files)
     }

@@ -60,6 +60,7 @@ pub const MIGRATIONS: &[Migration] = &[
     migration!(2, "0002", "ingest_batches"),
     migration!(3, "0003", "dead_letter_events"),
     migration!(4, "0004", "partition_functions"),
+    migration!(5, "0005", "database_identity"),
 ];
 
 /// The schema's version that this program works with.

@@ -24,6 +24,7 @@ pub mod copy;
 pub mod dead_letter;
 pub mod embedded;
 pub mod health;
+pub mod identity;
 pub mod land;
 pub mod ledger;
 pub mod ledger_search;

@@ -15,6 +15,7 @@ use crate::pg::clock;
 use crate::pg::connect::{Connector, StartFault, classify_start_error, one_line};
 use crate::pg::embedded::{Embedded, EmbeddedOptions};
 use crate::pg::health::{DatabaseHealth, Doubt, Witness};
+use crate::pg::identity;
 use crate::pg::migrate::{self, MigrateError, migrate_by};
 use crate::pg::partitions::{self, PartitionError};
 use crate::pg::pool::{self, Pool};
@@ -22,6 +23,7 @@ use crate::pg::requirements::{self, Lacks};
 use crate::pg::sqlstate::Fault;
 use crate::server::ServeError;
 use crate::sharding::{ShardMap, Sharding};
+use crate::status::shared::DatabaseId;
 use crate::sys::clock::wall_now;
 
 /// The database of a running server.
@@ -32,6 +34,8 @@ pub struct Database {
     pub prepared: bool,
     /// Where its shards are, as the start found them; a single one where it found none.
     pub shards: ShardMap,
+    /// Which database it is ([`identity::read`]), once it could be asked.
+    pub id: Arc<DatabaseId>,
     /// What it has to be.
     pub schema: Schema,
     /// For connections beside the pool.
@@ -105,17 +109,20 @@ impl Database {
             partitions_ahead_months: config.partitions_ahead_months,
             pool_connections_max: config.pool_connections_max,
         };
-        let shards = schema.try_prepare(&connector, health, on_lacks)?;
+        let prepared = schema.try_prepare(&connector, health, on_lacks)?;
         let watch = connector.watch(config.sharding, Arc::clone(health));
         let pool = pool::open(watch, config.sharding, config.pool_connections_min, config.pool_connections_max);
-        let (prepared, shards) = (shards.is_some(), shards.unwrap_or_default());
-        Ok(Self { pool, prepared, shards, schema, connector, embedded })
+        let (is_prepared, Prepared { shards, id }) = (prepared.is_some(), prepared.unwrap_or_default());
+        let known = Arc::new(DatabaseId::default());
+        known.set(id);
+        Ok(Self { pool, prepared: is_prepared, shards, id: known, schema, connector, embedded })
     }
 
     /// Tries again what [`Self::over`] could not do because PostgreSQL was away; true when the schema is as it should be.
     pub fn prepare_again(&mut self, health: &DatabaseHealth) -> Result<bool, ServeError> {
-        if let Some(shards) = self.schema.try_prepare(&self.connector, health, OnLacks::Refuse)? {
+        if let Some(Prepared { shards, id }) = self.schema.try_prepare(&self.connector, health, OnLacks::Refuse)? {
             (self.prepared, self.shards) = (true, shards);
+            self.id.set(id);
         }
         Ok(self.prepared)
     }
@@ -133,6 +140,13 @@ fn start_embedded(config: &Config) -> Result<Embedded, ServeError> {
     let options =
         EmbeddedOptions { bin_dir: config.postgres_bin_dir.clone(), ..EmbeddedOptions::new(config.embedded_dir()) };
     Embedded::start(&options).map_err(|error| ServeError::Failed(error.to_string()))
+}
+
+/// What is known of a database that is prepared.
+#[derive(Default)]
+struct Prepared {
+    shards: ShardMap,
+    id: Option<String>,
 }
 
 /// Why the database is not prepared.
@@ -166,13 +180,14 @@ impl Schema {
         connector: &Connector,
         health: &DatabaseHealth,
         on_lacks: OnLacks,
-    ) -> Result<Option<ShardMap>, ServeError> {
+    ) -> Result<Option<Prepared>, ServeError> {
         match self.connect_and_prepare(connector) {
             Ok((mut client, backing)) => {
                 self.check_capacity(&mut client, backing);
                 health.works(Witness::Probe);
-                // Whoever flushes looks again.
-                Ok(Some(self.shards(&mut client).unwrap_or_default()))
+                // Whoever flushes, and the upkeep thread, look again.
+                let shards = self.shards(&mut client).unwrap_or_default();
+                Ok(Some(Prepared { shards, id: identity::read(&mut client).ok() }))
             }
             Err(Unprepared::Fault(StartFault::Transient(reason))) => {
                 health.fails(Witness::Probe, &Fault::lost(&reason));

@@ -125,7 +125,7 @@ pub fn run(
 
     let health = Arc::new(DatabaseHealth::new());
     let database = Database::over(order.database, config, &health)?;
-    let shared = start_shared(config, &node)?;
+    let shared = start_shared(config, &node, &database.id)?;
     let mut drain = Drain {
         found: Tally { batches: queue.budgets.batches.used(), events: recovered.events },
         journal: recovered.journal,

@@ -59,6 +59,8 @@ impl GroupCommit {
     ) -> Self {
         let (queue, health) = (Arc::clone(&app.queue), Arc::clone(&app.journal_health));
         let fsync = app.metrics.journal_fsync.recorder();
+        // What recovery found is synced.
+        app.durable.reached(journal.synced_below());
         let relocator = Relocator::new(Arc::clone(&queue), Arc::clone(&app.metrics), &journal);
         Self { app, queue, journal, health, feed, parker, stopping, fsync, first_ring: 0, mark_is_due: true, relocator }
     }
@@ -70,10 +72,12 @@ impl GroupCommit {
             self.gather(&mut group);
             if !group.is_empty() {
                 self.commit(&mut group, &mut locations);
+                self.sync_as_asked();
                 self.reclaim();
                 self.relocate();
                 continue;
             }
+            self.sync_as_asked();
             self.reclaim();
             self.relocate();
             // Acquire: partner of the Release store in the server's shutdown, after the workers have ended.
@@ -159,6 +163,7 @@ impl GroupCommit {
         }
         match written {
             Ok(()) => {
+                self.app.durable.reached(self.journal.synced_below());
                 let mut urgent = false;
                 for (gathered, location) in group.drain(..).zip(locations.iter()) {
                     urgent |= gathered.submission.batch.priority >= PRIORITY_RESERVED_MIN;
@@ -179,6 +184,9 @@ impl GroupCommit {
     /// Acknowledges a durable batch and puts it on its lane.
     fn accept(&self, Gathered { core, submission }: Gathered, location: Option<Location>) {
         let Submission { block, batch, accepted_at, on_durable, on_commit, .. } = submission;
+        if let Some(location) = location {
+            batch.journaled_at(location.sequence);
+        }
         batch.set_phase(Phase::Queued);
         // Counted here and not by the worker: its client may have gone, the batch is accepted all the same.
         self.app.metrics.events_accepted.add(u64::from(batch.events));
@@ -229,6 +237,20 @@ impl GroupCommit {
         }
     }
 
+    /// Syncs what was written without, for those who sent a batch of it again and wait.
+    fn sync_as_asked(&mut self) {
+        if !self.app.durable.take_request() {
+            return;
+        }
+        let started = Instant::now();
+        let synced = self.journal.sync();
+        self.fsync.record_elapsed(started.elapsed());
+        match synced {
+            Ok(()) => self.app.durable.reached(self.journal.synced_below()),
+            Err(error) => self.fail(&error.to_string()),
+        }
+    }
+
     fn reclaim(&mut self) {
         if let Err(error) = self.journal.reclaim() {
             self.fail(&error.to_string());
@@ -255,5 +277,6 @@ impl GroupCommit {
             );
             self.health.fail(message.to_owned());
         }
+        self.app.durable.failed();
     }
 }

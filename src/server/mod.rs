@@ -59,10 +59,11 @@ use crate::server::reload::Reread;
 use crate::server::sampler::Sampler;
 use crate::server::upkeep::Upkeep;
 use crate::sharding::Sharding;
+use crate::status::durable::Durable;
 use crate::status::lookup::{Lookup, Sources};
 use crate::status::memory::BatchMap;
 use crate::status::recent::Recent;
-use crate::status::shared::Shared;
+use crate::status::shared::{DatabaseId, Shared};
 use crate::sys::affinity;
 use crate::sys::service_manager;
 use crate::sys::signals::{self, Signal};
@@ -154,7 +155,7 @@ impl Server {
         let on_lacks = if queue.budgets.batches.used() > 0 { OnLacks::Serve } else { OnLacks::Refuse };
         let database = Database::start(config, &health, on_lacks)?;
         queue.set_shards(database.shards.clone());
-        let shared = start_shared(config, &node)?;
+        let shared = start_shared(config, &node, &database.id)?;
         let sources = Sources {
             pool: database.pool.clone(),
             health: Arc::clone(&health),
@@ -200,6 +201,7 @@ impl Server {
             journal: parker.unparker().clone(),
             space: journal.space(),
             journal_health,
+            durable: Durable::default(),
             queue,
             batches,
             recent,
@@ -207,6 +209,7 @@ impl Server {
             blocks,
             request_bytes: Arc::new(Budget::new(config.requests_bytes_max)),
             database: health,
+            database_id: Arc::clone(&database.id),
             pool: database.pool.clone(),
             redis: shared.as_ref().map(|shared| Arc::clone(&shared.health)),
             metrics,
@@ -301,9 +304,11 @@ fn start_traces(config: &Config, has_tls: bool) -> Result<Option<Arc<Traces>>, S
 }
 
 /// Begins to share the status of batches over Redis, where it is set.
-fn start_shared(config: &Config, node: &Arc<str>) -> Result<Option<Shared>, ServeError> {
-    let started =
-        config.redis.as_ref().map(|url| Shared::start(url.with_password(), config.status_ttl, Arc::clone(node)));
+fn start_shared(config: &Config, node: &Arc<str>, id: &Arc<DatabaseId>) -> Result<Option<Shared>, ServeError> {
+    let started = config
+        .redis
+        .as_ref()
+        .map(|url| Shared::start(url.with_password(), config.status_ttl, Arc::clone(node), Arc::clone(id)));
     started.transpose().map_err(|error| ServeError::Configuration(error.to_string()))
 }
 

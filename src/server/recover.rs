@@ -62,6 +62,7 @@ pub fn open(
     let mut on_frame = |location: Location, payload: &[u8]| {
         let (header, tuples_at) = BlockHeader::parse(payload).map_err(Box::new)?;
         let batch = Batch::new(header.key, header.digest, header.priority, header.events, header.received_at);
+        batch.journaled_at(location.sequence);
         batch.set_phase(Phase::Queued);
         let batch = Arc::new(batch);
         if let Admission::Known(known) = batches.admit(&batch)

@@ -17,6 +17,7 @@ use crate::pg::citus::{cluster, layout};
 use crate::pg::clock;
 use crate::pg::connect::{Connector, one_line};
 use crate::pg::health::{Doubt, Witness};
+use crate::pg::identity;
 use crate::pg::ledger;
 use crate::pg::sqlstate::Fault;
 use crate::server::database::{Database, Schema};
@@ -137,6 +138,8 @@ impl Chores {
         if !self.prepared || now >= self.partitions_due || !self.app.database.is_working() {
             // After an outage it may be another database: restored, or failed over to.
             self.app.database.doubt(Doubt::Schema, self.schema.prepare(client)?);
+            // It is for Redis only.
+            self.app.database_id.set(identity::read(client).ok());
             self.prepared = true;
             let done = self.maintain(client);
             return self.note_maintenance(client, done, now);

@@ -1,10 +1,20 @@
 //! Batches that this process does not know: asked of Redis, then of the ledger, by threads that may block.
 //!
 //! ```text
-//!  worker ─▶ Redis's thread ── finished ──────────────────────▶ last word
-//!                 └─ open or not there ─▶ ledger's threads ───▶ last word
-//!                       └─ what Redis has, in case the ledger does not answer in time
+//!  worker ─▶ Redis's thread ─▶ ledger's threads ───▶ last word
+//!                 └─ what Redis has, in case the ledger does not answer in time
 //! ```
+//!
+//! The ledger decides: Redis may be older than a database that was restored, and then has batches as committed that are
+//! nowhere. What it has is a hint.
+//!
+//! | ledger | Redis | answer |
+//! |---|---|---|
+//! | has the batch | anything | [`Answer::Committed`] |
+//! | has it not | a batch on its way | [`Answer::Hint`] |
+//! | has it not | a committed one, or none | [`Answer::Unknown`] |
+//! | cannot be asked | any batch | [`Answer::Hint`] |
+//! | cannot be asked | none | [`Answer::Unavailable`] |
 //!
 //! Each source has threads of its own, so that one which hangs takes nothing from the other. Look-ups are
 //! gathered: one MGET and one SELECT answer many. Every wait is bounded on the asking side; when nobody can be
@@ -42,8 +52,10 @@ pub struct Known {
 /// The answer to a look-up.
 #[derive(Clone, Debug)]
 pub enum Answer {
-    /// Somebody has this id.
-    Known(Box<Known>),
+    /// The ledger has a batch of this id.
+    Committed(Box<Known>),
+    /// Redis has one, and the ledger does not say so.
+    Hint(Box<Known>),
     /// Nobody has.
     Unknown,
     /// Nobody who could know was there to ask.
@@ -52,7 +64,7 @@ pub enum Answer {
 
 /// What a source tells the asker.
 enum Word {
-    /// True as far as Redis knows: it holds unless the ledger says more.
+    /// What Redis has: it holds unless the ledger says more.
     SoFar(Box<Known>),
     /// The answer.
     Last(Answer),
@@ -63,7 +75,7 @@ struct Question {
     key: BatchKey,
     /// The answer will be a promise: a row of the ledger has to be on PostgreSQL's disk.
     is_firm: bool,
-    /// What Redis has: a batch that is not finished.
+    /// What Redis has.
     so_far: Option<Box<Known>>,
     words: UnboundedSender<Word>,
 }
@@ -78,7 +90,9 @@ impl Question {
 /// Where workers ask.
 #[derive(Clone)]
 pub struct Lookup {
+    /// Past Redis, where that is set.
     questions: Sender<Question>,
+    for_ledger: Sender<Question>,
 }
 
 /// What the look-up threads ask.
@@ -115,35 +129,41 @@ impl Lookup {
             };
             spawn(format!("lookup-ledger-{number}"), move || each_group(&questions, |group| ledger.answer(group)))?;
         }
-        let Some(shared) = sources.shared else { return Ok(Self { questions: for_ledger }) };
+        let Some(shared) = sources.shared else { return Ok(Self { questions: for_ledger.clone(), for_ledger }) };
         let (for_redis, questions) = bounded(LOOKUPS_WAITING_MAX);
+        let past_redis = for_ledger.clone();
         spawn("lookup-redis".to_owned(), move || {
-            each_group(&questions, |group| ask_redis(group, &shared, &for_ledger))
+            each_group(&questions, |group| ask_redis(group, &shared, &past_redis))
         })?;
-        Ok(Self { questions: for_redis })
+        Ok(Self { questions: for_redis, for_ledger })
     }
 
     /// Asks for `key`, waiting at most `wait_max`.
     pub async fn find(&self, key: &BatchKey, wait_max: Duration) -> Answer {
-        self.ask(key, false, wait_max).await
+        Self::ask(&self.questions, key, false, wait_max).await
     }
 
     /// As [`Self::find`], for an answer that promises what it finds: a batch that was committed stays committed, also
     /// where another node did not wait for PostgreSQL's disk.
     pub async fn find_for_good(&self, key: &BatchKey, wait_max: Duration) -> Answer {
-        self.ask(key, true, wait_max).await
+        Self::ask(&self.questions, key, true, wait_max).await
     }
 
-    async fn ask(&self, key: &BatchKey, is_firm: bool, wait_max: Duration) -> Answer {
+    /// As [`Self::find`], or [`Self::find_for_good`] where `is_firm`, of the ledger alone.
+    pub async fn find_in_ledger(&self, key: &BatchKey, is_firm: bool, wait_max: Duration) -> Answer {
+        Self::ask(&self.for_ledger, key, is_firm, wait_max).await
+    }
+
+    async fn ask(questions: &Sender<Question>, key: &BatchKey, is_firm: bool, wait_max: Duration) -> Answer {
         let (words, mut heard) = unbounded_channel();
         let mut answer = Answer::Unavailable;
-        if self.questions.try_send(Question { key: key.clone(), is_firm, so_far: None, words }).is_err() {
+        if questions.try_send(Question { key: key.clone(), is_firm, so_far: None, words }).is_err() {
             return answer;
         }
         let listen = async {
             while let Some(word) = heard.recv().await {
                 match word {
-                    Word::SoFar(known) => answer = Answer::Known(known),
+                    Word::SoFar(known) => answer = Answer::Hint(known),
                     Word::Last(last) => {
                         answer = last;
                         return;
@@ -174,23 +194,15 @@ fn each_group(questions: &Receiver<Question>, mut ask: impl FnMut(Vec<Question>)
     }
 }
 
-/// What Redis has not, or has as not finished, is asked of the ledger: a queued status may be stale where its
-/// node died after the commit.
+/// Says what Redis has, and asks the ledger.
 fn ask_redis(group: Vec<Question>, shared: &StatusReader, for_ledger: &Sender<Question>) {
     let keys: Vec<&BatchKey> = group.iter().map(|question| &question.key).collect();
     let found = shared.find(&keys).unwrap_or_else(|| vec![None; keys.len()]);
     for (mut question, found) in group.into_iter().zip(found) {
-        let known = found.map(|SharedStatus { document, digest }| Box::new(Known { document, digest }));
-        match known {
-            Some(known) if known.document.completed_at.is_some() => {
-                question.answer(Answer::Known(known));
-                continue;
-            }
-            Some(known) => {
-                let _ = question.words.send(Word::SoFar(known.clone()));
-                question.so_far = Some(known);
-            }
-            None => {}
+        if let Some(SharedStatus { document, digest }) = found {
+            let known = Box::new(Known { document, digest });
+            let _ = question.words.send(Word::SoFar(known.clone()));
+            question.so_far = Some(known);
         }
         // A full queue drops the question, and so answers it with what Redis has.
         let _ = for_ledger.try_send(question);
@@ -202,12 +214,8 @@ impl Ledger {
         let found = self.ask(&group).unwrap_or_default();
         let mut rows: HashMap<BatchKey, LedgerRow> = found.rows.into_iter().map(|row| (row.key.clone(), row)).collect();
         for mut question in group {
-            let answer = match (rows.remove(&question.key), question.so_far.take()) {
-                (Some(row), _) => Answer::Known(Box::new(known(row))),
-                (None, Some(so_far)) => Answer::Known(so_far),
-                (None, None) if found.asked.contains(&question.key) => Answer::Unknown,
-                (None, None) => Answer::Unavailable,
-            };
+            let was_asked = found.asked.contains(&question.key);
+            let answer = decide(rows.remove(&question.key).map(known), was_asked, question.so_far.take());
             question.answer(answer);
         }
     }
@@ -221,16 +229,32 @@ impl Ledger {
         let waiting = session.wait();
         let wanted: Vec<Wanted<'_>> =
             group.iter().map(|question| Wanted { key: &question.key, is_firm: question.is_firm }).collect();
-        let found = match session.sharding() {
+        let pulse = session.pulse();
+        pulse.take_unconfirmed();
+        let mut found = match session.sharding() {
             Sharding::None => find(session.client(), &wanted),
             Sharding::Citus => self.nodes.find(session.client(), &wanted, started),
         };
         drop(waiting);
+        if pulse.take_unconfirmed() {
+            found = Err(Fault::unconfirmed());
+        }
         self.queries.record_elapsed(Statement::Lookup, started.elapsed());
         found.inspect_err(|fault| {
             session.discard();
             tracing::debug!(%fault, "ledger lookup failed");
         })
+    }
+}
+
+/// The module's table: `so_far` is what Redis has.
+fn decide(in_ledger: Option<Known>, was_asked: bool, so_far: Option<Box<Known>>) -> Answer {
+    let is_on_its_way = |known: &Known| known.document.completed_at.is_none();
+    match (in_ledger, so_far) {
+        (Some(known), _) => Answer::Committed(Box::new(known)),
+        (None, Some(hint)) if !was_asked || is_on_its_way(&hint) => Answer::Hint(hint),
+        (None, _) if was_asked => Answer::Unknown,
+        (None, _) => Answer::Unavailable,
     }
 }
 
@@ -247,4 +271,42 @@ fn known(row: LedgerRow) -> Known {
         reason: None,
     };
     Known { document, digest: row.digest }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::status::model::Counts;
+
+    fn batch(completed_at: Option<&str>) -> Known {
+        let document = StatusDocument {
+            batch_id: "b".to_owned(),
+            status: "queued".to_owned(),
+            priority: 0,
+            events: 1,
+            counts: Counts::default(),
+            received_at: String::new(),
+            completed_at: completed_at.map(str::to_owned),
+            node: String::new(),
+            reason: None,
+        };
+        Known { document, digest: BodyDigest::of(b"b") }
+    }
+
+    #[test]
+    fn the_ledger_decides_and_redis_hints() {
+        let committed = || batch(Some("2026-12-01T00:00:00Z"));
+        let redis = [None, Some(batch(None)), Some(committed())];
+        let word = |in_ledger: Option<Known>, was_asked| {
+            redis.clone().map(|so_far| match decide(in_ledger.clone(), was_asked, so_far.map(Box::new)) {
+                Answer::Committed(_) => "committed",
+                Answer::Hint(_) => "hint",
+                Answer::Unknown => "unknown",
+                Answer::Unavailable => "unavailable",
+            })
+        };
+        assert_eq!(word(Some(committed()), true), ["committed"; 3]);
+        assert_eq!(word(None, true), ["unknown", "hint", "unknown"]);
+        assert_eq!(word(None, false), ["unavailable", "hint", "hint"]);
+    }
 }

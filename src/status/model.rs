@@ -12,7 +12,7 @@
 //!   Completed        Partial        Failed     none / some / all events in dead_letter_events
 //! ```
 
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -23,7 +23,7 @@ use utoipa::ToSchema;
 use crate::encode::timestamp::append_rfc3339;
 use crate::status::origin::Origin;
 use crate::status::waiters::Waiters;
-use crate::types::{BatchKey, BodyDigest, Priority, UnixMicros};
+use crate::types::{BatchKey, BodyDigest, Priority, Sequence, UnixMicros};
 
 /// Where a batch is in its life; the drawing is in the module's documentation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,6 +115,8 @@ pub struct Batch {
     /// Which request it came with; `None` when it was recovered.
     pub origin: Option<Origin>,
     phase: AtomicU8,
+    /// Its number in the journal; 0: it is not there.
+    sequence: AtomicU64,
     inserted: AtomicU32,
     duplicates: AtomicU32,
     dead_lettered: AtomicU32,
@@ -144,6 +146,7 @@ impl Batch {
             received_at,
             origin: None,
             phase: AtomicU8::new(Phase::Admitting as u8),
+            sequence: AtomicU64::new(0),
             inserted: AtomicU32::new(0),
             duplicates: AtomicU32::new(0),
             dead_lettered: AtomicU32::new(0),
@@ -174,6 +177,17 @@ impl Batch {
     pub fn phase(&self) -> Phase {
         // Acquire: partner of the Release in `set_phase`, so that counts stored before are seen.
         Phase::from_u8(self.phase.load(Ordering::Acquire))
+    }
+
+    /// Notes where in the journal the batch is, before a phase tells that it is accepted.
+    pub fn journaled_at(&self, sequence: Sequence) {
+        // Published by the Release in `set_phase`.
+        self.sequence.store(sequence.0, Ordering::Relaxed);
+    }
+
+    /// Where in the journal the batch was first written; `None`: it was taken without.
+    pub fn sequence(&self) -> Option<Sequence> {
+        Some(Sequence(self.sequence.load(Ordering::Relaxed))).filter(|sequence| sequence.0 > 0)
     }
 
     /// Moves the batch on; only the station that holds the batch calls this. Whoever waits for it hears of a promise and of

@@ -4,7 +4,8 @@
 //! between them, so Redis slow or away never holds up ingestion. When the queue is full the oldest news are
 //! dropped and counted: finished batches are in the ledger anyway.
 //!
-//! Key `ingestd:batch:<owner>:<batch_id>`, value the status document as JSON with `digest` (hex) beside it,
+//! Key `ingestd:<database>:batch:<owner>:<batch_id>`, so that deployments which share a Redis do not meet; nothing is read or
+//! written before the database is known. Value the status document as JSON with `digest` (hex) beside it,
 //! expiring after `STATUS_TTL_SECONDS`.
 
 use std::sync::Arc;
@@ -29,6 +30,21 @@ pub struct SharedStatus {
     pub document: StatusDocument,
     /// Digest of the body that has the id.
     pub digest: BodyDigest,
+}
+
+/// Which database the batches are for; unknown until it could be asked.
+#[derive(Debug, Default)]
+pub struct DatabaseId(Mutex<Option<Arc<str>>>);
+
+impl DatabaseId {
+    /// It is this one, as far as it could be asked. After an outage it may be another one than before.
+    pub fn set(&self, id: Option<String>) {
+        *self.0.lock() = id.map(Arc::from);
+    }
+
+    fn get(&self) -> Option<Arc<str>> {
+        self.0.lock().clone()
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -151,6 +167,7 @@ impl r2d2::HandleError<redis::RedisError> for QuietErrors {
 pub struct StatusReader {
     pool: r2d2::Pool<RedisManager>,
     health: Arc<RedisHealth>,
+    database: Arc<DatabaseId>,
 }
 
 impl StatusReader {
@@ -160,8 +177,9 @@ impl StatusReader {
         if !self.health.is_working() {
             return None;
         }
+        let database = self.database.get()?;
         let mut connection = self.pool.get().ok()?;
-        let names: Vec<String> = keys.iter().map(|key| redis_key(key)).collect();
+        let names: Vec<String> = keys.iter().map(|key| redis_key(&database, key)).collect();
         let found: Vec<Option<String>> = redis::cmd("MGET").arg(names).query(&mut *connection).ok()?;
         Some(found.into_iter().map(|text| text.and_then(|text| parse(&text))).collect())
     }
@@ -202,7 +220,12 @@ pub struct Shared {
 
 impl Shared {
     /// Starts the writer thread; does not wait for Redis.
-    pub fn start(url: &str, time_to_live: Duration, node: Arc<str>) -> Result<Self, StartError> {
+    pub fn start(
+        url: &str,
+        time_to_live: Duration,
+        node: Arc<str>,
+        database: Arc<DatabaseId>,
+    ) -> Result<Self, StartError> {
         let client = redis::Client::open(url)?;
         let health = Arc::new(RedisHealth::new());
         let pool = r2d2::Pool::builder()
@@ -223,10 +246,11 @@ impl Shared {
             stopping: Arc::clone(&stopping),
             seconds: time_to_live.as_secs().max(1),
             node,
+            database: Arc::clone(&database),
         };
         let writer = vital::spawn("status-redis", move || writer.run())?;
         let feed = StatusFeed { news, oldest: waiting, health: Arc::clone(&health) };
-        let reader = StatusReader { pool, health: Arc::clone(&health) };
+        let reader = StatusReader { pool, health: Arc::clone(&health), database };
         Ok(Self { feed, reader, health, stopping, writer })
     }
 
@@ -256,6 +280,7 @@ struct Writer {
     stopping: Arc<AtomicBool>,
     seconds: u64,
     node: Arc<str>,
+    database: Arc<DatabaseId>,
 }
 
 impl Writer {
@@ -280,10 +305,19 @@ impl Writer {
                 wait = REDIS_RETRY_WAIT;
             }
             group.extend(self.waiting.try_iter().take(REDIS_GROUP_MAX - group.len()));
-            match self.write(&group) {
+            let database = self.database.get();
+            let written = match &database {
+                Some(database) => self.write(database, &group),
+                None => self.write("", &[]),
+            };
+            match written {
                 Ok(()) => {
                     self.health.works();
-                    group.clear();
+                    if database.is_some() {
+                        group.clear();
+                    } else {
+                        std::thread::sleep(REDIS_RETRY_WAIT);
+                    }
                 }
                 Err(error) => {
                     self.health.fails(&error);
@@ -296,7 +330,7 @@ impl Writer {
 
     /// Writes `group` in one pipeline; an empty one is a PING, so that health knows of a Redis that died while
     /// there was nothing to write.
-    fn write(&mut self, group: &[Arc<Batch>]) -> Result<(), redis::RedisError> {
+    fn write(&mut self, database: &str, group: &[Arc<Batch>]) -> Result<(), redis::RedisError> {
         let connection = match &mut self.connection {
             Some(connection) => connection,
             empty => empty.insert(open(&self.client)?),
@@ -308,7 +342,7 @@ impl Writer {
         for batch in group.iter().filter(|batch| !batch.lost_its_id()) {
             let stored = Stored { document: batch.document(&self.node), digest: hex(batch.digest) };
             let text = serde_json::to_string(&stored).unwrap_or_default();
-            pipeline.cmd("SET").arg(redis_key(&batch.key)).arg(text).arg("EX").arg(self.seconds);
+            pipeline.cmd("SET").arg(redis_key(database, &batch.key)).arg(text).arg("EX").arg(self.seconds);
             if stored.document.completed_at.is_none() {
                 // Another node may have taken the same id: until a commit decides, the first one stands.
                 pipeline.arg("NX");
@@ -319,8 +353,8 @@ impl Writer {
     }
 }
 
-fn redis_key(key: &BatchKey) -> String {
-    format!("ingestd:batch:{}:{}", key.owner, key.id)
+fn redis_key(database: &str, key: &BatchKey) -> String {
+    format!("ingestd:{database}:batch:{}:{}", key.owner, key.id)
 }
 
 fn hex(digest: BodyDigest) -> String {

@@ -13,6 +13,7 @@ pub mod contract;
 pub mod deployed;
 pub mod disk;
 pub mod flood;
+pub mod histories;
 pub mod load;
 pub mod measure;
 pub mod nginx;

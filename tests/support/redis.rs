@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use redis::Commands;
 use tempfile::TempDir;
 
 use super::tls::Certificates;
@@ -73,6 +74,19 @@ impl TestRedis {
     pub fn connect(&self) -> redis::Connection {
         let client = redis::Client::open(self.url()).expect("a well-formed URL");
         client.get_connection().expect("Redis answers")
+    }
+
+    /// The key of a batch that came without an API key, if it is there; for one database.
+    pub fn key_of(&self, batch_id: &str) -> Option<String> {
+        let pattern = format!("ingestd:*:batch::{batch_id}");
+        let mut keys: Vec<String> = self.connect().keys(pattern).expect("Redis answers");
+        assert!(keys.len() <= 1, "several databases have {batch_id}: {keys:?}");
+        keys.pop()
+    }
+
+    /// What is stored of that batch.
+    pub fn entry(&self, batch_id: &str) -> Option<String> {
+        self.key_of(batch_id).and_then(|key| self.connect().get(key).expect("Redis answers"))
     }
 
     /// Kills Redis; it stays down until [`Self::restart`].

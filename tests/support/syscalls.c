@@ -2,6 +2,9 @@
  * the call fails with EIO. TEST_SYSCALL is "KIND N kill" or "KIND N eio"; TEST_SYSCALL_FILE holds an int64_t that becomes 1
  * when that has happened.
  *
+ * With "KIND 0 keep" each file is copied at its call, so that a test can give it back what it held when it was last synced:
+ * TEST_SYSCALL_IMAGES is a folder for the copies, which are named by inode.
+ *
  * A filter of the kernel (seccomp) hands the calls to a thread here, whichever library makes them; the thread was started
  * before the filter and is not under it. Exit code 99 where the kernel has no such filters. */
 #define _GNU_SOURCE
@@ -19,6 +22,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -41,8 +45,28 @@ static volatile int64_t *fired;
 static volatile int listener = -1;
 static long left;
 static int kills;
+static const char *images;
 
 static void give_up(void) { _exit(99); }
+
+/* The copy gets its name when it is whole: the server may be killed at any time. */
+static void keep(int number) {
+    char name[64], target[512], unfinished[520], part[1 << 16];
+    struct stat about;
+    snprintf(name, sizeof name, "/proc/self/fd/%d", number);
+    int from = open(name, O_RDONLY | O_CLOEXEC);
+    if (from < 0 || fstat(from, &about) != 0) give_up();
+    snprintf(target, sizeof target, "%s/%llu", images, (unsigned long long)about.st_ino);
+    snprintf(unfinished, sizeof unfinished, "%s.new", target);
+    int to = open(unfinished, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    if (to < 0) give_up();
+    ssize_t count;
+    while ((count = read(from, part, sizeof part)) > 0)
+        if (write(to, part, (size_t)count) != count) give_up();
+    if (count < 0 || rename(unfinished, target) != 0) give_up();
+    close(from);
+    close(to);
+}
 
 /* Every call of the kind comes here, one after the other. */
 static void *watch(void *unused) {
@@ -59,6 +83,7 @@ static void *watch(void *unused) {
         }
         answer.id = call.id;
         answer.flags = SECCOMP_USER_NOTIF_FLAG_CONTINUE;
+        if (images) keep((int)call.data.args[0]);
         if (--left == 0) {
             *fired = 1;
             if (kills) kill(getpid(), SIGKILL);
@@ -92,6 +117,7 @@ __attribute__((constructor)) static void begin(void) {
     if (!order || !*order) return;
     if (sscanf(order, "%15s %ld %7s", kind, &left, outcome) != 3 || !name) abort();
     kills = strcmp(outcome, "kill") == 0;
+    if (strcmp(outcome, "keep") == 0 && !(images = getenv("TEST_SYSCALL_IMAGES"))) abort();
     int file = open(name, O_RDWR | O_CLOEXEC);
     if (file < 0) abort();
     void *page = mmap(NULL, sizeof *fired, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);

@@ -1,7 +1,8 @@
 //! A real server whose system calls fail, or at one of which it is killed: a small library that it is started with.
 
 use std::fs;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
 
 use tempfile::TempDir;
 
@@ -53,6 +54,23 @@ impl Syscalls {
         server.set_env("TEST_SYSCALL", format!("{kind} {number} {outcome}"));
     }
 
+    /// As [`Self::of`], for a server whose power can fail: [`Self::cut_power`].
+    pub fn of_powered(&self, builder: Builder) -> Builder {
+        let images = self.folder.path().join("images");
+        fs::create_dir_all(&images).expect("the folder is ours");
+        self.of(builder).env("TEST_SYSCALL", "fdatasync 0 keep").env("TEST_SYSCALL_IMAGES", images.display())
+    }
+
+    /// Gives each file in `folder` back what it held when it was last synced; the server has been killed. What a disk may
+    /// keep of the rest is another test's matter (`journal_crash`).
+    pub fn cut_power(&self, folder: &Path) {
+        for entry in fs::read_dir(folder).expect("the server's folder").flatten() {
+            let inode = entry.metadata().expect("it is there").ino();
+            let image = fs::read(self.folder.path().join("images").join(inode.to_string()));
+            fs::write(entry.path(), image.unwrap_or_default()).expect("the folder is ours");
+        }
+    }
+
     /// From the next start of `server` on, nothing is struck.
     pub fn spare(&self, server: &mut Ingestd) {
         server.set_env("TEST_SYSCALL", "");
@@ -63,6 +81,15 @@ impl Syscalls {
         let mut bytes = [0; 8];
         self.fired.read_exact_at(&mut bytes, 0).expect("the file is ours");
         bytes != [0; 8]
+    }
+
+    /// Whether this kernel can do it.
+    pub fn works(&self) -> bool {
+        let library = self.folder.path().join("syscalls.so");
+        let mut command = std::process::Command::new("true");
+        command.env("LD_PRELOAD", library).env("TEST_SYSCALL_FILE", self.folder.path().join("fired"));
+        let status = command.env("TEST_SYSCALL", "fdatasync 1 kill").status().expect("it runs");
+        !Self::is_missing(status.code())
     }
 
     /// Whether `code`, with which a server has exited, says that this kernel cannot do it.

@@ -1,4 +1,18 @@
 //! A batch that was understood on its way to the ring, and the wait for its acknowledgement.
+//!
+//! A batch that comes again is answered as its own level demands, not as the first one's did. Whether it is committed only
+//! the ledger says: Redis may be older than a database that was restored, and so may what this process remembers.
+//!
+//! | the batch is | `memory` | `journal` | `commit` |
+//! |---|---|---|---|
+//! | on its way here | its status | its status, once a sync covers it | its counts, once committed |
+//! | in the ledger | its counts | its counts | its counts |
+//! | on its way elsewhere, as Redis says | its status | taken here | taken here |
+//! | not in the ledger, whoever says that it is committed | taken here | taken here | taken here |
+//! | perhaps in the ledger, which does not answer | taken here | taken here | taken here |
+//!
+//! To take it again is safe: the ledger lets one of them land. Another body under the same id is refused wherever that is
+//! known.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -22,7 +36,7 @@ use crate::journal::{Claim, SpaceError};
 use crate::limits::{
     COMMIT_ACK_WAIT_MAX, LOOKUP_INGEST_WAIT_MAX, RETRY_AFTER_BUSY_SECONDS, RETRY_AFTER_JOURNAL_SECONDS,
 };
-use crate::status::lookup::Answer;
+use crate::status::lookup::{Answer, Known};
 use crate::status::memory::Admission;
 use crate::status::model::{Batch, Phase};
 use crate::status::origin::Origin;
@@ -58,23 +72,10 @@ pub(super) async fn take(
     let batch = Batch::new(header.key, header.digest, header.priority, header.events, header.received_at);
     let batch = Arc::new(batch.come_with(origin.clone()));
     origin.brings(&batch.key, batch.events, level);
-    while let Admission::Known(known) = worker.app.batches.admit(&batch) {
-        match answer_known(&batch, &known, level, &errors).await {
-            Some(reply) => return reply,
-            None => continue,
-        }
-    }
-    let mut admitted = Admitted { worker, batch: Arc::clone(&batch), submitted: false };
-    if id_is_clients
-        && let Answer::Known(known) = worker.app.lookup.find_for_good(&batch.key, LOOKUP_INGEST_WAIT_MAX).await
-    {
-        if known.digest != batch.digest {
-            return Err(conflict());
-        }
-        let document = known.document;
-        let counts = document.completed_at.is_some().then_some(document.counts);
-        return Ok(accepted(StatusCode::OK, &batch, &document.status, document.events, &errors, true, counts));
-    }
+    let mut admitted = match take_id(worker, &batch, id_is_clients, level, &errors).await {
+        Ok(admitted) => admitted,
+        Err(answered) => return answered,
+    };
     wait_for_room(worker, batch.priority).await?;
     caller.take(Unit::Events, batch.events).map_err(|denied| access::counted(worker, denied))?;
     drop(held);
@@ -160,27 +161,123 @@ fn submit(
     Ok((durable, committed))
 }
 
-/// Answers a request for a batch that this process knows; `None` when that one was refused after all.
-async fn answer_known(batch: &Batch, known: &Batch, level: AckLevel, errors: &[ErrorItem]) -> Option<Reply> {
+/// Takes the id for `batch`, or answers for the batch that has it.
+async fn take_id<'a>(
+    worker: &'a Worker,
+    batch: &Arc<Batch>,
+    is_clients: bool,
+    level: AckLevel,
+    errors: &[ErrorItem],
+) -> Result<Admitted<'a>, Reply> {
+    while let Admission::Known(known) = worker.app.batches.admit(batch) {
+        let answered = if known.phase().is_final() {
+            answer_finished(worker, batch, &known, errors).await
+        } else {
+            answer_on_its_way(worker, batch, &known, level, errors).await
+        };
+        if let Some(reply) = answered {
+            return Err(reply);
+        }
+    }
+    let admitted = Admitted { worker, batch: Arc::clone(batch), submitted: false };
+    if !is_clients {
+        return Ok(admitted);
+    }
+    match worker.app.lookup.find_for_good(&batch.key, LOOKUP_INGEST_WAIT_MAX).await {
+        Answer::Committed(known) => Err(answer_known(batch, &known, errors)),
+        Answer::Hint(hint) if hint.digest != batch.digest => Err(Err(conflict())),
+        Answer::Hint(hint) if level == AckLevel::Memory && hint.document.completed_at.is_none() => {
+            Err(answer_known(batch, &hint, errors))
+        }
+        Answer::Hint(_) | Answer::Unknown | Answer::Unavailable => Ok(admitted),
+    }
+}
+
+/// The answer for what the ledger, or Redis, has under the id of `batch`.
+fn answer_known(batch: &Batch, known: &Known, errors: &[ErrorItem]) -> Reply {
+    if known.digest != batch.digest {
+        return Err(conflict());
+    }
+    let document = &known.document;
+    let counts = document.completed_at.is_some().then_some(document.counts);
+    Ok(accepted(StatusCode::OK, batch, &document.status, document.events, errors, true, counts))
+}
+
+/// Answers for `finished`, which this process has committed, as the ledger knows it. `None`: its id is free, as the ledger does not
+/// have it or does not answer.
+async fn answer_finished(worker: &Worker, batch: &Batch, finished: &Arc<Batch>, errors: &[ErrorItem]) -> Option<Reply> {
+    match worker.app.lookup.find_in_ledger(&batch.key, true, LOOKUP_INGEST_WAIT_MAX).await {
+        Answer::Committed(known) => return Some(answer_known(batch, &known, errors)),
+        Answer::Unavailable | Answer::Hint(_) if finished.digest != batch.digest => return Some(Err(conflict())),
+        Answer::Unavailable | Answer::Hint(_) | Answer::Unknown => {}
+    }
+    worker.app.batches.remove(finished);
+    None
+}
+
+/// Answers for `known`, which is on its way here, as `level` demands; `None` when that one was refused after all.
+async fn answer_on_its_way(
+    worker: &Worker,
+    batch: &Batch,
+    known: &Batch,
+    level: AckLevel,
+    errors: &[ErrorItem],
+) -> Option<Reply> {
     if known.digest != batch.digest {
         return Some(Err(conflict()));
     }
-    let waits = |phase: Phase| match level {
-        // The first request's promise is not given yet, so neither is this one's.
-        AckLevel::Memory | AckLevel::Journal => phase == Phase::Admitting,
-        AckLevel::Commit => !phase.is_final() && phase != Phase::Refused,
+    let kept = match tokio::time::timeout(COMMIT_ACK_WAIT_MAX, once_kept(worker, known, level)).await {
+        Ok(kept) => kept,
+        // It is safe in the journal, and PostgreSQL is away or slow: not an error.
+        Err(_) if level == AckLevel::Commit && is_durable(worker, known) => Kept::AsAsked,
+        Err(_) => Kept::Unknown,
     };
-    let waited = tokio::time::timeout(COMMIT_ACK_WAIT_MAX, known.once_past(waits)).await;
-    match waited.unwrap_or_else(|_| known.phase()) {
-        Phase::Refused => None,
-        Phase::Admitting => {
-            let detail =
-                "the first request for this batch_id has waited too long for the journal; nothing was accepted yet";
+    match (kept, known.phase()) {
+        (Kept::Not, _) | (_, Phase::Refused) => None,
+        (Kept::Unknown, _) | (_, Phase::Admitting) => {
+            let detail = "the batch was sent before, and it is not certain that the journal has it; send it again";
             Some(Err(Problem::unavailable("journal_unavailable", detail, RETRY_AFTER_JOURNAL_SECONDS)))
         }
-        phase => {
+        (Kept::AsAsked, phase) => {
             let counts = phase.is_final().then(|| known.counts());
             Some(Ok(accepted(StatusCode::OK, known, phase.name(), known.events, errors, true, counts)))
         }
     }
+}
+
+/// How well a batch is kept that was sent before.
+enum Kept {
+    /// As the level of the request demands.
+    AsAsked,
+    /// It was refused.
+    Not,
+    /// It was taken, and nobody knows whether the journal has it for good.
+    Unknown,
+}
+
+/// Waits until `known` is kept as `level` demands, or cannot be.
+async fn once_kept(worker: &Worker, known: &Batch, level: AckLevel) -> Kept {
+    // The first request's promise is not given yet, so neither is this one's.
+    if known.once_past(|phase| phase == Phase::Admitting).await == Phase::Refused {
+        return Kept::Not;
+    }
+    if level == AckLevel::Memory {
+        return Kept::AsAsked;
+    }
+    let app = &worker.app;
+    if let Some(sequence) = known.sequence() {
+        let synced = app.durable.once_covers(sequence, || app.journal.unpark()).await;
+        match level {
+            AckLevel::Journal if synced.is_ok() || known.phase().is_final() => return Kept::AsAsked,
+            AckLevel::Journal => return Kept::Unknown,
+            AckLevel::Memory | AckLevel::Commit => {}
+        }
+    }
+    // What the journal does not have is kept once it is committed.
+    known.once_past(|phase| !phase.is_final()).await;
+    Kept::AsAsked
+}
+
+fn is_durable(worker: &Worker, known: &Batch) -> bool {
+    known.sequence().is_some_and(|sequence| worker.app.durable.covers(sequence))
 }

@@ -188,7 +188,13 @@ fn what_two_nodes_could_not_know_of_each_other_the_ledger_finds_out() {
     let mut blocking = blocker.transaction().expect("a transaction");
     blocking.batch_execute("LOCK TABLE events IN SHARE ROW EXCLUSIVE MODE").expect("nobody writes events now");
     accept(&a, "", &batch("contested", 2));
-    wait_until("it is in a COPY", WAIT_MAX, || status_of(&a, "contested")["status"] == "processing");
+    // Its ledger row is there by then, which the other one meets.
+    let copying = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' \
+                   AND query LIKE 'COPY events%'";
+    wait_until("it is in a COPY", WAIT_MAX, || {
+        database.connect().query_one(copying, &[]).expect("sessions").get::<_, i64>(0) == 1
+    });
+    assert_eq!(status_of(&a, "contested")["status"], "processing");
     accept(&b, "", &json!({ "batch_id": "contested", "events": [event("x"), event("y"), event("z")] }));
     blocking.commit().expect("the lock goes");
 
@@ -198,6 +204,10 @@ fn what_two_nodes_could_not_know_of_each_other_the_ledger_finds_out() {
         database.connect().query_one(buried, &[]).expect("counted").get::<_, i64>(0) == 3
     });
     assert_eq!(status_of(&b, "contested")["inserted"], 2, "the id is the other batch's");
+    let rightful = send(&b, "", batch("contested", 2).to_string().as_bytes());
+    assert_eq!((rightful.status, &rightful.json()["inserted"]), (200, &json!(2)), "{}", rightful.text());
+    let loser = json!({ "batch_id": "contested", "events": [event("x"), event("y"), event("z")] });
+    assert_problem(&send(&b, "", loser.to_string().as_bytes()), 409, "batch_id_conflict");
     let query = "SELECT event_id, sqlstate, message FROM dead_letter_events WHERE batch_id = 'contested' ORDER BY 1";
     let rows = database.connect().query(query, &[]).expect("dead letters");
     let buried: Vec<&str> = rows.iter().map(|row| row.get(0)).collect();

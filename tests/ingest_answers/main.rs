@@ -4,6 +4,7 @@
 mod support;
 
 mod acceptance;
+mod ids;
 mod refusals;
 mod resources;
 mod retries;

@@ -108,6 +108,20 @@ pub const RETRY_AFTER_JOURNAL_SECONDS: u32 = 5;
 /// How long `ack=commit` waits for PostgreSQL before it answers 202 (the batch is safe in the journal).
 pub const COMMIT_ACK_WAIT_MAX: Duration = Duration::from_secs(30);
 
+// --- Open files: src/config/open_files.rs --------------------------------------------------------
+
+/// Open files of a journal segment: one through the page cache, one past it.
+pub const OPEN_FILES_PER_SEGMENT: u64 = 2;
+/// Open files of an HTTP worker's runtime.
+pub const OPEN_FILES_PER_WORKER: u64 = 8;
+/// Open files of a worker for each address: the listener, and one to give up when there are no others.
+pub const OPEN_FILES_PER_LISTENER: u64 = 2;
+/// Open files of everything else, with some to spare: those who watch PostgreSQL, migrate and look up names, Redis, the
+/// trace collector, an embedded PostgreSQL, standard streams, locks, keys, certificates, `/proc`, the journal's directory.
+pub const OPEN_FILES_OTHER: u64 = 96;
+/// Fewer connections than this are no service.
+pub const OPEN_FILES_FOR_CONNECTIONS_MIN: u64 = 32;
+
 // --- HTTP/2 --------------------------------------------------------------------------------------
 
 /// Streams open at once on a connection: the least that RFC 9113, 6.5.2, recommends. A client keeps further requests

@@ -37,6 +37,7 @@ use crate::config::{Config, Linger as LingerSetting};
 use crate::encode::pool::BlockPool;
 use crate::flush::cut::{CutSettings, Linger};
 use crate::flush::flusher::{FlushTools, Flusher};
+use crate::config::open_files::OpenFiles;
 use crate::flush::queue::{FlushQueue, QueueBudgets};
 use crate::flush::sleepers::Seat;
 use crate::http::app::{App, HeadLimits, IngestSettings};
@@ -68,6 +69,7 @@ use crate::sys::service_manager;
 use crate::sys::signals::{self, Signal};
 use crate::sys::vital;
 use crate::telemetry::Traces;
+use crate::sys::open_files;
 
 /// Why the server did not start, or did not stop cleanly: one line that says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -148,6 +150,7 @@ impl Server {
         let folder = recover::folder(&config.journal_dir)?;
         let options = JournalOptions::new(&*node, config.journal_bytes_max);
         let journal = recover::open(folder, &options, &lanes, &journal_health, on_recovery)?.journal;
+        let planned = plan_open_files(config, worker_count)?;
 
         let health = Arc::new(DatabaseHealth::new());
         // What was acknowledged is to land: a restart takes traffic and waits for the cure.
@@ -195,7 +198,7 @@ impl Server {
             },
             gate,
             tls,
-            connections: Connections::new(config.connections_max, config.connections_per_address_max),
+            connections: Connections::new(planned.connections_max, config.connections_per_address_max),
             rings: (0..worker_count).map(|_| Ring::default()).collect(),
             journal: parker.unparker().clone(),
             space: journal.space(),
@@ -301,6 +304,17 @@ fn start_traces(config: &Config, has_tls: bool) -> Result<Option<Arc<Traces>>, S
 }
 
 /// Begins to share the status of batches over Redis, where it is set.
+/// Sets files apart for what must go on whatever clients do, and says how many connections that leaves.
+fn plan_open_files(config: &Config, worker_count: usize) -> Result<OpenFiles, ServeError> {
+    let plan = OpenFiles::plan(config, worker_count, open_files::limit()).map_err(ServeError::Configuration)?;
+    if plan.is_short() {
+        tracing::warn!("{plan}");
+    } else {
+        tracing::info!("{plan}");
+    }
+    Ok(plan)
+}
+
 fn start_shared(config: &Config, node: &Arc<str>) -> Result<Option<Shared>, ServeError> {
     let started =
         config.redis.as_ref().map(|url| Shared::start(url.with_password(), config.status_ttl, Arc::clone(node)));

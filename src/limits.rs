@@ -510,8 +510,28 @@ pub const FLUSH_DRAIN_WAIT_MAX: Duration = Duration::from_secs(8);
 pub const FLUSH_STOP_WAIT_MAX: Duration = Duration::from_secs(3);
 /// How often a stopping server looks whether its queue is empty.
 pub const STOP_POLL: Duration = Duration::from_millis(10);
+/// How long blocks are written again at a stop at most, so that the next start replays little: no further one is begun.
+pub const JOURNAL_STOP_WAIT_MAX: Duration = Duration::from_secs(1);
 
 /// How often `journal drain` looks whether all has landed, and lets go what has.
+/// How long a stop takes at most, without an embedded PostgreSQL: its steps in their order, each with its bound. Documents
+/// and deployment files name this number (`tests/repository/stop_times.rs`).
+pub const STOP_WAIT_MAX: Duration = Duration::from_secs(
+    HTTP_DRAIN_WAIT_MAX.as_secs()
+        + FLUSH_DRAIN_WAIT_MAX.as_secs()
+        + FLUSH_STOP_WAIT_MAX.as_secs() // flushers
+        + JOURNAL_STOP_WAIT_MAX.as_secs()
+        + FLUSH_STOP_WAIT_MAX.as_secs() // upkeep
+        + REDIS_STOP_WAIT_MAX.as_secs()
+        + TRACES_STOP_WAIT_MAX.as_secs(),
+);
+/// How long an embedded PostgreSQL takes after that at most: a fast shutdown, an immediate one, a kill.
+pub const POSTGRES_STOP_WAIT_MAX: Duration =
+    Duration::from_secs(POSTGRES_FAST_STOP_WAIT_MAX.as_secs() + 2 * POSTGRES_IMMEDIATE_STOP_WAIT_MAX.as_secs());
+/// How long Kubernetes waits before it tells a pod to stop (`preStop`).
+pub const PRE_STOP_WAIT: Duration = Duration::from_secs(5);
+/// How long systemd, Compose, Docker and Kubernetes wait for the end before they kill, in the files of this repository.
+pub const STOP_GRACE: Duration = Duration::from_secs(45);
 pub const JOURNAL_DRAIN_POLL: Duration = Duration::from_millis(100);
 /// How long it waits before it tries to reach PostgreSQL again.
 pub const JOURNAL_DRAIN_RETRY_WAIT: Duration = Duration::from_secs(1);
@@ -520,14 +540,8 @@ const _: () = assert!(LINGER_WAIT_MAX.as_secs() < HTTP_DRAIN_WAIT_MAX.as_secs())
 
 /// How long after SIGTERM a container is usually killed (Kubernetes' default grace period).
 const GRACE_USUAL: Duration = Duration::from_secs(30);
-const _: () = assert!(
-    HTTP_DRAIN_WAIT_MAX.as_secs()
-        + FLUSH_DRAIN_WAIT_MAX.as_secs()
-        + 2 * FLUSH_STOP_WAIT_MAX.as_secs()
-        + REDIS_STOP_WAIT_MAX.as_secs()
-        + TRACES_STOP_WAIT_MAX.as_secs()
-        < GRACE_USUAL.as_secs()
-);
+const _: () = assert!(STOP_WAIT_MAX.as_secs() < GRACE_USUAL.as_secs());
+const _: () = assert!(PRE_STOP_WAIT.as_secs() + GRACE_USUAL.as_secs() < STOP_GRACE.as_secs());
 
 // --- Traces --------------------------------------------------------------------------------------
 

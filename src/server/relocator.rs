@@ -23,7 +23,7 @@ use crate::journal::{
 use crate::limits::{
     JOURNAL_ACTIVE_RELOCATION_INTERVAL, JOURNAL_ACTIVE_RELOCATION_WAITED, JOURNAL_RELOCATED_AT_STOP_BYTES_MAX,
     JOURNAL_RELOCATED_BLOCKS_MAX, JOURNAL_RELOCATED_BYTES_MAX, JOURNAL_RELOCATION_PAUSE,
-    JOURNAL_RELOCATION_PAUSE_WITHOUT_GAIN, JOURNAL_RELOCATION_POLL,
+    JOURNAL_RELOCATION_PAUSE_WITHOUT_GAIN, JOURNAL_RELOCATION_POLL, JOURNAL_STOP_WAIT_MAX,
 };
 use crate::metrics::Metrics;
 use crate::types::Sequence;
@@ -105,9 +105,10 @@ impl Relocator {
     pub fn finish(&mut self, journal: &mut Journal, now: Instant) -> Result<(), WriteError> {
         let (below, mut bytes_left) = (journal.next_sequence(), JOURNAL_RELOCATED_AT_STOP_BYTES_MAX);
         journal.reclaim()?;
+        let deadline = Instant::now() + JOURNAL_STOP_WAIT_MAX;
         while let Some(pinned) = journal.segment_to_relocate(Occasion::Stop, now) {
             let moved_bytes = self.relocate(journal, &wanted(pinned, below, now))?;
-            if moved_bytes == 0 || moved_bytes >= bytes_left {
+            if moved_bytes == 0 || moved_bytes >= bytes_left || Instant::now() >= deadline {
                 break;
             }
             bytes_left -= moved_bytes;

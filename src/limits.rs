@@ -230,6 +230,8 @@ pub const JOURNAL_RELOCATION_PAUSE_WITHOUT_GAIN: Duration = Duration::from_milli
 pub const JOURNAL_ACTIVE_RELOCATION_INTERVAL: Duration = Duration::from_secs(60);
 /// Only blocks of batches that have waited for so long: others are about to land.
 pub const JOURNAL_ACTIVE_RELOCATION_WAITED: Duration = Duration::from_secs(10);
+/// How long the journal waits before it tries again what failed and passes, such as to begin a segment on a full disk.
+pub const JOURNAL_RETRY_PAUSE: Duration = Duration::from_millis(250);
 /// Quiet time after which the journal notes what is committed, so that a restart replays little.
 pub const JOURNAL_IDLE_BEFORE_MARK: Duration = Duration::from_millis(200);
 
@@ -508,12 +510,10 @@ pub const HTTP_DRAIN_WAIT_MAX: Duration = Duration::from_secs(10);
 pub const FLUSH_DRAIN_WAIT_MAX: Duration = Duration::from_secs(8);
 /// How long a COPY under way, or the upkeep, may take after that before the server ends without waiting for it.
 pub const FLUSH_STOP_WAIT_MAX: Duration = Duration::from_secs(3);
-/// How often a stopping server looks whether its queue is empty.
-pub const STOP_POLL: Duration = Duration::from_millis(10);
 /// How long blocks are written again at a stop at most, so that the next start replays little: no further one is begun.
 pub const JOURNAL_STOP_WAIT_MAX: Duration = Duration::from_secs(1);
-
-/// How often `journal drain` looks whether all has landed, and lets go what has.
+/// How often a stopping server looks whether its queue is empty.
+pub const STOP_POLL: Duration = Duration::from_millis(10);
 /// How long a stop takes at most, without an embedded PostgreSQL: its steps in their order, each with its bound. Documents
 /// and deployment files name this number (`tests/repository/stop_times.rs`).
 pub const STOP_WAIT_MAX: Duration = Duration::from_secs(
@@ -532,6 +532,8 @@ pub const POSTGRES_STOP_WAIT_MAX: Duration =
 pub const PRE_STOP_WAIT: Duration = Duration::from_secs(5);
 /// How long systemd, Compose, Docker and Kubernetes wait for the end before they kill, in the files of this repository.
 pub const STOP_GRACE: Duration = Duration::from_secs(45);
+
+/// How often `journal drain` looks whether all has landed, and lets go what has.
 pub const JOURNAL_DRAIN_POLL: Duration = Duration::from_millis(100);
 /// How long it waits before it tries to reach PostgreSQL again.
 pub const JOURNAL_DRAIN_RETRY_WAIT: Duration = Duration::from_secs(1);

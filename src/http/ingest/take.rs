@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 
 use super::encoded::Encoded;
 use super::room::wait_for_room;
-use super::verdict::{accepted, conflict};
+use super::verdict::{accepted, conflict, outcome_unknown};
 use crate::auth::gate::Caller;
 use crate::auth::rate::Unit;
 use crate::encode::block::Block;
@@ -61,6 +61,8 @@ pub(super) async fn take(
     while let Admission::Known(known) = worker.app.batches.admit(&batch) {
         match answer_known(&batch, &known, level, &errors).await {
             Some(reply) => return reply,
+            // Refused by a failure of the journal, which says nothing of what the next start finds.
+            None if worker.app.journal_health.has_failed() => return Err(outcome_unknown(&known, FAILED)),
             None => continue,
         }
     }
@@ -78,6 +80,9 @@ pub(super) async fn take(
     wait_for_room(worker, batch.priority).await?;
     caller.take(Unit::Events, batch.events).map_err(|denied| access::counted(worker, denied))?;
     drop(held);
+    if level == AckLevel::Memory && worker.app.journal_health.is_refusing() {
+        return Err(not_taken()); // what the journal does not have stays in memory, and that has an end
+    }
     let (durable, committed) = submit(worker, block, &batch, level, accepted_at)?;
     admitted.submitted = true;
     tracing::debug!(batch = %batch.key, request_id = %origin.request_id, trace_id = batch.trace_id(),
@@ -86,9 +91,10 @@ pub(super) async fn take(
     if level == AckLevel::Memory {
         return Ok(queued());
     }
-    if durable.await != Ok(Ok(())) {
-        let detail = "the journal cannot be written; nothing in this batch was accepted";
-        return Err(Problem::unavailable("journal_unavailable", detail, RETRY_AFTER_JOURNAL_SECONDS));
+    match durable.await {
+        Ok(Ok(())) => {}
+        Ok(Err(Refused::NotTaken)) => return Err(not_taken()),
+        Ok(Err(Refused::Unknown)) | Err(_) => return Err(outcome_unknown(&batch, FAILED)),
     }
     if level == AckLevel::Journal {
         return Ok(queued());
@@ -101,6 +107,14 @@ pub(super) async fn take(
         // Safe in the journal, and PostgreSQL is away or slow: not an error.
         Ok(Err(_)) | Err(_) => Ok(queued()),
     }
+}
+
+const FAILED: &str = "the journal failed while it wrote this batch";
+
+/// 503: the journal refused the batch before it wrote a byte of it.
+fn not_taken() -> Problem {
+    let detail = "the journal cannot be written at present; nothing in this batch was accepted";
+    Problem::unavailable("journal_unavailable", detail, RETRY_AFTER_JOURNAL_SECONDS)
 }
 
 fn no_room(refusal: SpaceError) -> Problem {
@@ -174,9 +188,7 @@ async fn answer_known(batch: &Batch, known: &Batch, level: AckLevel, errors: &[E
     match waited.unwrap_or_else(|_| known.phase()) {
         Phase::Refused => None,
         Phase::Admitting => {
-            let detail =
-                "the first request for this batch_id has waited too long for the journal; nothing was accepted yet";
-            Some(Err(Problem::unavailable("journal_unavailable", detail, RETRY_AFTER_JOURNAL_SECONDS)))
+            Some(Err(outcome_unknown(known, "the first request for this batch_id still waits for the journal")))
         }
         phase => {
             let counts = phase.is_final().then(|| known.counts());

@@ -48,8 +48,9 @@ ENV LISTEN_ADDR=0.0.0.0:8000 \
     JOURNAL_DIR=/var/lib/ingestd/journal
 EXPOSE 8000
 
-# A stop takes 28 s at most (src/limits.rs, "Shutdown"). Docker kills after 10 s by default: use `docker run --stop-timeout 30`,
-# `docker stop --time 30`, or `stop_grace_period: 30s` in Compose.
+# A stop takes 29 s at most (src/limits.rs, STOP_WAIT_MAX). Docker kills after 10 s by default: use
+# `docker run --stop-timeout 45`, `docker stop --time 45`, or `stop_grace_period: 45s` in Compose. And `--restart
+# unless-stopped`: after an error of writing or syncing the journal the server ends with 1, to be started again.
 STOPSIGNAL SIGTERM
 
 # By /readyz. A large journal is read before the server listens, so nothing counts in the first minute.

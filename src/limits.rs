@@ -108,6 +108,20 @@ pub const RETRY_AFTER_JOURNAL_SECONDS: u32 = 5;
 /// How long `ack=commit` waits for PostgreSQL before it answers 202 (the batch is safe in the journal).
 pub const COMMIT_ACK_WAIT_MAX: Duration = Duration::from_secs(30);
 
+// --- Open files: src/config/open_files.rs --------------------------------------------------------
+
+/// Open files of a journal segment: one through the page cache, one past it.
+pub const OPEN_FILES_PER_SEGMENT: u64 = 2;
+/// Open files of an HTTP worker's runtime.
+pub const OPEN_FILES_PER_WORKER: u64 = 8;
+/// Open files of a worker for each address: the listener, and one to give up when there are no others.
+pub const OPEN_FILES_PER_LISTENER: u64 = 2;
+/// Open files of everything else, with some to spare: those who watch PostgreSQL, migrate and look up names, Redis, the
+/// trace collector, an embedded PostgreSQL, standard streams, locks, keys, certificates, `/proc`, the journal's directory.
+pub const OPEN_FILES_OTHER: u64 = 96;
+/// Fewer connections than this are no service.
+pub const OPEN_FILES_FOR_CONNECTIONS_MIN: u64 = 32;
+
 // --- HTTP/2 --------------------------------------------------------------------------------------
 
 /// Streams open at once on a connection: the least that RFC 9113, 6.5.2, recommends. A client keeps further requests
@@ -216,6 +230,8 @@ pub const JOURNAL_RELOCATION_PAUSE_WITHOUT_GAIN: Duration = Duration::from_milli
 pub const JOURNAL_ACTIVE_RELOCATION_INTERVAL: Duration = Duration::from_secs(60);
 /// Only blocks of batches that have waited for so long: others are about to land.
 pub const JOURNAL_ACTIVE_RELOCATION_WAITED: Duration = Duration::from_secs(10);
+/// How long the journal waits before it tries again what failed and passes, such as to begin a segment on a full disk.
+pub const JOURNAL_RETRY_PAUSE: Duration = Duration::from_millis(250);
 /// Quiet time after which the journal notes what is committed, so that a restart replays little.
 pub const JOURNAL_IDLE_BEFORE_MARK: Duration = Duration::from_millis(200);
 
@@ -494,8 +510,28 @@ pub const HTTP_DRAIN_WAIT_MAX: Duration = Duration::from_secs(10);
 pub const FLUSH_DRAIN_WAIT_MAX: Duration = Duration::from_secs(8);
 /// How long a COPY under way, or the upkeep, may take after that before the server ends without waiting for it.
 pub const FLUSH_STOP_WAIT_MAX: Duration = Duration::from_secs(3);
+/// How long blocks are written again at a stop at most, so that the next start replays little: no further one is begun.
+pub const JOURNAL_STOP_WAIT_MAX: Duration = Duration::from_secs(1);
 /// How often a stopping server looks whether its queue is empty.
 pub const STOP_POLL: Duration = Duration::from_millis(10);
+/// How long a stop takes at most, without an embedded PostgreSQL: its steps in their order, each with its bound. Documents
+/// and deployment files name this number (`tests/repository/stop_times.rs`).
+pub const STOP_WAIT_MAX: Duration = Duration::from_secs(
+    HTTP_DRAIN_WAIT_MAX.as_secs()
+        + FLUSH_DRAIN_WAIT_MAX.as_secs()
+        + FLUSH_STOP_WAIT_MAX.as_secs() // flushers
+        + JOURNAL_STOP_WAIT_MAX.as_secs()
+        + FLUSH_STOP_WAIT_MAX.as_secs() // upkeep
+        + REDIS_STOP_WAIT_MAX.as_secs()
+        + TRACES_STOP_WAIT_MAX.as_secs(),
+);
+/// How long an embedded PostgreSQL takes after that at most: a fast shutdown, an immediate one, a kill.
+pub const POSTGRES_STOP_WAIT_MAX: Duration =
+    Duration::from_secs(POSTGRES_FAST_STOP_WAIT_MAX.as_secs() + 2 * POSTGRES_IMMEDIATE_STOP_WAIT_MAX.as_secs());
+/// How long Kubernetes waits before it tells a pod to stop (`preStop`).
+pub const PRE_STOP_WAIT: Duration = Duration::from_secs(5);
+/// How long systemd, Compose, Docker and Kubernetes wait for the end before they kill, in the files of this repository.
+pub const STOP_GRACE: Duration = Duration::from_secs(45);
 
 /// How often `journal drain` looks whether all has landed, and lets go what has.
 pub const JOURNAL_DRAIN_POLL: Duration = Duration::from_millis(100);
@@ -506,14 +542,8 @@ const _: () = assert!(LINGER_WAIT_MAX.as_secs() < HTTP_DRAIN_WAIT_MAX.as_secs())
 
 /// How long after SIGTERM a container is usually killed (Kubernetes' default grace period).
 const GRACE_USUAL: Duration = Duration::from_secs(30);
-const _: () = assert!(
-    HTTP_DRAIN_WAIT_MAX.as_secs()
-        + FLUSH_DRAIN_WAIT_MAX.as_secs()
-        + 2 * FLUSH_STOP_WAIT_MAX.as_secs()
-        + REDIS_STOP_WAIT_MAX.as_secs()
-        + TRACES_STOP_WAIT_MAX.as_secs()
-        < GRACE_USUAL.as_secs()
-);
+const _: () = assert!(STOP_WAIT_MAX.as_secs() < GRACE_USUAL.as_secs());
+const _: () = assert!(PRE_STOP_WAIT.as_secs() + GRACE_USUAL.as_secs() < STOP_GRACE.as_secs());
 
 // --- Traces --------------------------------------------------------------------------------------
 

@@ -312,7 +312,12 @@ fn a_postgresql_that_stays_away_is_given_up_on_and_one_that_comes_is_used() {
     let settings = [("DATABASE_URL", &*database.url)];
     let ended = drain_with(&journal_of(&node), &["--give-up-after", "2s"], &settings);
     assert_eq!(ended.code, Some(1), "{ended:?}");
-    assert!(ended.stderr.contains(&format!("{BATCHES} batches stay in the journal: run this again")), "{ended:?}");
+    assert!(
+        ended
+            .stderr
+            .contains(&format!("{BATCHES} batches stay in the journal, and some of them may be committed already")),
+        "{ended:?}"
+    );
     assert!(ended.stderr.contains("is it running"), "with the reason: {ended:?}");
 
     // The proxy tells when it was asked; with nobody behind it, it closes what comes.

@@ -1,5 +1,5 @@
-//! Promise: the first write or fsync error is final, a full device or cap is told before anything is written, and a
-//! second server is kept out.
+//! Promise: the first error of writing or syncing blocks is final, everything else that fails passes and costs nothing, a
+//! full device or cap is told before anything is written, and a second server is kept out.
 
 #[path = "support/faulty_storage.rs"]
 mod faulty_storage;
@@ -10,10 +10,14 @@ use std::io::ErrorKind;
 use std::sync::Arc;
 
 use faulty_storage::{Call, FaultyStorage, Random};
-use ingestd::journal::{Claim, DiskStorage, FrameToWrite, Journal, OpenError, ReadError, SpaceError, WriteError};
+use ingestd::journal::{
+    Claim, DiskStorage, FrameToWrite, Journal, Location, OpenError, ReadError, Refusal as Passing, SpaceError,
+    WriteError,
+};
 use journal_driver::{
     BYTES_MAX, Refusal, SEGMENT_BYTES, append, append_synced, open, options, payload, release, try_open,
 };
+use rustix::io::Errno;
 
 fn fails_for_good(call: Call) {
     let storage = FaultyStorage::default();
@@ -21,17 +25,16 @@ fn fails_for_good(call: Call) {
     append_synced(&mut journal, 0..3, 1000);
     storage.fail(call, 0, ErrorKind::Other);
     let refusal = append(&mut journal, &[payload(3, 1000)], true).expect_err("fails");
-    assert!(matches!(&refusal, Refusal::Write(WriteError::Failed(_))), "{refusal:?}");
+    let Refusal::Write(WriteError::Failed(first)) = refusal else { panic!("{refusal:?}") };
     assert!(journal.failed().is_some() && journal.stats().failed);
 
     storage.heal();
-    for result in [
-        append(&mut journal, &[payload(4, 10)], false).map(drop),
-        journal.sync().map_err(Refusal::Write),
-        journal.mark(false).map(drop).map_err(Refusal::Write),
-        journal.reclaim().map(drop).map_err(Refusal::Write),
-    ] {
-        assert_eq!(format!("{result:?}"), format!("{:?}", Err::<(), _>(&refusal)), "the first error, every time");
+    let appended = append(&mut journal, &[payload(4, 10)], false).map(drop);
+    let Err(Refusal::Write(appended)) = appended else { panic!("{appended:?}") };
+    let others = [journal.sync(), journal.mark(false).map(drop), journal.reclaim().map(drop), journal.retry()];
+    for error in others.into_iter().map(|done| done.expect_err("it has failed")).chain([appended]) {
+        let WriteError::Latched(latched) = error else { panic!("nothing of it was written: {error}") };
+        assert_eq!(latched.to_string(), first.to_string(), "the first error, every time");
     }
     assert!(journal.close().is_err());
     storage.lose_power(7);
@@ -68,7 +71,7 @@ fn a_full_device_refuses_the_group_and_takes_later_ones() {
     append_synced(&mut journal, 0..6, 10_000);
     storage.set_capacity(70_000);
     let error = append(&mut journal, &[payload(6, 10_000)], true).expect_err("is full");
-    let Refusal::Write(error @ WriteError::NoSpace { .. }) = error else { panic!("{error:?}") };
+    let Refusal::Write(WriteError::Refused(error @ Passing::NoSpace { .. })) = error else { panic!("{error:?}") };
     assert!(error.to_string().starts_with("no space on the device for a journal segment of 65536 bytes"), "{error}");
     assert!(journal.failed().is_none());
     assert!(storage.files().keys().all(|name| !name.ends_with(".new")), "nothing is left of the attempt");
@@ -81,13 +84,193 @@ fn a_full_device_refuses_the_group_and_takes_later_ones() {
 }
 
 #[test]
-fn a_device_that_fills_in_the_middle_of_a_group_fails_the_journal() {
+fn a_device_that_fills_in_the_middle_of_a_group_refuses_the_rest_and_keeps_what_it_took() {
     let storage = FaultyStorage::default();
     let mut journal = open(storage.clone()).journal;
     storage.set_capacity(70_000);
     let payloads: Vec<_> = (0..10).map(|seed| payload(seed, 10_000)).collect();
-    let refusal = append(&mut journal, &payloads, true).expect_err("is full");
-    assert!(matches!(refusal, Refusal::Write(WriteError::Failed(_))), "half of the group is on disk: {refusal:?}");
+    let space = journal.space();
+    payloads.iter().for_each(|payload| space.try_reserve(payload.len(), Claim::Urgent).expect("room"));
+    let frames: Vec<_> =
+        payloads.iter().map(|payload| FrameToWrite { payload, crc32c: crc32c::crc32c(payload) }).collect();
+    let mut locations = Vec::new();
+    let error = journal.append_group(&frames, true, &mut locations).expect_err("is full");
+    assert!(error.is_passing() && journal.failed().is_none(), "{error}");
+    assert_eq!(locations.len(), 6, "as many as one segment holds");
+    storage.lose_power(3);
+    drop(journal);
+    storage.heal();
+    assert_eq!(open(storage).sequences(), [1, 2, 3, 4, 5, 6], "they were synced");
+}
+
+/// Blocks that were acknowledged, by their sequence and seed.
+type Acked = Vec<(Location, u64)>;
+
+/// A journal whose active segment has no room for another block of 10,000 bytes, all of it synced.
+fn with_a_full_segment(storage: &FaultyStorage) -> (Journal, Acked) {
+    let mut journal = open(storage.clone()).journal;
+    let locations = append_synced(&mut journal, 0..6, 10_000);
+    (journal, locations.into_iter().zip(0..).collect())
+}
+
+/// Bytes of all files but the record of absent blocks.
+fn segments_bytes(storage: &FaultyStorage) -> u64 {
+    let files = storage.files().into_iter().filter(|(name, _)| !name.starts_with("absent"));
+    files.map(|(_, bytes)| bytes.len() as u64).sum()
+}
+
+fn assert_found_once(storage: FaultyStorage, acked: &Acked, what: &str) {
+    let opened = open(storage);
+    assert!(!opened.recovery.is_degraded(), "{what}: {:?}", opened.recovery.damage);
+    for &(location, seed) in acked {
+        let found: Vec<_> =
+            opened.handed.iter().filter(|handed| handed.location.sequence == location.sequence).collect();
+        assert!(matches!(found[..], [one] if one.payload == payload(seed, 10_000)), "{what}: block {seed}");
+    }
+}
+
+const ERRNOS: [Errno; 8] =
+    [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::NOSPC, Errno::DQUOT, Errno::IO, Errno::ROFS, Errno::ACCESS];
+
+#[test]
+fn whatever_fails_while_the_next_segment_is_made_passes() {
+    // The first write and sync are those of its header: all that was appended is synced already.
+    let calls = [Call::Create, Call::Write, Call::Sync, Call::Rename, Call::SyncDir];
+    for (call, errno, times) in
+        calls.into_iter().flat_map(|call| ERRNOS.into_iter().flat_map(move |errno| [1, 2, 7].map(|n| (call, errno, n))))
+    {
+        let what = format!("{call:?} {errno} {times} times");
+        let storage = FaultyStorage::default();
+        let (mut journal, mut acked) = with_a_full_segment(&storage);
+        let before = (journal.stats().charged_bytes, storage.files());
+        storage.fail_times(call, 0, times, errno);
+        let mut refused = 0;
+        let location = loop {
+            match append(&mut journal, &[payload(6, 10_000)], true) {
+                Ok(locations) => break locations[0],
+                Err(Refusal::Write(WriteError::Refused(_))) => refused += 1,
+                Err(refusal) => panic!("{what}: {refusal:?}"),
+            }
+            assert_eq!(journal.stats().charged_bytes, before.0, "{what}: nothing is charged for it");
+            assert!(journal.failed().is_none() && !journal.stats().failed && refused <= times, "{what}");
+            let active = &before.1.keys().find(|name| name.ends_with(".journal")).expect("a segment");
+            assert_eq!(storage.files()[*active], before.1[*active], "{what}: the old segment is as it was");
+        };
+        assert!(refused > 0, "{what}: it was met");
+        acked.push((location, 6));
+        assert_eq!(journal.stats().files_bytes, segments_bytes(&storage), "{what}: every file is counted, none twice");
+        assert!(storage.files().keys().all(|name| !name.ends_with(".new")), "{what}: nothing is left of the attempts");
+        drop(journal);
+        storage.heal();
+        storage.lose_power(times);
+        assert_found_once(storage, &acked, &what);
+    }
+}
+
+#[test]
+fn no_block_follows_while_the_name_of_a_file_is_in_doubt() {
+    for seed in 0..20 {
+        let storage = FaultyStorage::default();
+        let (mut journal, acked) = with_a_full_segment(&storage);
+        // It gets its name; that this is so is not synced, and it cannot be removed.
+        storage.fail_times(Call::SyncDir, 0, u64::MAX, Errno::IO);
+        let refusal = append(&mut journal, &[payload(6, 10_000)], true).expect_err("the name is in doubt");
+        assert!(matches!(refusal, Refusal::Write(WriteError::Refused(_))), "{refusal:?}");
+        let small = append(&mut journal, &[payload(7, 10)], false).expect_err("it would fit");
+        assert!(matches!(small, Refusal::Write(WriteError::Refused(_))), "{small:?}");
+        assert!(!journal.mark(false).expect("is skipped"), "a mark, too");
+        drop(journal);
+        storage.lose_power(seed);
+        storage.heal();
+        assert_found_once(storage, &acked, &format!("seed {seed}"));
+    }
+}
+
+#[test]
+fn a_spare_that_cannot_be_opened_is_kept_for_want_of_descriptors_and_replaced_otherwise() {
+    for (errno, is_kept) in [(Errno::MFILE, true), (Errno::NFILE, true), (Errno::IO, false)] {
+        let storage = FaultyStorage::default();
+        let (mut journal, acked) = with_a_full_segment(&storage);
+        append_synced(&mut journal, 6..7, 10_000);
+        let locations: Vec<_> = acked.iter().map(|&(location, _)| location).collect();
+        release(&mut journal, &locations);
+        let spares = || storage.files().keys().filter(|name| name.ends_with(".spare")).count();
+        assert_eq!(spares(), 1);
+        append_synced(&mut journal, 7..12, 10_000);
+        storage.fail_times(Call::Open, 0, 1, errno);
+        assert!(append(&mut journal, &[payload(12, 10_000)], true).is_err());
+        assert_eq!(spares(), usize::from(is_kept), "{errno}");
+        append_synced(&mut journal, 12..13, 10_000);
+        assert_eq!((spares(), journal.stats().files_bytes), (0, segments_bytes(&storage)), "{errno}");
+    }
+}
+
+#[test]
+fn whatever_fails_while_segments_are_let_go_passes_and_their_room_comes_back() {
+    let calls =
+        [Call::Create, Call::Write, Call::Sync, Call::Rename, Call::Remove, Call::SyncDir, Call::SetBytes, Call::Open];
+    let mut met = 0;
+    for (call, errno, successes) in
+        calls.into_iter().flat_map(|call| ERRNOS.into_iter().flat_map(move |errno| [0, 1, 3].map(|n| (call, errno, n))))
+    {
+        let what = format!("{call:?} {errno} after {successes}");
+        let storage = FaultyStorage::default();
+        let mut journal = open(storage.clone()).journal;
+        // Eight segments; the first block waits, so that all others need a record of their absence.
+        let groups = (0..8).map(|group| 6 * group..6 * group + 6);
+        let locations: Vec<_> = groups.flat_map(|seeds| append_synced(&mut journal, seeds, 10_000)).collect();
+        let acked: Acked = locations.iter().copied().zip(0..).collect();
+        storage.fail_times(call, successes, 5, errno);
+        locations[1..42].iter().for_each(|&location| journal.releaser().release(location));
+        let hindered = (0..20)
+            .filter(|_| {
+                journal.reclaim().unwrap_or_else(|error| panic!("{what}: {error}"));
+                assert_eq!(
+                    journal.stats().files_bytes,
+                    segments_bytes(&storage),
+                    "{what}: files are counted as they are"
+                );
+                journal.hindrance().is_some()
+            })
+            .count();
+        met += usize::from(hindered > 0);
+        assert_eq!((hindered > 0, journal.failed().is_none()), (storage.failures() > 0, true), "{what}");
+        assert!(journal.hindrance().is_none(), "{what}: {:?}", journal.hindrance());
+        let live = journal.stats();
+        assert!(live.charged_bytes < 4 * SEGMENT_BYTES && live.live_frames == 7, "{what}: {live:?}");
+        drop(journal);
+        storage.heal();
+        storage.lose_power(successes);
+        let waiting = [&acked[..1], &acked[42..]].concat();
+        assert_found_once(storage, &waiting, &what);
+    }
+    assert!(met > 60, "{met} faults were met");
+}
+
+#[test]
+fn a_close_that_cannot_give_room_back_is_a_close() {
+    for call in [Call::Create, Call::Rename, Call::SyncDir, Call::Remove, Call::SetBytes] {
+        let storage = FaultyStorage::default();
+        let (journal, acked) = with_a_full_segment(&storage);
+        let locations: Vec<_> = acked.iter().map(|&(location, _)| location).collect();
+        locations[1..].iter().for_each(|&location| journal.releaser().release(location));
+        storage.fail_times(call, 0, u64::MAX, Errno::MFILE);
+        journal.close().unwrap_or_else(|error| panic!("{call:?}: {error}"));
+        storage.heal();
+        storage.lose_power(1);
+        assert_found_once(storage, &acked[..1].to_vec(), &format!("{call:?}"));
+    }
+}
+
+#[test]
+fn the_thread_that_has_no_group_can_try_again() {
+    let storage = FaultyStorage::default();
+    let (mut journal, _) = with_a_full_segment(&storage);
+    storage.fail_times(Call::Create, 0, 3, Errno::MFILE);
+    assert!(append(&mut journal, &[payload(6, 10_000)], true).is_err());
+    assert!([journal.retry(), journal.retry()].iter().all(Result::is_err));
+    journal.retry().expect("the cause is gone");
+    append_synced(&mut journal, 6..7, 10_000);
 }
 
 #[test]
@@ -95,7 +278,8 @@ fn a_full_device_at_start_is_told() {
     let storage = FaultyStorage::default();
     storage.set_capacity(1000);
     let error = try_open(storage).err().expect("is refused");
-    assert!(matches!(error, OpenError::Write(WriteError::NoSpace { .. })), "{error}");
+    let is_full = |source: &WriteError| matches!(source, WriteError::Refused(Passing::NoSpace { .. }));
+    assert!(matches!(&error, OpenError::Write { source, .. } if is_full(source)), "{error}");
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::Duration;
 
+use rustix::io::Errno;
 use serde_json::{Value, json};
 use support::contract::{accept, assert_problem, batch, event, rows_of, send, status_of, wait_until_completed};
 use support::deployed::lasting_port;
@@ -14,8 +15,9 @@ use support::load::{Load, LoadOptions, Outcome, seed, wait_until_committed};
 use support::nginx::TestNginx;
 use support::postgres::{TestDatabase, TestPostgres};
 use support::redis::TestRedis;
-use support::server::{Ingestd, get};
-use support::{WAIT_MAX, wait_until};
+use support::server::{Ingestd, Reply, get, post};
+use support::syscalls::Syscalls;
+use support::{WAIT_MAX, not_run, wait_until};
 
 const NODES: usize = 3;
 /// Events that are to be acknowledged between one change and the next.
@@ -287,4 +289,45 @@ fn at_once(nodes: &[Ingestd], bodies: [&String; NODES], query: &str) -> Vec<u16>
 fn dead_letters(database: &TestDatabase, batch_id: &str) -> i64 {
     let query = "SELECT count(*) FROM dead_letter_events WHERE batch_id LIKE $1 AND message LIKE '%different body%'";
     database.connect().query_one(query, &[&batch_id]).expect("dead letters can be counted").get(0)
+}
+
+/// Sends `body` without an id in sight, as a client of the balancer.
+fn send_through(nginx: &TestNginx, body: &Value) -> Reply {
+    post(&nginx.url("/v1/ingest/batch"), &[("Content-Type", "application/json")], body.to_string().as_bytes())
+}
+
+#[test]
+fn a_batch_whose_outcome_is_unknown_is_given_to_no_other_node() {
+    let (database, journals) = (support::postgres::shared().create_database(), [Syscalls::new(), Syscalls::new()]);
+    if !journals[0].is_supported() {
+        not_run("many_nodes", "this kernel cannot hand system calls to a program (seccomp)");
+        return;
+    }
+    let ports = [lasting_port(), lasting_port()];
+    let mut nodes: Vec<Ingestd> = (0..2)
+        .map(|number| {
+            let builder = Ingestd::builder().database(&database).env("NODE_ID", format!("node-{number}"));
+            let builder = builder.env("LISTEN_ADDR", format!("127.0.0.1:{}", ports[number]));
+            journals[number].watch(builder, "fdatasync", ".journal").start()
+        })
+        .collect();
+    let nginx = TestNginx::start(&ports);
+    journals.iter().for_each(|journal| journal.fail(Errno::IO));
+    let events = json!({ "events": [event("unknown")] });
+    let reply = send_through(&nginx, &events);
+    let problem = assert_problem(&reply, 503, "outcome_unknown");
+    let batch_id = problem["batch_id"].as_str().expect("the id to send it again with").to_owned();
+    assert!(!reply.header("retry-after").is_empty());
+    let struck = journals.iter().map(Syscalls::struck).collect::<Vec<_>>();
+    let (failed, other) = if struck[0] > 0 { (0, 1) } else { (1, 0) };
+    assert_eq!((struck[failed], struck[other]), (1, 0), "the other node has not seen it");
+    assert_eq!(nodes[failed].wait_for_exit(WAIT_MAX).code(), Some(1));
+
+    journals.iter().for_each(Syscalls::heal);
+    nodes[failed].restart();
+    let headers = [("Content-Type", "application/json"), ("Idempotency-Key", batch_id.as_str())];
+    let again = post(&nginx.url("/v1/ingest/batch"), &headers, events.to_string().as_bytes());
+    assert!([200, 202].contains(&again.status), "{}", again.text());
+    nodes.iter().for_each(|node| wait_until_committed(node, WAIT_MAX));
+    assert_eq!(rows_of(&database, &batch_id), 1);
 }

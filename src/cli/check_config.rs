@@ -8,6 +8,7 @@ use super::failure::Failure;
 use super::help::with_examples;
 use super::{database, settings};
 use crate::auth::file::KeysFile;
+use crate::config::open_files::OpenFiles;
 use crate::config::{Auth, Config};
 use crate::http::tls;
 use crate::limits::CONNECT_WAIT_MAX;
@@ -19,6 +20,7 @@ use crate::pg::connect::classify_start_error;
 use crate::pg::migrate::{self, SCHEMA_VERSION};
 use crate::pg::requirements;
 use crate::sharding::Sharding;
+use crate::sys::{affinity, open_files};
 
 pub(super) fn command() -> Command {
     let command = settings::with_all_settings(
@@ -59,13 +61,17 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
     }
     let loaded = config.tls.as_ref().map(tls::load).transpose().map_err(Failure::usage)?;
     let warnings = loaded.map(|loaded| loaded.warnings).unwrap_or_default();
+    // As `serve` does: the soft limit is only where it begins.
+    open_files::raise_limit();
+    let workers = config.workers.unwrap_or_else(affinity::default_workers);
+    let planned = OpenFiles::plan(&config, workers, open_files::limit()).map_err(Failure::usage)?;
     let mut found = if matches.get_flag("connect") { ask_database(&config)? } else { Vec::new() };
     if config.sharding == Sharding::Citus {
         found.extend(ask_cluster(&config)?);
     }
     let mut out = stdout().lock();
     writeln!(out, "configuration is valid")?;
-    for line in config.consequences(&raw).into_iter().chain(warnings).chain(found) {
+    for line in config.consequences(&raw).into_iter().chain([planned.to_string()]).chain(warnings).chain(found) {
         writeln!(out, "- {line}")?;
     }
     Ok(())

@@ -179,7 +179,9 @@ fn report(drained: &Drained, out: &mut impl Write) -> Result<(), Failure> {
 /// Exit code 0 only where a person may delete the journal.
 fn verdict(drained: &Drained, dir: &Path) -> Result<(), Failure> {
     let left = drained.left;
-    let again = format!("{left} batches stay in the journal: run this again");
+    // A COMMIT may be under way whose answer nobody waits for any more.
+    let again =
+        format!("{left} batches stay in the journal, and some of them may be committed already: run this again");
     let why = match &drained.end {
         End::GaveUp(reason) => format!("gave up: nothing could be committed for too long ({reason}); {again}"),
         End::Interrupted if left > 0 => format!("interrupted; {again}"),

@@ -19,6 +19,7 @@
 
 mod consequences;
 mod database_url;
+pub mod open_files;
 mod parse;
 pub mod raw;
 pub mod redact;

@@ -185,10 +185,17 @@ impl App {
 
     /// Why this node should get no traffic now; `None` when it is ready. PostgreSQL away alone is no reason.
     pub fn unready_reason(&self) -> Option<&'static str> {
+        // Some batches are still taken then; other nodes take all.
+        let refuses = self.journal_health.is_refusing();
+        self.closed_reason().or_else(|| refuses.then_some("the journal cannot begin its next file"))
+    }
+
+    /// Why this node takes no batch at all; `None` when it takes some.
+    pub fn closed_reason(&self) -> Option<&'static str> {
         if self.is_draining() {
             Some("draining: the server is shutting down")
         } else if self.journal_health.has_failed() {
-            Some("the journal cannot be written")
+            Some("the journal cannot be written; the server restarts")
         } else if self.journal_room() == JournalRoom::Full {
             Some("the journal is full")
         } else {

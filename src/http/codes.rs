@@ -112,6 +112,13 @@ pub const CODES: &[Code] = &[
     ),
     code("draining", 503, INGEST, "the server is shutting down"),
     code("journal_unavailable", 503, INGEST, "the journal cannot be written or is full; nothing was accepted"),
+    code(
+        "outcome_unknown",
+        503,
+        INGEST,
+        "the journal failed while it wrote the batch, which may have been taken or not; send the same body again with \
+         the `batch_id` given here, and it is stored once",
+    ),
     code("journal_full", 503, INGEST, "the journal is full until PostgreSQL has caught up; nothing was accepted"),
     code("queue_full", 503, INGEST, "too many batches are queued; nothing was accepted"),
     code("overloaded", 503, INGEST, "PostgreSQL cannot commit the backlog in time; nothing was accepted"),

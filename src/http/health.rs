@@ -135,7 +135,7 @@ pub(super) struct RedisCheck {
 /// The journal.
 #[derive(Serialize, ToSchema)]
 pub(super) struct JournalCheck {
-    /// `failing` when the journal cannot be written, is full, or is damaged.
+    /// `failing` when the journal cannot be written, is full, or is damaged, or its files cannot be made or removed.
     #[schema(pattern = "^(ok|failing)$")]
     pub(super) status: &'static str,
     /// Size of the journal files in bytes.
@@ -206,10 +206,13 @@ impl Health {
         let unhealthy = app.journal_health.has_failed() || app.journal_room() == JournalRoom::Full;
         let redis_fails = app.redis.as_ref().is_some_and(|redis| !redis.is_working());
         let doubtful = app.queue.stuck().is_some() || app.database.doubtful().is_some();
-        let journal_doubtful = app.journal_room() != JournalRoom::Free || !app.journal_health.damage().is_empty();
+        let journal = journal(app);
         let maintenance = maintenance(app);
-        let degraded =
-            !app.database.is_working() || doubtful || maintenance.reason.is_some() || redis_fails || journal_doubtful;
+        let degraded = !app.database.is_working()
+            || doubtful
+            || maintenance.reason.is_some()
+            || redis_fails
+            || journal.reason.is_some();
         Self {
             status: match (unhealthy, degraded) {
                 (true, _) => UNHEALTHY,
@@ -219,7 +222,7 @@ impl Health {
             checks: Checks {
                 database: database(app),
                 redis: redis(app),
-                journal: journal(app),
+                journal,
                 memory: memory(app),
                 workers: WorkersCheck { status: "ok", count: app.rings.len() },
                 maintenance,
@@ -280,17 +283,20 @@ fn redis(app: &App) -> RedisCheck {
 }
 
 fn journal(app: &App) -> JournalCheck {
-    let damage = app.journal_health.damage();
-    let stats = app.space.stats();
+    let (health, stats) = (&app.journal_health, app.space.stats());
+    let given = |reason: String| Some(reason).filter(|reason| !reason.is_empty());
     let reason = match app.journal_room() {
-        _ if app.journal_health.has_failed() => Some(app.journal_health.message()),
+        _ if health.has_failed() => Some(health.message()),
+        _ if health.is_refusing() => {
+            Some(format!("batches that need a new journal file are refused until it can be made: {}", health.refusal()))
+        }
         JournalRoom::Full => Some("the journal is full: let PostgreSQL catch up, or raise JOURNAL_MAX_MB".to_owned()),
         JournalRoom::UrgentOnly => Some(
             "the journal is full but for batches of priority 8 and above: let PostgreSQL catch up, or raise \
              JOURNAL_MAX_MB"
                 .to_owned(),
         ),
-        JournalRoom::Free => Some(damage).filter(|damage| !damage.is_empty()),
+        JournalRoom::Free => given(health.damage()).or_else(|| given(health.hindrance())),
     };
     JournalCheck {
         status: if reason.is_some() { "failing" } else { "ok" },

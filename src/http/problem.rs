@@ -38,10 +38,18 @@ pub struct Problem {
     detail: String,
     errors: Vec<ErrorItem>,
     errors_total: usize,
-    byte_offset: Option<usize>,
+    /// Boxed, as a refusal is part of many results.
+    particulars: Option<Box<Particulars>>,
     /// Headers that belong to it: `Retry-After`, `Allow`, what is accepted instead.
     headers: Vec<(HeaderName, HeaderValue)>,
     close: bool,
+}
+
+/// What few problems say.
+#[derive(Debug, Default)]
+struct Particulars {
+    byte_offset: Option<usize>,
+    batch_id: Option<String>,
 }
 
 /// An error (RFC 9457).
@@ -63,6 +71,10 @@ pub(super) struct Document<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     byte_offset: Option<usize>,
+    /// The id to send the batch again with, from the client or generated: with `outcome_unknown`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false, min_length = 1, max_length = 128, pattern = "^[A-Za-z0-9._:-]+$")]
+    batch_id: Option<&'a str>,
     /// Verdicts; at most 100 are listed.
     #[serde(skip_serializing_if = "<[ErrorItem]>::is_empty")]
     #[schema(required = false, max_items = 100)]
@@ -83,13 +95,13 @@ impl Problem {
             detail: detail.into(),
             errors: Vec::new(),
             errors_total: 0,
-            byte_offset: None,
+            particulars: None,
             headers: Vec::new(),
             close: false,
         }
     }
 
-    /// 503 that asks the client to come back: nothing of the request was taken.
+    /// 503 that asks the client to come back.
     pub fn unavailable(code: &'static str, detail: impl Into<String>, retry_after_seconds: u32) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, code, detail).retry_after(retry_after_seconds)
     }
@@ -124,8 +136,15 @@ impl Problem {
     }
 
     /// Says where in the body the problem is.
-    pub fn at_byte(self, offset: usize) -> Self {
-        Self { byte_offset: Some(offset), ..self }
+    pub fn at_byte(mut self, offset: usize) -> Self {
+        self.particulars.get_or_insert_default().byte_offset = Some(offset);
+        self
+    }
+
+    /// Names the batch that it is about.
+    pub fn of_batch(mut self, batch_id: &str) -> Self {
+        self.particulars.get_or_insert_default().batch_id = Some(batch_id.to_owned());
+        self
     }
 
     /// Closes the connection after the answer: the rest of the request was not read.
@@ -168,7 +187,8 @@ impl Problem {
             status: self.status.as_u16(),
             code: self.code,
             detail: &self.detail,
-            byte_offset: self.byte_offset,
+            byte_offset: self.particulars.as_ref().and_then(|particulars| particulars.byte_offset),
+            batch_id: self.particulars.as_ref().and_then(|particulars| particulars.batch_id.as_deref()),
             errors: &self.errors,
             errors_total: (self.errors_total > 0).then_some(self.errors_total),
         };

@@ -9,10 +9,16 @@ use crate::encode::block::Block;
 use crate::status::model::Batch;
 use crate::types::AckLevel;
 
-/// The journal could not take the batch; nothing of it is kept.
+/// Why the journal did not take a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("could not write to the journal")]
-pub struct Refused;
+pub enum Refused {
+    /// No byte of it was written.
+    #[error("the journal could not take the batch")]
+    NotTaken,
+    /// The journal failed while it wrote the batch: the next start may find it.
+    #[error("the journal failed while it wrote the batch")]
+    Unknown,
+}
 
 /// An encoded batch on its way to the journal.
 #[derive(Debug)]

@@ -17,6 +17,7 @@
 //! | `survey` | what is on disk, judged by decision tables; read-only |
 //! | [`recovery`] | opening |
 //! | [`writer`] | [`Journal`]: appending, syncing, letting go |
+//! | [`fault`] | what a failed call means: it passes, or the journal has failed |
 //! | `segments`, `outstanding`, `absent` | its parts: the files, the low-water mark, the record of gaps that are no loss |
 //! | `relocation` | which segment is held by few blocks, that are better written again; pure |
 //! | [`space`] | admission under the cap, figures |
@@ -39,13 +40,14 @@
 //!   which the `absent` file records.
 //! * Only the last segment may hold blocks that no fsync covered.
 //! * Files never exceed the cap, and every block that holds a reservation fits.
-//! * The first write or fsync error is final.
+//! * The first error of writing or syncing blocks is final; [`fault`] has the others.
 //!
 //! Absent on purpose: the thread that drains the rings and sends acks; what a payload means (only [`inspect`](mod@inspect)
 //! looks, to count events); compression; repair (damage is told and kept, a person decides); noticing that somebody
 //! deleted the *newest* segments by hand, of which nothing on disk would tell.
 
 pub mod damage;
+pub mod fault;
 pub mod frame;
 pub mod health;
 pub mod inspect;
@@ -68,6 +70,7 @@ mod survey;
 
 pub use damage::{Damage, DamageKind, TornTail};
 pub use disk::DiskStorage;
+pub use fault::{Failure, Operation, Refusal, WriteError};
 pub use health::JournalHealth;
 pub use inspect::{Report, inspect, inspect_telling};
 pub use reader::{JournalReader, ReadError};
@@ -75,7 +78,7 @@ pub use recovery::{OpenError, Recovery};
 pub use relocation::{Occasion, Pinned};
 pub use set_aside::set_aside;
 pub use space::{Claim, JournalSpace, JournalStats, SpaceError};
-pub use writer::{FrameToWrite, Journal, Reclaimed, Releaser, WriteError};
+pub use writer::{FrameToWrite, Journal, Reclaimed, Releaser};
 
 use crate::types::Sequence;
 

@@ -28,8 +28,8 @@ use super::segments::{Segment, Segments};
 use super::space::{JournalSpace, SEGMENT_BYTES_FLOOR, bytes_max_floor};
 use super::storage::{Access, Storage};
 use super::survey::{Survey, SurveyedSegment, survey};
-use super::writer::{Journal, Recovered, WriteError};
-use super::{JournalOptions, Location, OnFrame, OnRead};
+use super::writer::{Journal, Recovered};
+use super::{JournalOptions, Location, OnFrame, OnRead, WriteError};
 use crate::limits::JOURNAL_SPARES_MAX;
 use crate::types::Sequence;
 
@@ -112,8 +112,16 @@ pub enum OpenError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// Cutting, removing, or beginning a segment failed.
-    #[error("opening the journal: {0}; make room there, or set JOURNAL_DIR to another directory")]
-    Write(#[from] WriteError),
+    #[error(
+        "opening the journal in {}: {source}; make room there, or set JOURNAL_DIR to another directory",
+        dir.display()
+    )]
+    Write {
+        /// The journal's directory.
+        dir: PathBuf,
+        /// What failed.
+        source: WriteError,
+    },
 }
 
 impl OpenError {
@@ -212,8 +220,10 @@ pub(super) fn open(
     let committed_durable = *committed_below;
     let torn = std::mem::take(&mut survey.torn);
     let mut segments = clean_up(&storage, options, survey, files)?;
-    record_torn(&mut segments, &torn, outstanding.low(), committed_durable)?;
-    let journal = Journal::begin(Recovered { segments, outstanding, live_bytes, lock })?;
+    let journal = record_torn(&mut segments, &torn, outstanding.low(), committed_durable)
+        .and_then(|()| Journal::begin(Recovered { segments, outstanding, live_bytes, lock }));
+    let dir = || storage.dir().to_owned();
+    let journal = journal.map_err(|source| OpenError::Write { dir: dir(), source })?;
     recovery.log();
     Ok((journal, recovery))
 }
@@ -293,6 +303,9 @@ fn clean_up(
         spares,
         absent: survey.absent,
         next_id: survey.segment_id_max + 1,
+        leftovers: Vec::new(),
+        are_names_unsynced: false,
+        is_a_name_in_doubt: false,
     };
     segments.space.charge_file(survey.quarantined.iter().map(|entry| entry.bytes).sum());
     // The last process may have named a spare and not synced the name: it must not come back under the old one, behind

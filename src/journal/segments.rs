@@ -12,6 +12,9 @@
 //! * A segment leaves only when its absence is accounted for on disk: by a `committed_below` that survived, or by the
 //!   `absent` file.
 //! * A spare's new header is written only when its old name is gone for good.
+//! * What a failed attempt left goes before the next one; while the name of a file is in doubt, no block is appended:
+//!   it might become the last segment, and hide that those before it were not synced.
+//! * Whatever fails here, the segments stay as they are and it can be tried again ([`fault`]).
 
 use std::collections::BTreeMap;
 use std::io::{self, IoSlice};
@@ -19,15 +22,15 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::Location;
-use super::absent::Absent;
+use super::absent::{ABSENT_NAME, Absent};
+use super::fault::{self, Operation, Refusal, WriteError, is_no_space, is_shortage};
 use super::frame::{FRAME_HEADER_BYTES, framed_bytes};
 use super::reader::OpenFiles;
 use super::segment::{
     SEGMENT_HEADER_BYTES, SegmentHeader, quarantined_name, segment_name, spare_name, unfinished_name,
 };
 use super::space::{JournalSpace, SEGMENT_BYTES_FLOOR, small_files_bytes};
-use super::storage::{Access, DirEntry, Storage, StorageFile, is_no_space, write_all_vectored_at};
-use super::writer::{Failure, WriteError};
+use super::storage::{Access, DirEntry, Storage, StorageFile, write_all_vectored_at};
 use crate::limits::JOURNAL_SPARES_MAX;
 use crate::sys::clock::wall_now;
 use crate::types::Sequence;
@@ -74,13 +77,6 @@ impl Segment {
         self.live_bytes -= framed_bytes(location.payload_bytes as usize);
         self.changed_at = now;
     }
-
-    /// Cuts the file to `bytes`.
-    pub fn cut(&mut self, bytes: u64) -> Result<(), WriteError> {
-        self.file.set_bytes(bytes).map_err(|error| failure("cutting", &segment_name(self.id), error))?;
-        self.bytes = bytes;
-        Ok(())
-    }
 }
 
 /// What a new segment's header says.
@@ -103,35 +99,32 @@ pub(super) struct Segments {
     pub drained: Vec<u64>,
     pub spares: Vec<DirEntry>,
     pub absent: Absent,
-    /// Bytes of all segments (the active one included), spares and quarantined files.
+    /// Bytes of all segments (the active one included), spares, leftovers and quarantined files.
     pub files_bytes: u64,
     pub next_id: u64,
+    /// What failed attempts to make a segment left.
+    pub leftovers: Vec<Leftover>,
+    /// Names were changed, and that was not synced.
+    pub are_names_unsynced: bool,
+    /// A file without blocks may have the name of a segment.
+    pub is_a_name_in_doubt: bool,
 }
 
-pub(super) fn failure(operation: &'static str, file: &str, source: io::Error) -> WriteError {
-    WriteError::Failed(Failure { operation, file: file.to_owned(), source: Arc::new(source) })
+/// A file that was to become a segment.
+pub(super) struct Leftover {
+    /// The names that it may have.
+    names: Vec<String>,
+    /// Its part of [`Segments::files_bytes`].
+    bytes: u64,
 }
 
 impl Segments {
     /// Makes a segment of `bytes`; it is the caller's to fill, and survives power loss when this returns.
     pub fn make(&mut self, bytes: u64, beginning: Beginning) -> Result<Segment, WriteError> {
+        self.tidy()?;
         let id = self.next_id;
         let name = segment_name(id);
-        let spare = if bytes == self.segment_bytes { self.spares.pop() } else { None };
-        let (from, file) = match spare {
-            Some(spare) => {
-                let file = self.storage.open(&spare.name, Access::Write);
-                let file = file.map_err(|error| failure("opening", &spare.name, error))?;
-                (spare.name, file)
-            }
-            None => {
-                self.find_room(bytes)?;
-                let from = unfinished_name(id);
-                let file = self.create(&from, bytes)?;
-                self.files_bytes += bytes;
-                (from, file)
-            }
-        };
+        let (from, file) = self.blank(id, bytes)?;
         let header = SegmentHeader {
             segment: id,
             node_id: self.node_id.clone(),
@@ -139,14 +132,19 @@ impl Segments {
             first_sequence: beginning.first_sequence,
             committed_below: beginning.committed_below,
         };
-        write_all_vectored_at(&*file, &mut [IoSlice::new(&header.encode()[..])], 0)
-            .and_then(|()| file.sync_data())
-            .map_err(|error| failure("writing the header of", &name, error))?;
-        self.storage
-            .rename(&from, &name)
-            .and_then(|()| self.storage.sync_dir())
-            .map_err(|error| failure("naming", &name, error))?;
+        let written =
+            write_all_vectored_at(&*file, &mut [IoSlice::new(&header.encode()[..])], 0).and_then(|()| file.sync_data());
+        if let Err(error) = written {
+            self.leave(vec![from], bytes);
+            return Err(fault::of(Operation::WriteHeader, &name, error));
+        }
+        let named = self.storage.rename(&from, &name).and_then(|()| self.storage.sync_dir());
         self.next_id += 1;
+        if let Err(error) = named {
+            self.is_a_name_in_doubt = true;
+            self.leave(vec![from, name.clone()], bytes);
+            return Err(fault::of(Operation::Name, &name, error));
+        }
         self.files.insert(id, Arc::clone(&file));
         Ok(Segment {
             id,
@@ -163,6 +161,73 @@ impl Segments {
         })
     }
 
+    /// A file of `bytes` for the segment `id`, a spare or a new one, and its present name.
+    fn blank(&mut self, id: u64, bytes: u64) -> Result<(String, Arc<dyn StorageFile>), WriteError> {
+        let spare = if bytes == self.segment_bytes { self.spares.pop() } else { None };
+        if let Some(spare) = spare {
+            return match self.storage.open(&spare.name, Access::Write) {
+                Ok(file) => Ok((spare.name, file)),
+                Err(error) => {
+                    let name = spare.name.clone();
+                    if is_shortage(&error) {
+                        self.spares.push(spare);
+                    } else {
+                        self.leave(vec![spare.name], bytes); // the next attempt makes a new one
+                    }
+                    Err(fault::of(Operation::OpenSpare, &name, error))
+                }
+            };
+        }
+        self.find_room(bytes)?;
+        let name = unfinished_name(id);
+        match self.storage.create(&name, bytes) {
+            Ok(file) => {
+                self.files_bytes += bytes;
+                Ok((name, file))
+            }
+            Err(error) => {
+                let error = match fault::of(Operation::Create, &name, error) {
+                    WriteError::Refused(Refusal::Operation(failure)) if is_no_space(&failure.source) => {
+                        WriteError::Refused(Refusal::NoSpace { segment_bytes: bytes, source: failure.source })
+                    }
+                    other => other,
+                };
+                self.leave(vec![name], 0);
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes note of a file that did not become a segment, and removes it if that can be done at once.
+    fn leave(&mut self, names: Vec<String>, bytes: u64) {
+        self.leftovers.push(Leftover { names, bytes });
+        let _ = self.tidy(); // or before the next attempt
+    }
+
+    /// Removes what failed attempts left, and makes names survive that were not synced when they were changed.
+    pub fn tidy(&mut self) -> Result<(), WriteError> {
+        while let Some(leftover) = self.leftovers.pop() {
+            for name in &leftover.names {
+                if let Err(error) = self.remove(name) {
+                    self.leftovers.push(leftover);
+                    return Err(error);
+                }
+            }
+            self.files_bytes -= leftover.bytes;
+            self.are_names_unsynced = true;
+        }
+        self.sync_names()
+    }
+
+    fn sync_names(&mut self) -> Result<(), WriteError> {
+        if self.are_names_unsynced {
+            self.storage.sync_dir().map_err(|error| fault::of(Operation::SyncNames, "the directory", error))?;
+            self.are_names_unsynced = false;
+            self.is_a_name_in_doubt = false;
+        }
+        Ok(())
+    }
+
     /// Makes sure that a file of `bytes` keeps the cap; spares go first.
     fn find_room(&mut self, bytes: u64) -> Result<(), WriteError> {
         let limit = self.bytes_max - small_files_bytes(self.segment_bytes);
@@ -170,7 +235,8 @@ impl Segments {
             if !self.remove_spare()? {
                 let (files_bytes, bytes_max) = (self.files_bytes, self.bytes_max);
                 let is_small = bytes <= SMALL_SEGMENT_BYTES;
-                return if is_small { Ok(()) } else { Err(WriteError::CapReached { files_bytes, bytes_max }) };
+                let full = WriteError::Refused(Refusal::CapReached { files_bytes, bytes_max });
+                return if is_small { Ok(()) } else { Err(full) };
             }
         }
         Ok(())
@@ -187,22 +253,43 @@ impl Segments {
         }
     }
 
-    fn create(&self, name: &str, bytes: u64) -> Result<Arc<dyn StorageFile>, WriteError> {
-        self.storage.create(name, bytes).map_err(|source| {
-            if !is_no_space(&source) {
-                return failure("creating", name, source);
-            }
-            let _ = self.storage.remove(name); // what was reserved of it; the next start removes it otherwise
-            WriteError::NoSpace { segment_bytes: bytes, dir: self.storage.dir().to_owned(), source: Arc::new(source) }
-        })
+    /// Removes the file `name`, unless it is gone already.
+    fn remove(&self, name: &str) -> Result<(), WriteError> {
+        match self.storage.remove(name) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(fault::of(Operation::Remove, name, error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Renames `from` to `to`; false when it is gone already.
+    fn rename(&self, operation: Operation, from: &str, to: &str) -> Result<bool, WriteError> {
+        match self.storage.rename(from, to) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(fault::of(operation, from, error)),
+        }
     }
 
     /// Removes a spare; false when there is none.
     pub fn remove_spare(&mut self) -> Result<bool, WriteError> {
         let Some(spare) = self.spares.pop() else { return Ok(false) };
-        self.storage.remove(&spare.name).map_err(|error| failure("removing", &spare.name, error))?;
+        if let Err(error) = self.remove(&spare.name) {
+            self.spares.push(spare);
+            return Err(error);
+        }
         self.files_bytes -= spare.bytes;
         Ok(true)
+    }
+
+    /// Cuts `segment` to `bytes`, for the sake of the room.
+    pub fn cut(&mut self, segment: &mut Segment, bytes: u64) -> Result<(), WriteError> {
+        let name = segment_name(segment.id);
+        let failed = |error| fault::of(Operation::Cut, &name, error);
+        segment.file.set_bytes(bytes).map_err(failed)?;
+        self.files_bytes -= segment.bytes - bytes;
+        segment.bytes = bytes;
+        // A length that is not synced comes back, and would break the cap.
+        segment.file.sync_data().map_err(failed)
     }
 
     /// Takes in a segment that gets no more frames. From here on it is charged by its true length.
@@ -220,12 +307,20 @@ impl Segments {
         self.sealed.insert(segment.id, segment);
     }
 
-    /// Lets all drained segments go; returns how many: none for now where the disk is too full to say so first.
+    /// Lets drained segments go, as many as it can; gives how many, and what kept the others.
     /// `committed_durable`: the greatest `committed_below` that survives power loss.
-    pub fn retire_drained(&mut self, committed_durable: Sequence) -> Result<usize, WriteError> {
-        let drained = std::mem::take(&mut self.drained);
+    pub fn retire_drained(&mut self, committed_durable: Sequence) -> (usize, Result<(), WriteError>) {
+        let mut gone = 0;
+        let done = self.tidy().and_then(|()| self.retire(committed_durable, &mut gone));
+        (gone, done)
+    }
+
+    fn retire(&mut self, committed_durable: Sequence, gone: &mut usize) -> Result<(), WriteError> {
+        if self.drained.is_empty() {
+            return Ok(());
+        }
         let mut is_recorded = true;
-        for segment in drained.iter().filter_map(|id| self.sealed.get(id)) {
+        for segment in self.drained.iter().filter_map(|id| self.sealed.get(id)) {
             if let (Some(first), Some(last)) = (segment.first, segment.last)
                 && last >= committed_durable
             {
@@ -233,72 +328,63 @@ impl Segments {
                 is_recorded = false;
             }
         }
-        if !is_recorded && let Err(error) = self.save_absent(committed_durable) {
-            self.drained = drained;
-            if !error.is_no_space() {
-                return Err(error);
+        if !is_recorded {
+            self.save_absent(committed_durable)?;
+        }
+        let spares_before = self.spares.len();
+        let mut drained = std::mem::take(&mut self.drained).into_iter();
+        let mut let_go = Ok(());
+        for id in drained.by_ref() {
+            let Some(segment) = self.sealed.remove(&id) else { continue };
+            let_go = self.let_go(&segment);
+            if let_go.is_err() {
+                self.sealed.insert(id, segment);
+                self.drained.push(id);
+                break;
             }
-            self.cut_drained()?;
-            return Ok(0);
+            *gone += 1;
         }
-        for id in &drained {
-            if let Some(segment) = self.sealed.remove(id) {
-                self.let_go(&segment)?;
-            }
+        self.drained.extend(drained);
+        self.are_names_unsynced |= *gone > 0;
+        if let Err(error) = self.sync_names() {
+            // Their old names may come back: they must not hold another segment then.
+            let in_doubt = self.spares.split_off(spares_before);
+            let leftover = |spare: DirEntry| Leftover { names: vec![spare.name], bytes: spare.bytes };
+            self.leftovers.extend(in_doubt.into_iter().map(leftover));
+            return Err(error);
         }
-        if !drained.is_empty() {
-            self.storage.sync_dir().map_err(|error| failure("syncing", "the directory", error))?;
-        }
-        Ok(drained.len())
-    }
-
-    /// True when more of the file of `segment` is unused than admission allows for a sealed one.
-    pub fn wastes_room(&self, segment: &Segment) -> bool {
-        segment.bytes - segment.end > self.segment_bytes / 8
-    }
-
-    /// Cuts drained segments that cannot leave yet to what they hold.
-    fn cut_drained(&mut self) -> Result<(), WriteError> {
-        let waste_max = self.segment_bytes / 8;
-        for id in &self.drained {
-            let Some(segment) = self.sealed.get_mut(id).filter(|segment| segment.bytes - segment.end > waste_max)
-            else {
-                continue;
-            };
-            let before = segment.bytes;
-            segment.cut(segment.end.next_multiple_of(SEGMENT_HEADER_BYTES as u64).min(before))?;
-            // A length that is not synced comes back, and would break the cap.
-            segment.file.sync_data().map_err(|error| failure("syncing", &segment_name(*id), error))?;
-            self.files_bytes -= before - segment.bytes;
-            self.space.uncharge(before - segment.bytes);
-            segment.charged_bytes = segment.bytes;
-        }
-        Ok(())
+        let_go
     }
 
     /// Replaces the `absent` file. What is below `committed_durable` needs no record any more.
     pub fn save_absent(&mut self, committed_durable: Sequence) -> Result<(), WriteError> {
         self.absent.forget_below(committed_durable);
-        self.absent.save(&*self.storage).map_err(|error| failure("writing", super::absent::ABSENT_NAME, error))
+        self.absent.save(&*self.storage).map_err(|error| fault::of(Operation::WriteAbsent, ABSENT_NAME, error))
     }
 
     fn let_go(&mut self, segment: &Segment) -> Result<(), WriteError> {
         let name = segment_name(segment.id);
-        self.files.remove(segment.id);
         if segment.is_damaged {
-            // Its bytes stay charged: they are on disk until a person has looked at them.
             let quarantined = quarantined_name(segment.id);
+            let is_there = self.rename(Operation::SetAside, &name, &quarantined)?;
             tracing::warn!(segment = segment.id, file = quarantined, "damaged journal segment set aside, not deleted");
-            return self.storage.rename(&name, &quarantined).map_err(|error| failure("setting aside", &name, error));
-        }
-        if segment.bytes == self.segment_bytes && self.spares.len() < JOURNAL_SPARES_MAX {
+            self.files.remove(segment.id);
+            if is_there {
+                return Ok(()); // its bytes stay charged: they are on disk until a person has looked at them
+            }
+            self.files_bytes -= segment.bytes;
+        } else if segment.bytes == self.segment_bytes && self.spares.len() < JOURNAL_SPARES_MAX {
             let spare = DirEntry { name: spare_name(segment.id), bytes: segment.bytes };
-            self.storage.rename(&name, &spare.name).map_err(|error| failure("recycling", &name, error))?;
-            self.spares.push(spare);
+            if self.rename(Operation::Recycle, &name, &spare.name)? {
+                self.spares.push(spare);
+            } else {
+                self.files_bytes -= segment.bytes;
+            }
         } else {
-            self.storage.remove(&name).map_err(|error| failure("removing", &name, error))?;
+            self.remove(&name)?;
             self.files_bytes -= segment.bytes;
         }
+        self.files.remove(segment.id);
         self.space.uncharge(segment.charged_bytes);
         Ok(())
     }

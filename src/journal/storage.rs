@@ -109,11 +109,6 @@ pub fn read_full_at(file: &dyn StorageFile, buffer: &mut [u8], offset: u64) -> i
     Ok(filled)
 }
 
-/// True when `error` says that the device or a quota is full.
-pub fn is_no_space(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -4,30 +4,29 @@
 //! hands out: [`JournalSpace`] to reserve room, [`Releaser`] to report commits, [`JournalReader`] to read back.
 //!
 //! ```text
-//!           append, mark, sync, reclaim                     any write or fsync error
-//!  open ─▶ working ───────────────────────────────────────▶ failed: every later call returns the first error
-//!             └─ close ─▶ closed                            (NoSpace and CapReached, before anything of the
-//!                                                            group is written, do not fail the journal)
+//!           append, mark, sync, reclaim               an error of writing or syncing blocks
+//!  open ─▶ working ────────────────────────────────────────────────▶ failed: every later call returns the first error
+//!           │  └─ close ─▶ closed
+//!           └─ anything else that fails, before a byte of a group is written: the group is refused, and it goes on
 //! ```
 //!
-//! After a failed fsync nobody knows what is on disk, and trying again would lie (the kernel drops the dirty pages);
-//! so nothing is acked from there on, and the next start finds out.
+//! [`super::fault`] has the table. How one segment follows another is in `turnover`.
+
+mod turnover;
 
 use std::io::IoSlice;
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
 
 use crossbeam::queue::SegQueue;
 
+use super::fault::{self, Failure, Operation, WriteError};
 use super::frame::{FRAME_ALIGN, FRAME_HEADER_BYTES, FrameHeader, FrameKind, framed_bytes};
 use super::outstanding::Outstanding;
 use super::reader::{JournalReader, OpenFiles};
-use super::relocation::{Candidate, Occasion, Pinned, Pressure, choose};
 use super::segment::{SEGMENT_HEADER_BYTES, segment_name};
-use super::segments::{Beginning, MARKS_RESERVED_BYTES, SMALL_SEGMENT_BYTES, Segment, Segments, failure};
+use super::segments::{Beginning, MARKS_RESERVED_BYTES, Segment, Segments};
 use super::space::{Figures, JournalSpace, JournalStats};
-use super::storage::{SLICES_PER_WRITE_MAX, Storage, is_no_space, write_all_vectored_at};
+use super::storage::{SLICES_PER_WRITE_MAX, Storage, write_all_vectored_at};
 use super::{Location, recovery};
 use crate::types::Sequence;
 
@@ -44,54 +43,6 @@ pub struct FrameToWrite<'a> {
     pub payload: &'a [u8],
     /// Their CRC32C, computed by whoever made them.
     pub crc32c: u32,
-}
-
-/// The operation that failed for good.
-#[derive(Clone, Debug, thiserror::Error)]
-#[error("{operation} {file}: {source}")]
-pub struct Failure {
-    /// What was tried.
-    pub operation: &'static str,
-    /// On which file of the journal's directory.
-    pub file: String,
-    /// What the system said.
-    pub source: Arc<std::io::Error>,
-}
-
-/// Why a group was not accepted. Nothing of it may be acked.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum WriteError {
-    /// The device is full; the group was not begun. Later groups may succeed.
-    #[error("no space on the device for a journal segment of {segment_bytes} bytes in {}: {source}", dir.display())]
-    NoSpace {
-        /// Length of the file that did not fit.
-        segment_bytes: u64,
-        /// The journal's directory.
-        dir: PathBuf,
-        /// What the system said.
-        source: Arc<std::io::Error>,
-    },
-    /// The cap is reached; the group was not begun. Cannot happen to blocks that hold a reservation.
-    #[error("the journal has reached its limit: {files_bytes} of {bytes_max} bytes are on disk")]
-    CapReached {
-        /// Bytes on disk.
-        files_bytes: u64,
-        /// The cap.
-        bytes_max: u64,
-    },
-    /// The journal has failed, now or earlier: it takes nothing more until it is opened again.
-    #[error("the journal has failed: {0}")]
-    Failed(Failure),
-}
-
-impl WriteError {
-    /// True when the device, or the journal's own limit, is full.
-    pub fn is_no_space(&self) -> bool {
-        match self {
-            Self::NoSpace { .. } | Self::CapReached { .. } => true,
-            Self::Failed(failure) => is_no_space(&failure.source),
-        }
-    }
 }
 
 /// Reports committed blocks, from any thread; the writer takes note at its next [`Journal::reclaim`].
@@ -116,15 +67,6 @@ pub struct Reclaimed {
     pub segments: usize,
 }
 
-/// What becomes of the room at the end of a segment that is sealed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Rest {
-    /// The file is cut, if that gives back much.
-    Cut,
-    /// It stays: the segment leaves next, and a whole one is recycled.
-    Kept,
-}
-
 /// What the newest frame or header on disk says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Recorded {
@@ -145,7 +87,12 @@ pub struct Journal {
     recorded: Recorded,
     /// The greatest `committed_below` that survives power loss.
     committed_durable: Sequence,
-    failed: Option<WriteError>,
+    /// The first error that was final.
+    failed: Option<Failure>,
+    /// What keeps segments from being let go at present.
+    hindrance: Option<WriteError>,
+    /// Length of the segment that was to be made last, for a block that found no room.
+    wanted_bytes: u64,
     /// Scratch: headers of the frames being written.
     slots: Vec<u8>,
     _lock: Box<dyn Send + Sync>,
@@ -188,6 +135,7 @@ impl Journal {
         let beginning = Beginning { first_sequence, committed_below };
         let bytes = segments.bytes_with_room();
         let active = segments.make(bytes, beginning)?;
+        let wanted_bytes = segments.segment_bytes;
         let mut journal = Self {
             segments,
             active,
@@ -199,6 +147,8 @@ impl Journal {
             recorded: Recorded { committed_below, synced_below: first_sequence },
             committed_durable: committed_below,
             failed: None,
+            hindrance: None,
+            wanted_bytes,
             slots: Vec::new(),
             _lock: lock,
         };
@@ -207,11 +157,16 @@ impl Journal {
     }
 
     /// Appends `frames` as one group; with `sync`, returns after an fsync covered them. Pushes one location a frame
-    /// to `out`, in order; on an error none. Every block must hold a reservation of [`JournalSpace`]: on success the
-    /// journal takes it over, on an error it stays the caller's.
+    /// to `out`, in order. Every block must hold a reservation of [`JournalSpace`]: the journal takes over those of blocks
+    /// that have a location, others stay the caller's.
     ///
     /// One vectored write and at most one fsync, unless the group fills a segment: then what fits is written and
     /// synced, and the rest goes to the next segment.
+    ///
+    /// # Errors
+    /// [`WriteError::Refused`]: the blocks that have a location are appended as asked, of the others no byte is written.
+    /// [`WriteError::Latched`]: no byte of any is. [`WriteError::Failed`]: of any block the next start may find all or
+    /// nothing; none has a location.
     pub fn append_group(
         &mut self,
         frames: &[FrameToWrite<'_>],
@@ -219,19 +174,33 @@ impl Journal {
         out: &mut Vec<Location>,
     ) -> Result<(), WriteError> {
         self.check()?;
-        let before = out.len();
-        let result = self.append(frames, sync, out);
-        if let Err(error) = result {
-            let is_begun = out.len() > before;
-            out.truncate(before);
-            // A group that is half on disk cannot be taken back: no later one may follow it.
-            return Err(if is_begun { self.fail(error) } else { error });
+        if self.segments.is_a_name_in_doubt {
+            let tidied = self.segments.tidy();
+            self.noted(tidied)?;
+        }
+        let (before, mut is_begun) = (out.len(), false);
+        let mut appended = self.append(frames, out, &mut is_begun);
+        let is_sound = appended.as_ref().err().is_none_or(WriteError::is_passing);
+        if sync && is_sound && (is_begun || appended.is_ok()) {
+            appended = self.sync().and(appended);
         }
         self.publish();
-        Ok(())
+        match appended {
+            Err(WriteError::Failed(failure)) => {
+                out.truncate(before);
+                Err(if is_begun { WriteError::Failed(failure) } else { WriteError::Latched(failure) })
+            }
+            other => other,
+        }
     }
 
-    fn append(&mut self, frames: &[FrameToWrite<'_>], sync: bool, out: &mut Vec<Location>) -> Result<(), WriteError> {
+    /// `is_begun` becomes true before the first byte of `frames` is written.
+    fn append(
+        &mut self,
+        frames: &[FrameToWrite<'_>],
+        out: &mut Vec<Location>,
+        is_begun: &mut bool,
+    ) -> Result<(), WriteError> {
         let mut rest = frames;
         while let Some(first) = rest.first() {
             let count = self.count_that_fits(rest);
@@ -239,15 +208,17 @@ impl Journal {
                 let alone = SEGMENT_HEADER_BYTES as u64 + framed_bytes(first.payload.len()) + MARKS_RESERVED_BYTES;
                 // Whole blocks: a file that ends within one would grow when its last frame is written.
                 let alone = alone.next_multiple_of(SEGMENT_HEADER_BYTES as u64);
-                self.roll(self.segments.segment_bytes.max(alone), Rest::Cut)?;
+                self.wanted_bytes = self.segments.segment_bytes.max(alone);
+                self.roll(self.wanted_bytes)?;
                 assert!(self.count_that_fits(rest) > 0, "a segment holds the frame that it was made for");
                 continue;
             }
             let (now, later) = rest.split_at(count);
+            *is_begun = true;
             self.write_blocks(now, out)?;
             rest = later;
         }
-        if sync { self.sync() } else { Ok(()) }
+        Ok(())
     }
 
     /// How many of `frames`, from the first, go into the active segment by one vectored write.
@@ -279,7 +250,7 @@ impl Journal {
             padding_bytes = frame.payload.len().next_multiple_of(FRAME_ALIGN) - frame.payload.len();
         }
         let written = write_all_vectored_at(&*self.active.file, &mut slices[..2 * frames.len()], self.active.end);
-        self.wrote(written, &header)?;
+        self.wrote(Operation::WriteBlocks, written, &header)?;
 
         for (frame, sequence) in frames.iter().zip(first.0..) {
             let sequence = Sequence(sequence);
@@ -314,11 +285,14 @@ impl Journal {
     }
 
     /// Takes note of the outcome of writing frames that said what `header` says.
-    fn wrote(&mut self, written: std::io::Result<()>, header: &FrameHeader) -> Result<(), WriteError> {
-        if let Err(error) = written {
-            let error = failure("writing", &segment_name(self.active.id), error);
-            return Err(self.fail(error));
-        }
+    fn wrote(
+        &mut self,
+        operation: Operation,
+        written: std::io::Result<()>,
+        header: &FrameHeader,
+    ) -> Result<(), WriteError> {
+        let name = segment_name(self.active.id);
+        self.noted(written.map_err(|error| fault::of(operation, &name, error)))?;
         self.is_dirty = true;
         self.recorded = Recorded { committed_below: header.committed_below, synced_below: header.synced_below };
         Ok(())
@@ -330,10 +304,8 @@ impl Journal {
         if !self.is_dirty {
             return Ok(());
         }
-        if let Err(error) = self.active.file.sync_data() {
-            let error = failure("syncing", &segment_name(self.active.id), error);
-            return Err(self.fail(error));
-        }
+        let (name, synced) = (segment_name(self.active.id), self.active.file.sync_data());
+        self.noted(synced.map_err(|error| fault::of(Operation::SyncBlocks, &name, error)))?;
         self.is_dirty = false;
         self.synced_below = self.outstanding.next();
         self.committed_durable = self.committed_durable.max(self.recorded.committed_below);
@@ -344,7 +316,7 @@ impl Journal {
     /// little and damage can be told from a torn tail. True when one was written. With `sync`, all that was appended
     /// and the mark survive power loss.
     ///
-    /// A full segment gets no mark: the next segment's header says the same.
+    /// A full segment gets no mark: the next segment's header says the same. Nor does one that may not be the last.
     pub fn mark(&mut self, sync: bool) -> Result<bool, WriteError> {
         self.check()?;
         if sync {
@@ -352,12 +324,13 @@ impl Journal {
         }
         let header = self.header(FrameKind::Mark);
         let news = Recorded { committed_below: header.committed_below, synced_below: header.synced_below };
-        if news == self.recorded || self.active.end + FRAME_HEADER_BYTES as u64 > self.active.bytes {
+        let is_full = self.active.end + FRAME_HEADER_BYTES as u64 > self.active.bytes;
+        if news == self.recorded || is_full || self.segments.is_a_name_in_doubt {
             return Ok(false);
         }
         let bytes = header.encode();
         let written = write_all_vectored_at(&*self.active.file, &mut [IoSlice::new(&bytes)], self.active.end);
-        self.wrote(written, &header)?;
+        self.wrote(Operation::WriteMark, written, &header)?;
         self.active.end += FRAME_HEADER_BYTES as u64;
         if sync {
             self.sync()?;
@@ -365,154 +338,24 @@ impl Journal {
         Ok(true)
     }
 
-    /// Takes note of released blocks, and lets segments go that hold no outstanding block: sealed ones, and the
-    /// active one when it is more than half full.
-    pub fn reclaim(&mut self) -> Result<Reclaimed, WriteError> {
-        let frames = self.take_releases();
-        self.check()?;
-        let is_used_up = self.active.end > self.active.bytes / 2;
-        if self.active.outstanding == 0 && self.active.last.is_some() && is_used_up {
-            match self.roll(self.segments.bytes_with_room(), Rest::Kept) {
-                // Not needed now; when it is, the append says so.
-                Ok(()) | Err(WriteError::NoSpace { .. } | WriteError::CapReached { .. }) => {}
-                Err(failed) => return Err(failed),
-            }
-        }
-        let retired = self.segments.retire_drained(self.committed_durable);
-        let segments = retired.map_err(|error| self.fail(error))?;
-        self.publish();
-        Ok(Reclaimed { frames, segments })
-    }
-
-    fn take_releases(&mut self) -> u64 {
-        let (mut frames, now) = (0, Instant::now());
-        while let Some(location) = self.releases.pop() {
-            if !self.outstanding.release(location.sequence) {
-                continue;
-            }
-            frames += 1;
-            self.live_bytes -= framed_bytes(location.payload_bytes as usize);
-            if location.segment == self.active.id {
-                self.active.release(&location, now);
-                continue;
-            }
-            let segment = self.segments.sealed.get_mut(&location.segment);
-            let segment = segment.expect("a segment stays while a block in it is outstanding");
-            segment.release(&location, now);
-            if segment.outstanding == 0 {
-                self.segments.drained.push(location.segment);
-            }
-        }
-        frames
-    }
-
-    /// True when a restart would replay blocks that are committed, as an older one is not.
-    pub fn has_committed_behind(&self) -> bool {
-        self.committed_behind() > 0
-    }
-
-    fn committed_behind(&self) -> u64 {
-        self.outstanding.next().0 - self.outstanding.low().0 - self.outstanding.count()
-    }
-
-    /// Nothing can be relocated from `segment` at present: it counts as one from which blocks are being released.
-    pub fn leave_for_now(&mut self, segment: u64) {
-        if let Some(segment) = self.segments.sealed.get_mut(&segment) {
-            segment.changed_at = Instant::now();
-        }
-    }
-
-    /// The segment whose outstanding blocks are best written again at the journal's head, so that it can leave; `None` when
-    /// none is worth it. `relocation` has the rules.
-    pub fn segment_to_relocate(&self, occasion: Occasion, now: Instant) -> Option<Pinned> {
-        if self.failed.is_some() {
-            return None;
-        }
-        let space = &self.segments.space;
-        let committed_behind = self.committed_behind();
-        let candidate = |segment: &Segment, is_active| Candidate {
-            id: segment.id,
-            blocks: segment.outstanding,
-            live_bytes: segment.live_bytes,
-            committed: segment.blocks() - segment.outstanding,
-            used_bytes: segment.end,
-            charge: space.charge_of_all(segment.live_bytes, segment.outstanding),
-            quiet_for: now.saturating_duration_since(segment.changed_at),
-            is_active,
-        };
-        // Only those that would leave: a damaged one stays for a person.
-        let sealed = self.segments.sealed.values().filter(|segment| !segment.is_damaged);
-        let candidates = sealed.map(|segment| candidate(segment, false)).chain([candidate(&self.active, true)]);
-        let (room_left, room) = space.room();
-        choose(&Pressure { occasion, room_left, room, committed_behind }, candidates)
-    }
-
-    /// Seals the active segment and begins one of `bytes`. The old one is synced first, so that only the last segment
-    /// ever holds blocks that no fsync covered.
-    fn roll(&mut self, bytes: u64, rest: Rest) -> Result<(), WriteError> {
-        if rest == Rest::Cut && self.segments.wastes_room(&self.active) {
-            self.cut_active(self.active.end.next_multiple_of(SEGMENT_HEADER_BYTES as u64).min(self.active.bytes))?;
-            self.is_dirty = true; // a length that is not synced comes back, and would break the cap
-        }
-        self.sync()?;
-        let (first_sequence, committed_below) = (self.outstanding.next(), self.outstanding.low());
-        let beginning = Beginning { first_sequence, committed_below };
-        let segment = match self.segments.make(bytes, beginning) {
-            Ok(segment) => segment,
-            Err(error @ WriteError::Failed(_)) => return Err(self.fail(error)),
-            Err(error) => return Err(error),
-        };
-        self.segments.seal(std::mem::replace(&mut self.active, segment));
-        self.recorded = Recorded { committed_below, synced_below: first_sequence };
-        self.committed_durable = committed_below;
-        Ok(())
-    }
-
-    fn cut_active(&mut self, bytes: u64) -> Result<(), WriteError> {
-        let before = self.active.bytes;
-        self.active.cut(bytes).map_err(|error| self.fail(error))?;
-        self.segments.files_bytes -= before - bytes;
-        Ok(())
-    }
-
-    /// Closes the journal: all that was appended survives, and a last synced mark says what is committed. When all
-    /// is, only one small segment without blocks stays on disk.
-    pub fn close(mut self) -> Result<(), WriteError> {
-        self.reclaim()?;
-        if self.active.outstanding == 0 && self.active.last.is_some() {
-            self.roll(SMALL_SEGMENT_BYTES, Rest::Cut)?;
-            self.reclaim()?;
-        } else {
-            self.mark(true)?;
-        }
-        self.cut_active(self.active.end)?;
-        while self.segments.remove_spare()? {}
-        self.publish();
-        Ok(())
-    }
-
-    /// The first write or fsync error, if one happened.
-    pub fn failed(&self) -> Option<&WriteError> {
+    /// The first error that was final, if one happened.
+    pub fn failed(&self) -> Option<&Failure> {
         self.failed.as_ref()
     }
 
     fn check(&self) -> Result<(), WriteError> {
-        self.failed.clone().map_or(Ok(()), Err)
+        self.failed.clone().map_or(Ok(()), |failure| Err(WriteError::Latched(failure)))
     }
 
-    /// Latches `error`, unless an earlier one is; returns the latched one. Whatever it was, it becomes
-    /// [`WriteError::Failed`]. The journal thread logs it.
-    fn fail(&mut self, error: WriteError) -> WriteError {
-        if let Some(first) = &self.failed {
-            return first.clone();
+    /// `done`, of which an error that is final is latched, unless an earlier one is.
+    fn noted<T>(&mut self, done: Result<T, WriteError>) -> Result<T, WriteError> {
+        if let Err(WriteError::Failed(failure)) = &done
+            && self.failed.is_none()
+        {
+            self.segments.space.set_failed();
+            self.failed = Some(failure.clone());
         }
-        let error = match error {
-            WriteError::Failed(_) => error,
-            other => failure("filling", &segment_name(self.active.id), std::io::Error::other(other)),
-        };
-        self.segments.space.set_failed();
-        self.failed = Some(error.clone());
-        error
+        done
     }
 
     /// Room for blocks, and figures; shared by all threads.

@@ -1,25 +1,28 @@
 //! The journal thread: drain all rings ▸ one vectored write ▸ one fdatasync ▸ acknowledge ▸ lanes.
 //!
 //! Between groups it relocates ([`super::relocator`]). While one group is being synced the next gathers in the rings, so the
-//! group's size adapts to the disk by itself. The first error latches: what is in hand and all that comes later is refused, and the process
-//! stays up so that what was queued before still reaches PostgreSQL.
+//! group's size adapts to the disk by itself. A group that finds no file to be written to is refused, and the next one tries
+//! again, or this thread while none comes. The first error of writing or syncing blocks is final: what is in hand and all
+//! that comes later is refused, and the process ends once what was queued before has reached PostgreSQL.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use crossbeam::channel::Sender;
 use crossbeam::sync::Parker;
 
 use crate::flush::queue::{FlushQueue, Queued, Trouble};
 use crate::http::app::App;
 use crate::http::submission::{Refused, Submission};
-use crate::journal::{FrameToWrite, Journal, JournalHealth, Location};
+use crate::journal::{FrameToWrite, Journal, JournalHealth, Location, WriteError};
 use crate::limits::{
     JOURNAL_GROUP_BYTES_MAX, JOURNAL_GROUP_FRAMES_MAX, JOURNAL_IDLE_BEFORE_MARK, JOURNAL_RELOCATION_IDLE_POLL,
     QUEUED_BATCH_BYTES,
 };
 use crate::metrics::{BatchOutcome, Recorder};
 use crate::ring::ring::Ring;
+use crate::server::journal_state::JournalState;
 use crate::server::relocator::Relocator;
 use crate::status::model::Phase;
 use crate::status::shared::StatusFeed;
@@ -31,6 +34,7 @@ pub struct GroupCommit {
     queue: Arc<FlushQueue>,
     journal: Journal,
     health: Arc<JournalHealth>,
+    state: JournalState,
     feed: Option<StatusFeed>,
     parker: Parker,
     stopping: Arc<AtomicBool>,
@@ -49,20 +53,36 @@ struct Gathered {
 }
 
 impl GroupCommit {
-    /// A thread body over `journal`; `parker` is the one whose unparker the workers and flushers have.
+    /// A thread body over `journal`; `parker` is the one whose unparker the workers and flushers have. `on_failure` is
+    /// told when the journal has failed.
     pub fn new(
         app: Arc<App>,
         journal: Journal,
         feed: Option<StatusFeed>,
         parker: Parker,
         stopping: Arc<AtomicBool>,
+        on_failure: Sender<()>,
     ) -> Self {
         let (queue, health) = (Arc::clone(&app.queue), Arc::clone(&app.journal_health));
+        let state = JournalState::new(Arc::clone(&health), on_failure);
         let fsync = app.metrics.journal_fsync.recorder();
         // What recovery found is synced.
         app.durable.reached(journal.synced_below());
         let relocator = Relocator::new(Arc::clone(&queue), Arc::clone(&app.metrics), &journal);
-        Self { app, queue, journal, health, feed, parker, stopping, fsync, first_ring: 0, mark_is_due: true, relocator }
+        Self {
+            app,
+            queue,
+            journal,
+            health,
+            state,
+            feed,
+            parker,
+            stopping,
+            fsync,
+            first_ring: 0,
+            mark_is_due: true,
+            relocator,
+        }
     }
 
     /// Runs until asked to stop and the rings are empty; then closes the journal.
@@ -100,7 +120,7 @@ impl GroupCommit {
         if self.health.has_failed() {
             return self.parker.park();
         }
-        if let Some(due) = self.relocator.due() {
+        if let Some(due) = [self.relocator.due(), self.state.retry_at()].into_iter().flatten().min() {
             return self.parker.park_deadline(due);
         }
         if !self.mark_is_due {
@@ -116,8 +136,9 @@ impl GroupCommit {
         self.parker.park_deadline(quiet_at);
         if Instant::now() >= quiet_at && self.app.rings.iter().all(Ring::is_empty) {
             self.mark_is_due = false;
-            if let Err(error) = self.journal.mark(false) {
-                self.fail(&error.to_string());
+            match self.journal.mark(false) {
+                Err(error) if !error.is_passing() => self.met(&error),
+                _ => {}
             }
         }
     }
@@ -147,7 +168,7 @@ impl GroupCommit {
     /// Writes and syncs `group`, then tells everybody; empties it.
     fn commit(&mut self, group: &mut Vec<Gathered>, locations: &mut Vec<Location>) {
         locations.clear();
-        let sync = group.iter().any(|gathered| gathered.submission.level != AckLevel::Memory);
+        let sync = must_sync(group.iter().map(|gathered| gathered.submission.level));
         let frames: Vec<FrameToWrite<'_>> = group
             .iter()
             .map(|Gathered { submission, .. }| FrameToWrite {
@@ -161,23 +182,23 @@ impl GroupCommit {
         if sync {
             self.fsync.record_elapsed(started.elapsed());
         }
-        match written {
-            Ok(()) => {
-                self.app.durable.reached(self.journal.synced_below());
-                let mut urgent = false;
-                for (gathered, location) in group.drain(..).zip(locations.iter()) {
-                    urgent |= gathered.submission.batch.priority >= PRIORITY_RESERVED_MIN;
-                    self.accept(gathered, Some(*location));
-                }
-                self.queue.wake(urgent);
-                self.queue.relieve_memory();
-            }
-            Err(error) => {
-                self.fail(&error.to_string());
-                group.drain(..).for_each(|gathered| self.refuse(gathered));
-                self.queue.wake(true);
-            }
+        self.app.durable.reached(self.journal.synced_below());
+        // Without locations: the rest of a group for which no segment could be begun, or all of one.
+        let mut urgent = written.is_err();
+        for (gathered, location) in group.drain(..locations.len()).zip(locations.iter()) {
+            urgent |= gathered.submission.batch.priority >= PRIORITY_RESERVED_MIN;
+            self.accept(gathered, Some(*location));
         }
+        if let Err(error) = written {
+            self.met(&error);
+            let refused = match error {
+                WriteError::Refused(_) | WriteError::Latched(_) => Refused::NotTaken,
+                WriteError::Failed(_) => Refused::Unknown,
+            };
+            group.drain(..).for_each(|gathered| self.refuse(gathered, refused));
+        }
+        self.queue.wake(urgent);
+        self.queue.relieve_memory();
         self.app.metrics.journal_bytes.set(self.app.space.stats().files_bytes);
     }
 
@@ -220,7 +241,7 @@ impl GroupCommit {
 
     /// Turns a batch away that the journal could not take. `ack=memory` was answered already: such a batch goes
     /// to PostgreSQL without the journal.
-    fn refuse(&self, gathered: Gathered) {
+    fn refuse(&self, gathered: Gathered, refused: Refused) {
         let submission = gathered.submission;
         self.app.space.release_reservation(submission.block.bytes().len());
         if submission.level == AckLevel::Memory {
@@ -233,7 +254,7 @@ impl GroupCommit {
         self.queue.budgets.batches.give_back(1);
         self.queue.admission.left(batch.priority, batch.events);
         if let Some(on_durable) = submission.on_durable {
-            let _ = on_durable.send(Err(Refused));
+            let _ = on_durable.send(Err(refused));
         }
     }
 
@@ -247,13 +268,33 @@ impl GroupCommit {
         self.fsync.record_elapsed(started.elapsed());
         match synced {
             Ok(()) => self.app.durable.reached(self.journal.synced_below()),
-            Err(error) => self.fail(&error.to_string()),
+            Err(error) => self.met(&error),
         }
     }
 
+    /// Tells of `error`; who waits for a sync that will not come hears of it, too.
+    fn met(&mut self, error: &WriteError) {
+        self.state.met(error, Instant::now());
+        if self.health.has_failed() {
+            self.app.durable.failed();
+        }
+    }
+
+    /// Lets segments go, and tries again what failed and passes.
     fn reclaim(&mut self) {
-        if let Err(error) = self.journal.reclaim() {
-            self.fail(&error.to_string());
+        let now = Instant::now();
+        if self.state.retry_at().is_some_and(|retry_at| now < retry_at) {
+            return;
+        }
+        if self.state.is_refusing() {
+            match self.journal.retry() {
+                Ok(()) => self.state.takes(now),
+                Err(error) => self.met(&error),
+            }
+        }
+        match self.journal.reclaim() {
+            Ok(_) => self.state.hindered(self.journal.hindrance(), now),
+            Err(error) => self.met(&error),
         }
         self.app.metrics.journal_bytes.set(self.app.space.stats().files_bytes);
     }
@@ -263,20 +304,26 @@ impl GroupCommit {
             return;
         }
         if let Err(error) = self.relocator.step(&mut self.journal, Instant::now()) {
-            self.fail(&error.to_string());
+            self.met(&error);
         }
     }
+}
 
-    fn fail(&self, message: &str) {
-        if !self.health.has_failed() {
-            tracing::error!(
-                reason = message,
-                "the journal cannot be written: no further batches are acknowledged and /readyz reports not ready; \
-                 make room on the disk under JOURNAL_DIR or repair it, then restart ingestd (acknowledged batches are \
-                 safe and will be replayed)"
-            );
-            self.health.fail(message.to_owned());
-        }
-        self.app.durable.failed();
+/// Whether a group of batches that are to be acknowledged at `levels` has to be synced: any of them waits for that.
+fn must_sync(mut levels: impl Iterator<Item = AckLevel>) -> bool {
+    levels.any(|level| level != AckLevel::Memory)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_is_synced_as_soon_as_one_of_it_is_to_survive() {
+        use AckLevel::{Commit, Journal, Memory};
+        let synced = |levels: &[AckLevel]| must_sync(levels.iter().copied());
+        assert!(synced(&[Journal]) && synced(&[Commit]));
+        assert!(synced(&[Memory, Journal]) && synced(&[Commit, Memory]) && synced(&[Memory, Memory, Journal]));
+        assert!(!synced(&[Memory, Memory]));
     }
 }

@@ -10,6 +10,9 @@
 //!  5 journal thread, HTTP workers              embedded PostgreSQL stops
 //! ```
 //!
+//! A journal that has failed ends the process as SIGTERM does, with exit code 1, so that a supervisor starts it again: the
+//! next start finds out what of the last writes is on disk. Faults that pass end nothing (`journal_state`).
+//!
 //! PostgreSQL that cannot be reached stops nothing: batches go into the journal and wait. PostgreSQL that
 //! refuses (wrong password, unknown database, too old) stops the start: only the operator can help. So does a
 //! database that lacks what batches need (a right, an encoding), unless the journal holds batches: that node serves.
@@ -17,6 +20,7 @@
 mod database;
 pub mod drain;
 mod group_commit;
+mod journal_state;
 mod listen;
 mod recover;
 mod reload;
@@ -29,10 +33,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crossbeam::channel;
+use crossbeam::channel::{self, Sender};
 use crossbeam::sync::Parker;
 use tokio::sync::watch;
 
+use crate::config::open_files::OpenFiles;
 use crate::config::{Config, Linger as LingerSetting};
 use crate::encode::pool::BlockPool;
 use crate::flush::cut::{CutSettings, Linger};
@@ -65,6 +70,7 @@ use crate::status::memory::BatchMap;
 use crate::status::recent::Recent;
 use crate::status::shared::{DatabaseId, Shared};
 use crate::sys::affinity;
+use crate::sys::open_files;
 use crate::sys::service_manager;
 use crate::sys::signals::{self, Signal};
 use crate::sys::vital;
@@ -102,13 +108,22 @@ pub fn run(config: &Config, reread: Reread<'_>, on_recovery: &mut OnRead<'_>) ->
         let _ = signal_sender.try_send(signal);
     })
     .map_err(|error| ServeError::failed("cannot install signal handlers", error))?;
-    let server = Server::start(config, on_recovery)?;
+    let (on_failure, journal_failed) = channel::bounded(1);
+    let server = Server::start(config, on_recovery, on_failure)?;
     let serving = server.app.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     service_manager::ready(&format!("serving {serving}"));
-    while let Ok(Signal::Reload) = signals.recv() {
-        service_manager::reloading();
-        reload::reload(&server.app, reread);
-        service_manager::ready(&format!("serving {serving}"));
+    loop {
+        channel::select! {
+            recv(signals) -> signal => match signal {
+                Ok(Signal::Reload) => {
+                    service_manager::reloading();
+                    reload::reload(&server.app, reread);
+                    service_manager::ready(&format!("serving {serving}"));
+                }
+                _ => break,
+            },
+            recv(journal_failed) -> _ => break,
+        }
     }
     service_manager::stopping("committing queued batches");
     server.stop()
@@ -129,9 +144,14 @@ struct Server {
 }
 
 impl Server {
-    fn start(config: &Config, on_recovery: &mut OnRead<'_>) -> Result<Self, ServeError> {
+    fn start(
+        config: &Config,
+        on_recovery: &mut OnRead<'_>,
+        on_journal_failure: Sender<()>,
+    ) -> Result<Self, ServeError> {
         let started_at = Instant::now();
         let worker_count = config.workers.unwrap_or_else(affinity::default_workers);
+        let planned = plan_open_files(config, worker_count)?;
         let gate = reload::gate(config).map_err(|error| ServeError::Configuration(error.to_string()))?;
         let tls = start_tls(config)?;
         let traces = start_traces(config, tls.is_some())?;
@@ -196,7 +216,7 @@ impl Server {
             },
             gate,
             tls,
-            connections: Connections::new(config.connections_max, config.connections_per_address_max),
+            connections: Connections::new(planned.connections_max, config.connections_per_address_max),
             rings: (0..worker_count).map(|_| Ring::default()).collect(),
             journal: parker.unparker().clone(),
             space: journal.space(),
@@ -221,7 +241,8 @@ impl Server {
         });
         let upkeep = Upkeep::start(Arc::clone(&app), config, &database)?;
         let sampler = Sampler::start(Arc::clone(&app))?;
-        let (journal_thread, journal_stopping) = start_journal_thread(&app, journal, feed, parker)?;
+        let (journal_thread, journal_stopping) =
+            start_journal_thread(&app, journal, (feed, parker), on_journal_failure)?;
         let (drain, draining) = watch::channel(false);
         let workers = start_workers(&app, bound, &draining)?;
         let scheme = if app.tls.is_some() { "https" } else { "http" };
@@ -275,14 +296,26 @@ impl Server {
         if let Some(traces) = self.traces {
             traces.stop();
         }
-        let failed = self.app.journal_health.has_failed();
+        let health = &self.app.journal_health;
+        let failed = health.has_failed().then(|| health.message());
         self.database.stop();
         tracing::info!(batches_in_journal = left, "stopped");
-        if failed && left > 0 {
-            return Err(ServeError::Failed("shutdown was not clean; see the log".to_owned()));
+        match failed {
+            Some(why) => Err(ServeError::failed("the journal has failed, start ingestd again", why)),
+            None => Ok(()),
         }
-        Ok(())
     }
+}
+
+/// Sets files apart for what must go on whatever clients do, and says how many connections that leaves.
+fn plan_open_files(config: &Config, worker_count: usize) -> Result<OpenFiles, ServeError> {
+    let plan = OpenFiles::plan(config, worker_count, open_files::limit()).map_err(ServeError::Configuration)?;
+    if plan.is_short() {
+        tracing::warn!("{plan}");
+    } else {
+        tracing::info!("{plan}");
+    }
+    Ok(plan)
 }
 
 /// Reads the files of TLS, where it is set.
@@ -383,11 +416,11 @@ fn ingest_settings(config: &Config) -> IngestSettings {
 fn start_journal_thread(
     app: &Arc<App>,
     journal: Journal,
-    feed: Option<crate::status::shared::StatusFeed>,
-    parker: Parker,
+    (feed, parker): (Option<crate::status::shared::StatusFeed>, Parker),
+    on_failure: Sender<()>,
 ) -> Result<(JoinHandle<()>, Arc<AtomicBool>), ServeError> {
     let stopping = Arc::new(AtomicBool::new(false));
-    let thread = GroupCommit::new(Arc::clone(app), journal, feed, parker, Arc::clone(&stopping));
+    let thread = GroupCommit::new(Arc::clone(app), journal, feed, parker, Arc::clone(&stopping), on_failure);
     Ok((spawn("journal", move || thread.run())?, stopping))
 }
 

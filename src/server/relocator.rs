@@ -9,7 +9,8 @@
 //! ```
 //!
 //! Invariants: an old place is released only after an fsync covers the new one. A batch that a flusher has in hand keeps
-//! its place. What cannot be read, or finds no room, stays where it is: relocation never fails a journal that is not broken.
+//! its place. What cannot be read, or finds no room or no file, stays where it is, and no batch is refused for it:
+//! relocation never fails a journal that is not broken.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -23,7 +24,7 @@ use crate::journal::{
 use crate::limits::{
     JOURNAL_ACTIVE_RELOCATION_INTERVAL, JOURNAL_ACTIVE_RELOCATION_WAITED, JOURNAL_RELOCATED_AT_STOP_BYTES_MAX,
     JOURNAL_RELOCATED_BLOCKS_MAX, JOURNAL_RELOCATED_BYTES_MAX, JOURNAL_RELOCATION_PAUSE,
-    JOURNAL_RELOCATION_PAUSE_WITHOUT_GAIN, JOURNAL_RELOCATION_POLL,
+    JOURNAL_RELOCATION_PAUSE_WITHOUT_GAIN, JOURNAL_RELOCATION_POLL, JOURNAL_STOP_WAIT_MAX,
 };
 use crate::metrics::Metrics;
 use crate::types::Sequence;
@@ -104,10 +105,11 @@ impl Relocator {
     /// The journal has failed.
     pub fn finish(&mut self, journal: &mut Journal, now: Instant) -> Result<(), WriteError> {
         let (below, mut bytes_left) = (journal.next_sequence(), JOURNAL_RELOCATED_AT_STOP_BYTES_MAX);
+        let deadline = Instant::now() + JOURNAL_STOP_WAIT_MAX;
         journal.reclaim()?;
         while let Some(pinned) = journal.segment_to_relocate(Occasion::Stop, now) {
             let moved_bytes = self.relocate(journal, &wanted(pinned, below, now))?;
-            if moved_bytes == 0 || moved_bytes >= bytes_left {
+            if moved_bytes == 0 || moved_bytes >= bytes_left || Instant::now() >= deadline {
                 break;
             }
             bytes_left -= moved_bytes;
@@ -197,8 +199,7 @@ fn wanted(pinned: Pinned, below: Sequence, queued_until: Instant) -> Wanted {
     }
 }
 
-/// Appends as much of `ready` as finds room on the disk, and syncs it. Each part fits the active segment, so that a full
-/// disk is met before a part is begun, and does not fail the journal.
+/// Appends as much of `ready` as finds room on the disk, and syncs it.
 fn append_and_sync(journal: &mut Journal, ready: &[Ready], locations: &mut Vec<Location>) -> Result<(), WriteError> {
     let frames: Vec<FrameToWrite<'_>> =
         ready.iter().map(|ready| FrameToWrite { payload: &ready.payload, crc32c: ready.crc32c }).collect();
@@ -207,8 +208,8 @@ fn append_and_sync(journal: &mut Journal, ready: &[Ready], locations: &mut Vec<L
         let count = journal.count_that_fits(rest).max(1);
         match journal.append_group(&rest[..count], false, locations) {
             Ok(()) => {}
-            Err(WriteError::Failed(failure)) => return Err(WriteError::Failed(failure)),
-            Err(WriteError::NoSpace { .. } | WriteError::CapReached { .. }) => break,
+            Err(WriteError::Refused(_)) => break,
+            Err(failed) => return Err(failed),
         }
     }
     journal.sync()

@@ -16,7 +16,9 @@ use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bound
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use crate::limits::{REDIS_GROUP_MAX, REDIS_IO_WAIT_MAX, REDIS_QUEUE_MAX, REDIS_RETRY_WAIT, REDIS_STOP_WAIT_MAX};
+use crate::limits::{
+    REDIS_GROUP_MAX, REDIS_IO_WAIT_MAX, REDIS_QUEUE_MAX, REDIS_RETRY_WAIT, REDIS_STOP_WAIT_MAX, STOP_POLL,
+};
 use crate::pg::sqlstate::one_line;
 use crate::state_log::StateLog;
 use crate::status::model::{Batch, StatusDocument};
@@ -257,7 +259,11 @@ impl Shared {
     /// Writes what is queued, within a bound, and ends the thread.
     pub fn stop(self) {
         self.stopping.store(true, Ordering::SeqCst);
-        let _ = self.writer.join();
+        let deadline = Instant::now() + REDIS_STOP_WAIT_MAX;
+        // One that a Redis holds up in a call ends with the process.
+        while !self.writer.is_finished() && Instant::now() < deadline {
+            std::thread::sleep(STOP_POLL);
+        }
     }
 }
 

@@ -10,3 +10,8 @@ pub fn raise_limit() {
     // Refused only where even that is forbidden: then the limit stays as it is.
     let _ = setrlimit(Resource::Nofile, limit);
 }
+
+/// The limit in force; `None`: there is none.
+pub fn limit() -> Option<u64> {
+    getrlimit(Resource::Nofile).current
+}

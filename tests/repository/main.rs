@@ -13,6 +13,7 @@ mod names;
 mod pages;
 mod promises;
 mod settings_table;
+mod stop_times;
 mod toolchain;
 
 use std::fs;

@@ -13,6 +13,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use ingestd::journal::storage::{Access, DirEntry, Storage, StorageFile};
+use rustix::io::Errno;
 
 const SECTOR_BYTES: usize = 512;
 
@@ -37,12 +38,31 @@ impl Random {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Call {
     Create,
+    Open,
     Write,
     Sync,
     Rename,
     Remove,
     SyncDir,
     Read,
+    SetBytes,
+}
+
+/// Calls that fail.
+#[derive(Clone, Copy, Debug)]
+struct Fault {
+    call: Call,
+    /// How many of it succeed before.
+    successes: u64,
+    /// How many of it fail.
+    times: u64,
+    error: Error,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Error {
+    Kind(io::ErrorKind),
+    Errno(Errno),
 }
 
 #[derive(Clone, Debug)]
@@ -65,8 +85,9 @@ struct State {
     unsynced: Vec<NameChange>,
     files: Vec<FileBytes>,
     is_locked: bool,
-    /// Call, how many more of it succeed, the error.
-    fault: Option<(Call, u64, io::ErrorKind)>,
+    fault: Option<Fault>,
+    /// Calls that have failed.
+    failures: u64,
     capacity_bytes: Option<u64>,
     write_bytes_max: Option<usize>,
     bytes_peak: u64,
@@ -76,14 +97,20 @@ struct State {
 
 impl State {
     fn check(&mut self, call: Call) -> io::Result<()> {
-        match &mut self.fault {
-            Some((failing, left, kind)) if *failing == call => match left.checked_sub(1) {
-                Some(fewer) => *left = fewer,
-                None => return Err(io::Error::new(*kind, "injected")),
-            },
-            _ => {}
+        let Some(fault) = self.fault.as_mut().filter(|fault| fault.call == call) else { return Ok(()) };
+        if fault.successes > 0 {
+            fault.successes -= 1;
+            return Ok(());
         }
-        Ok(())
+        if fault.times == 0 {
+            return Ok(());
+        }
+        fault.times -= 1;
+        self.failures += 1;
+        Err(match fault.error {
+            Error::Kind(kind) => io::Error::new(kind, "injected"),
+            Error::Errno(errno) => errno.into(),
+        })
     }
 
     fn bytes(&self) -> u64 {
@@ -127,7 +154,17 @@ impl FaultyStorage {
 
     /// From now on, after `successes` more of them, every `call` fails with `kind`.
     pub fn fail(&self, call: Call, successes: u64, kind: io::ErrorKind) {
-        self.state().fault = Some((call, successes, kind));
+        self.state().fault = Some(Fault { call, successes, times: u64::MAX, error: Error::Kind(kind) });
+    }
+
+    /// From now on, after `successes` more of them, `times` calls fail with `errno`, those after them do not.
+    pub fn fail_times(&self, call: Call, successes: u64, times: u64, errno: Errno) {
+        self.state().fault = Some(Fault { call, successes, times, error: Error::Errno(errno) });
+    }
+
+    /// Calls that have failed.
+    pub fn failures(&self) -> u64 {
+        self.state().failures
     }
 
     /// No call fails any more.
@@ -250,7 +287,9 @@ impl Storage for FaultyStorage {
     }
 
     fn open(&self, name: &str, access: Access) -> io::Result<Arc<dyn StorageFile>> {
-        let file = self.state().find(name)?;
+        let mut state = self.state();
+        state.check(Call::Open)?;
+        let file = state.find(name)?;
         Ok(Arc::new(FaultyFile { storage: self.clone(), file, access }))
     }
 
@@ -333,7 +372,9 @@ impl StorageFile for FaultyFile {
 
     fn set_bytes(&self, bytes: u64) -> io::Result<()> {
         assert_eq!(self.access, Access::Write);
-        self.storage.state().files[self.file].now.resize(bytes as usize, 0);
+        let mut state = self.storage.state();
+        state.check(Call::SetBytes)?;
+        state.files[self.file].now.resize(bytes as usize, 0);
         Ok(())
     }
 }

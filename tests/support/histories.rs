@@ -93,7 +93,7 @@ impl World {
         let postgres = TestPostgres::start_private(&[]);
         let (database, redis) = (postgres.create_database(), TestRedis::start());
         let proxy = Proxy::start(postgres.port());
-        if !Syscalls::new().works() {
+        if !Syscalls::new().is_supported() {
             return None;
         }
         let start = |name: &str| {

@@ -63,7 +63,7 @@ pub enum Refusal {
     Write(WriteError),
 }
 
-/// Reserves and appends; gives the reservations back on an error.
+/// Reserves and appends; gives the reservations back on an error. What of the group was appended before it is not told.
 pub fn append(journal: &mut Journal, payloads: &[Vec<u8>], sync: bool) -> Result<Vec<Location>, Refusal> {
     let space = journal.space();
     for (index, payload) in payloads.iter().enumerate() {
@@ -78,8 +78,8 @@ pub fn append(journal: &mut Journal, payloads: &[Vec<u8>], sync: bool) -> Result
     match journal.append_group(&frames, sync, &mut locations) {
         Ok(()) => Ok(locations),
         Err(error) => {
-            assert!(locations.is_empty(), "a failed group has no locations");
-            payloads.iter().for_each(|payload| space.release_reservation(payload.len()));
+            assert!(locations.is_empty() || error.is_passing(), "a failed group has no locations");
+            payloads[locations.len()..].iter().for_each(|payload| space.release_reservation(payload.len()));
             Err(Refusal::Write(error))
         }
     }

@@ -286,17 +286,22 @@ impl Shared {
     /// Sends one batch; false when its outcome stays unknown, which only a batch without an id may leave so.
     fn send(&self, base: impl Fn() -> String, body: &str, batch_id: Option<&str>) -> bool {
         let deadline = Instant::now() + WAIT_MAX;
+        // Of a batch without an id of which the server does not know whether it took it.
+        let mut given_id: Option<String> = None;
         loop {
             assert!(Instant::now() < deadline, "a batch could not be sent within {WAIT_MAX:?}");
             let base = base();
             let mut headers = vec![("Content-Type", "application/json")];
             headers.extend(batch_id.filter(|_| self.kind.balanced).map(|id| ("Idempotency-Key", id)));
+            headers.extend(given_id.as_deref().map(|id| ("Idempotency-Key", id)));
             match server::try_post(&format!("{base}/v1/ingest/batch"), &headers, body.as_bytes()) {
                 Ok(reply) if matches!(reply.status, 200 | 202) => return true,
                 // The block may be on the disk and land after a restart: docs/api.md.
                 Ok(reply) if batch_id.is_none() && is_unknown(&reply) => {
+                    let id = reply.json()["batch_id"].as_str().expect("the id to send it again with").to_owned();
+                    given_id.get_or_insert(id);
+                    self.retries.fetch_add(1, Ordering::Relaxed);
                     thread::sleep(RETRY_PAUSE);
-                    return false;
                 }
                 Ok(reply) if matches!(reply.status, 429 | 503) => {
                     if self.refused.fetch_add(1, Ordering::Relaxed) == 0 {
@@ -310,7 +315,7 @@ impl Shared {
                 }
                 Ok(_) | Err(_) => {
                     self.wait_for_server(&base, deadline);
-                    if batch_id.is_none() {
+                    if batch_id.is_none() && given_id.is_none() {
                         return false;
                     }
                     self.retries.fetch_add(1, Ordering::Relaxed);
@@ -336,8 +341,7 @@ impl Shared {
 
 /// Whether a refusal leaves open what becomes of the batch: its block could not be written, or not be synced.
 fn is_unknown(reply: &server::Reply) -> bool {
-    const CODES: [&str; 2] = ["journal_unavailable", "outcome_unknown"];
-    reply.status == 503 && reply.json()["code"].as_str().is_some_and(|code| CODES.contains(&code))
+    reply.status == 503 && reply.json()["code"] == "outcome_unknown"
 }
 
 /// Everything that the clients know in the end.

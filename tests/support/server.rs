@@ -31,6 +31,7 @@ const INHERITED: [&str; 6] = ["PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH", "LLVM
 pub struct Builder {
     settings: BTreeMap<String, String>,
     arguments: Vec<String>,
+    open_files: Option<u64>,
 }
 
 impl Builder {
@@ -48,6 +49,12 @@ impl Builder {
     /// Keeps the batches' status in `redis`.
     pub fn redis(self, redis: &TestRedis) -> Self {
         self.env("REDIS_URL", redis.url())
+    }
+
+    /// Allows it so many open files, and no more.
+    pub fn open_files(mut self, limit: u64) -> Self {
+        self.open_files = Some(limit);
+        self
     }
 
     /// Adds an argument after `serve`.
@@ -178,6 +185,12 @@ impl Ingestd {
         Self::finish(command(folder), arguments, settings)
     }
 
+    /// As [`Self::run_to_exit`], with so many open files and no more.
+    pub fn run_to_exit_with_open_files(limit: u64, arguments: &[&str], settings: &[(&str, &str)]) -> Finished {
+        let folder = super::folder();
+        Self::finish(command_with_open_files(limit, folder.path()), arguments, settings)
+    }
+
     /// As [`Self::run_to_exit_in`], by a user whom permissions bind: another one when the tests run as root.
     pub fn run_to_exit_unprivileged(folder: &Path, arguments: &[&str], settings: &[(&str, &str)]) -> Finished {
         let mut command = command(folder);
@@ -259,7 +272,17 @@ fn command(folder: &Path) -> Command {
 }
 
 fn command_of(binary: &Path, folder: &Path) -> Command {
-    let mut command = Command::new(binary);
+    prepared(Command::new(binary), folder)
+}
+
+/// The same with so many open files and no more; a shell sets that and becomes the binary.
+fn command_with_open_files(limit: u64, folder: &Path) -> Command {
+    let mut shell = Command::new("sh");
+    shell.arg("-c").arg(format!("ulimit -n {limit} && exec \"$0\" \"$@\"")).arg(env!("CARGO_BIN_EXE_ingestd"));
+    prepared(shell, folder)
+}
+
+fn prepared(mut command: Command, folder: &Path) -> Command {
     command.current_dir(folder).env_clear();
     command.envs(INHERITED.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
     command.env("INGESTD_PG_BIN", super::postgres::bin_dir());
@@ -268,7 +291,10 @@ fn command_of(binary: &Path, folder: &Path) -> Command {
 }
 
 fn launch(builder: &Builder, folder: &TempDir) -> Process {
-    let mut command = command(folder.path());
+    let mut command = match builder.open_files {
+        Some(limit) => command_with_open_files(limit, folder.path()),
+        None => command(folder.path()),
+    };
     command.arg("serve").args(&builder.arguments);
     command.env("LISTEN_ADDR", "127.0.0.1:0").env("JOURNAL_DIR", folder.path().join("journal"));
     command.envs(&builder.settings);

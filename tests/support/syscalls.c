@@ -1,9 +1,9 @@
-/* Preloaded into a server under test: its system calls of one kind are counted, and at the n-th one the server is killed, or
- * the call fails with EIO. TEST_SYSCALL is "KIND N kill" or "KIND N eio"; TEST_SYSCALL_FILE holds an int64_t that becomes 1
- * when that has happened.
+/* Preloaded into a server under test: its system calls of one kind are counted, and those that its test chooses are struck:
+ * the server is killed in their place, they fail, or they are held up. TEST_SYSCALL names the kind. With TEST_SYSCALL_PATH
+ * only calls on files count whose path has that text in it. TEST_SYSCALL_FILE is shared with the test: `struct orders`.
  *
- * With "KIND 0 keep" each file is copied at its call, so that a test can give it back what it held when it was last synced:
- * TEST_SYSCALL_IMAGES is a folder for the copies, which are named by inode.
+ * Where TEST_SYSCALL_IMAGES names a folder, each file is copied there at its call, under its inode, so that a test can give it
+ * back what it held when it was last synced.
  *
  * A filter of the kernel (seccomp) hands the calls to a thread here, whichever library makes them; the thread was started
  * before the filter and is not under it. Exit code 99 where the kernel has no such filters. */
@@ -26,25 +26,36 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-static const struct { const char *kind; int numbers[4]; } kinds[] = {
+static const struct { const char *kind; int numbers[5]; } kinds[] = {
     {"write", {SYS_pwrite64, SYS_pwritev, SYS_pwritev2, -1}},
     {"fdatasync", {SYS_fdatasync, -1}},
     {"fsync", {SYS_fsync, -1}},
 #ifdef SYS_rename
     {"rename", {SYS_rename, SYS_renameat, SYS_renameat2, -1}},
     {"unlink", {SYS_unlink, SYS_unlinkat, -1}},
+    {"open", {SYS_open, SYS_openat, -1}},
 #else
     {"rename", {SYS_renameat2, -1}},
     {"unlink", {SYS_unlinkat, -1}},
+    {"open", {SYS_openat, -1}},
 #endif
     {"fallocate", {SYS_fallocate, -1}},
     {"ftruncate", {SYS_ftruncate, -1}},
 };
 
-static volatile int64_t *fired;
+/* What the test says and hears; tests/support/syscalls.rs has the same order. */
+struct orders {
+    int64_t skip;   /* calls that go on before the first that is struck */
+    int64_t strike; /* calls to be struck from then on; -1: all */
+    int64_t error;  /* they fail with this errno; 0: the server is killed */
+    int64_t hold;   /* while it is 1 no call goes on */
+    int64_t seen;   /* calls that have come */
+    int64_t struck; /* calls that were struck */
+};
+
+static volatile struct orders *orders;
 static volatile int listener = -1;
-static long left;
-static int kills;
+static const char *part_of_path;
 static const char *images;
 
 static void give_up(void) { _exit(99); }
@@ -68,6 +79,34 @@ static void keep(int number) {
     close(to);
 }
 
+static int is_in(const char *path) { return path && strstr(path, part_of_path); }
+
+static int is_in_descriptor(int descriptor) {
+    char link[64], path[4096];
+    snprintf(link, sizeof link, "/proc/self/fd/%d", descriptor);
+    ssize_t length = readlink(link, path, sizeof path - 1);
+    if (length < 0) return 0;
+    path[length] = 0;
+    return is_in(path);
+}
+
+/* Whether a call is on one of the files that count. Paths are the server's own memory, so it is in reach. */
+static int counts(const struct seccomp_data *call) {
+    if (!part_of_path) return 1;
+    const char *first = (const char *)(uintptr_t)call->args[0], *second = (const char *)(uintptr_t)call->args[1];
+    const char *fourth = (const char *)(uintptr_t)call->args[3];
+    switch (call->nr) {
+#ifdef SYS_rename
+    case SYS_rename: return is_in(first) || is_in(second);
+    case SYS_unlink: case SYS_open: return is_in(first);
+    case SYS_renameat:
+#endif
+    case SYS_renameat2: return is_in(second) || is_in(fourth);
+    case SYS_unlinkat: case SYS_openat: return is_in(second);
+    default: return is_in_descriptor((int)call->args[0]);
+    }
+}
+
 /* Every call of the kind comes here, one after the other. */
 static void *watch(void *unused) {
     (void)unused;
@@ -83,12 +122,19 @@ static void *watch(void *unused) {
         }
         answer.id = call.id;
         answer.flags = SECCOMP_USER_NOTIF_FLAG_CONTINUE;
-        if (images) keep((int)call.data.args[0]);
-        if (--left == 0) {
-            *fired = 1;
-            if (kills) kill(getpid(), SIGKILL);
-            answer.flags = 0;
-            answer.error = -EIO;
+        if (counts(&call.data)) {
+            orders->seen++;
+            if (images) keep((int)call.data.args[0]);
+            while (orders->hold) usleep(1000);
+            if (orders->skip > 0) {
+                orders->skip--;
+            } else if (orders->strike != 0) {
+                if (orders->strike > 0) orders->strike--;
+                orders->struck++;
+                if (orders->error == 0) kill(getpid(), SIGKILL);
+                answer.flags = 0;
+                answer.error = -(int)orders->error;
+            }
         }
         ioctl(listener, SECCOMP_IOCTL_NOTIF_SEND, &answer);
     }
@@ -96,7 +142,7 @@ static void *watch(void *unused) {
 }
 
 static void filter(const int *numbers) {
-    struct sock_filter code[8];
+    struct sock_filter code[10];
     unsigned short count = 0, length = 0;
     while (numbers[count] >= 0) count++;
     code[length++] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr));
@@ -112,17 +158,17 @@ static void filter(const int *numbers) {
 }
 
 __attribute__((constructor)) static void begin(void) {
-    const char *order = getenv("TEST_SYSCALL"), *name = getenv("TEST_SYSCALL_FILE");
-    char kind[16], outcome[8];
-    if (!order || !*order) return;
-    if (sscanf(order, "%15s %ld %7s", kind, &left, outcome) != 3 || !name) abort();
-    kills = strcmp(outcome, "kill") == 0;
-    if (strcmp(outcome, "keep") == 0 && !(images = getenv("TEST_SYSCALL_IMAGES"))) abort();
+    const char *kind = getenv("TEST_SYSCALL"), *name = getenv("TEST_SYSCALL_FILE");
+    if (!kind || !*kind) return;
+    if (!name) abort();
+    part_of_path = getenv("TEST_SYSCALL_PATH");
+    if (part_of_path && !*part_of_path) part_of_path = NULL;
+    images = getenv("TEST_SYSCALL_IMAGES");
     int file = open(name, O_RDWR | O_CLOEXEC);
     if (file < 0) abort();
-    void *page = mmap(NULL, sizeof *fired, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+    void *page = mmap(NULL, sizeof *orders, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
     if (page == MAP_FAILED) abort();
-    fired = page;
+    orders = page;
     close(file);
     for (size_t at = 0; at < sizeof kinds / sizeof *kinds; at++) {
         if (strcmp(kinds[at].kind, kind) != 0) continue;

@@ -41,6 +41,7 @@ def problem(status: int, code: str, **members: object) -> ic.ProblemError:
         (429, "rate_limited", ic.RateLimited),
         (500, "internal_error", ic.ServerFailed),
         (503, "queue_full", ic.Overloaded),
+        (503, "outcome_unknown", ic.OutcomeUnknown),
     ],
 )
 def test_each_problem_has_its_exception(status: int, code: str, kind: type[ic.ProblemError]) -> None:

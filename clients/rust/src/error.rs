@@ -13,7 +13,7 @@ pub enum Error {
     /// A payload or metadata is nothing that JSON can express.
     #[error("not expressible as JSON: {0}")]
     Json(#[from] serde_json::Error),
-    /// The server refused: nothing of the batch was taken.
+    /// The server refused: nothing of the batch was taken, unless its code is `outcome_unknown`, which is tried again.
     #[error("the server refused: {0}")]
     Refused(Box<Problem>),
     /// The server took the batch without these events ([`Invalid::Skip`](crate::Invalid::Skip), through a

@@ -23,10 +23,21 @@ pub(super) enum Outcome {
     },
     /// 429 or 503: nothing was taken, come again later.
     Refused,
+    /// The server does not know whether it keeps the batch.
+    Unknown(String),
     /// Any other answer.
     Unexpected(String),
     /// No answer: what was sent of the batch may be kept or not.
     Failed(NoAnswer),
+}
+
+/// The code of a 503 that leaves open whether the batch is kept.
+const OUTCOME_UNKNOWN: &str = "outcome_unknown";
+
+#[derive(Deserialize)]
+struct Problem {
+    code: String,
+    detail: String,
 }
 
 #[derive(Deserialize)]
@@ -43,7 +54,10 @@ impl Outcome {
                 Ok(Accepted { batch_id, accepted }) => Self::Accepted { batch_id, events: accepted },
                 Err(error) => Self::Unexpected(format!("the response is not from ingestd: {error}")),
             },
-            Ok((429 | 503, _)) => Self::Refused,
+            Ok((429 | 503, body)) => match serde_json::from_slice::<Problem>(body) {
+                Ok(Problem { code, detail }) if code == OUTCOME_UNKNOWN => Self::Unknown(detail),
+                _ => Self::Refused,
+            },
             Ok((status, body)) => {
                 let text: String = String::from_utf8_lossy(body).chars().take(300).collect();
                 Self::Unexpected(format!("{status}: {}", text.escape_debug()))
@@ -131,6 +145,11 @@ impl Tally {
                 self.recent.saturating_record(micros(latency));
             }
             Outcome::Refused => self.requests_refused += 1,
+            Outcome::Unknown(why) => {
+                self.requests_failed += 1;
+                self.events_unknown += events as u64;
+                self.first_trouble.get_or_insert(why);
+            }
             Outcome::Unexpected(what) => {
                 self.requests_unexpected += 1;
                 self.first_trouble.get_or_insert(what);
@@ -184,9 +203,12 @@ mod tests {
             millis(600),
             Outcome::of(&Err(NoAnswer { why: "gone".to_owned(), was_sent: true })),
         );
+        let unknown = r#"{"status":503,"code":"outcome_unknown","detail":"it may have been taken, or not"}"#;
+        tally.record(9, 10, millis(1), millis(700), outcome(503, unknown));
         let [all, below, urgent, late] = tally.latencies();
-        assert_eq!((all.count, below.count, urgent.count, late.count), (1, 1, 0, 4));
-        assert_eq!((tally.events_sent, tally.events_accepted, tally.events_unknown), (40, 10, 10));
+        assert_eq!((all.count, below.count, urgent.count, late.count), (1, 1, 0, 5));
+        assert_eq!((tally.events_sent, tally.events_accepted, tally.events_unknown), (50, 10, 20));
+        assert_eq!((tally.requests_refused, tally.requests_failed), (1, 2));
         assert_eq!(tally.first_trouble.as_deref(), Some("422: no"));
         assert_eq!(tally.kept["b"], 10);
         assert!((all.max - 4.0).abs() < 0.01);

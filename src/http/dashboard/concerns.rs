@@ -41,6 +41,8 @@ struct Facts {
     is_draining: bool,
     is_unhealthy: bool,
     journal_reason: Option<String>,
+    journal_refuses: bool,
+    journal_is_damaged: bool,
     journal_room: JournalRoom,
     journal_bytes: u64,
     journal_bytes_max: u64,
@@ -72,6 +74,8 @@ fn gather(app: &App, health: &Health, metrics: &Report, history: &[Sample]) -> F
         is_draining: app.is_draining(),
         is_unhealthy: health.status == UNHEALTHY,
         journal_reason: checks.journal.reason.clone(),
+        journal_refuses: app.journal_health.is_refusing(),
+        journal_is_damaged: !app.journal_health.damage().is_empty(),
         journal_room: app.journal_room(),
         journal_bytes: checks.journal.uncommitted_bytes,
         journal_bytes_max: checks.journal.bytes_max,
@@ -147,12 +151,28 @@ fn journal(facts: &Facts) -> Option<Concern> {
             advice: "Free space on the journal's disk or replace the disk, and check that PostgreSQL catches up; see \
                 the log for details.",
         }
+    } else if facts.journal_refuses {
+        Concern {
+            severity: Severity::Critical,
+            title: "The journal refuses events",
+            detail: format!("{}. Clients get 503 and must retry.", capital(reason)),
+            advice: "Remove the cause, such as a full disk or a lack of file descriptors: this node then continues by \
+                itself.",
+        }
     } else if facts.journal_room == JournalRoom::UrgentOnly {
         Concern {
             severity: Severity::Warning,
             title: "The journal accepts urgent events only",
             detail: format!("{}. Other clients get 503 and must retry.", capital(reason)),
             advice: "Find out why PostgreSQL commits less than arrives, or raise JOURNAL_MAX_MB.",
+        }
+    } else if !facts.journal_is_damaged {
+        Concern {
+            severity: Severity::Warning,
+            title: "The journal cannot remove its files",
+            detail: format!("{}. Events are accepted as long as it has room.", capital(reason)),
+            advice: "Remove the cause, such as missing rights or a lack of file descriptors: this node then continues by \
+                itself.",
         }
     } else {
         Concern {
@@ -242,7 +262,7 @@ fn refusals(facts: &Facts) -> Option<Concern> {
         severity: Severity::Warning,
         title: "Requests are being refused",
         detail: format!(
-            "{} in the last minute got 429 or 503 with Retry-After; nothing in them was accepted.",
+            "{} in the last minute got 429 or 503 with Retry-After; clients must retry.",
             plural(facts.refused_requests, "request", "requests")
         ),
         advice: "If this continues, more arrives than PostgreSQL can commit or than a rate limit allows: add capacity \
@@ -357,6 +377,19 @@ mod tests {
         );
         let sentences = judged(&facts)[0].detail.clone();
         assert_eq!(sentences, "No space left on device. Clients get 503 and must retry.");
+    }
+
+    #[test]
+    fn what_is_wrong_with_the_journal_is_told_apart() {
+        let title = |refuses, is_damaged| {
+            let reason = Some("creating 7.new: too many open files".to_owned());
+            let facts =
+                Facts { journal_reason: reason, journal_refuses: refuses, journal_is_damaged: is_damaged, ..healthy() };
+            titles(&facts)[0]
+        };
+        assert_eq!(title(true, true), "The journal refuses events");
+        assert_eq!(title(false, true), "The journal is damaged");
+        assert_eq!(title(false, false), "The journal cannot remove its files");
     }
 
     #[test]

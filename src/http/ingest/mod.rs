@@ -108,7 +108,7 @@ async fn receive<'a>(
 
 /// What can be refused before the body is read.
 fn refuse_early(worker: &Worker) -> Result<(), Problem> {
-    match worker.app.unready_reason() {
+    match worker.app.closed_reason() {
         None => Ok(()),
         Some(reason) => {
             let code = if worker.app.is_draining() { "draining" } else { "journal_unavailable" };

@@ -22,7 +22,7 @@ use tokio::sync::oneshot;
 
 use super::encoded::Encoded;
 use super::room::wait_for_room;
-use super::verdict::{accepted, conflict};
+use super::verdict::{accepted, conflict, outcome_unknown};
 use crate::auth::gate::Caller;
 use crate::auth::rate::Unit;
 use crate::encode::block::{Block, BlockHeader};
@@ -79,6 +79,9 @@ pub(super) async fn take(
     wait_for_room(worker, batch.priority).await?;
     caller.take(Unit::Events, batch.events).map_err(|denied| access::counted(worker, denied))?;
     drop(held);
+    if level == AckLevel::Memory && worker.app.journal_health.is_refusing() {
+        return Err(not_taken()); // what the journal does not have stays in memory, and that has an end
+    }
     let (durable, committed) = submit(worker, block, &batch, level, accepted_at)?;
     admitted.submitted = true;
     tracing::debug!(batch = %batch.key, request_id = %origin.request_id, trace_id = batch.trace_id(),
@@ -87,9 +90,10 @@ pub(super) async fn take(
     if level == AckLevel::Memory {
         return Ok(queued());
     }
-    if durable.await != Ok(Ok(())) {
-        let detail = "the journal cannot be written; nothing in this batch was accepted";
-        return Err(Problem::unavailable("journal_unavailable", detail, RETRY_AFTER_JOURNAL_SECONDS));
+    match durable.await {
+        Ok(Ok(())) => {}
+        Ok(Err(Refused::NotTaken)) => return Err(not_taken()),
+        Ok(Err(Refused::Unknown)) | Err(_) => return Err(outcome_unknown(&batch, FAILED)),
     }
     if level == AckLevel::Journal {
         return Ok(queued());
@@ -117,6 +121,14 @@ pub(super) async fn answer_refused(worker: &Worker, sent: BlockHeader, level: Ac
         Answer::Committed(known) if known.digest == batch.digest => answer_known(&batch, &known, &[]),
         _ => Err(problem),
     }
+}
+
+const FAILED: &str = "the journal failed while it wrote this batch";
+
+/// 503: the journal refused the batch before it wrote a byte of it.
+fn not_taken() -> Problem {
+    let detail = "the journal cannot be written at present; nothing in this batch was accepted";
+    Problem::unavailable("journal_unavailable", detail, RETRY_AFTER_JOURNAL_SECONDS)
 }
 
 fn no_room(refusal: SpaceError) -> Problem {
@@ -250,11 +262,15 @@ async fn answer_on_its_way(
         Err(_) => Kept::Unknown,
     };
     match (kept, known.phase()) {
-        (Kept::Not, _) | (_, Phase::Refused) => None,
-        (Kept::Unknown, _) | (_, Phase::Admitting) => {
-            let detail = "the batch was sent before, and it is not certain that the journal has it; send it again";
-            Some(Err(Problem::unavailable("journal_unavailable", detail, RETRY_AFTER_JOURNAL_SECONDS)))
+        // Refused by a failure of the journal, which says nothing of what the next start finds.
+        (Kept::Not, _) | (_, Phase::Refused) if worker.app.journal_health.has_failed() => {
+            Some(Err(outcome_unknown(known, FAILED)))
         }
+        (Kept::Not, _) | (_, Phase::Refused) => None,
+        (Kept::Unknown, _) | (_, Phase::Admitting) => Some(Err(outcome_unknown(
+            known,
+            "the batch was sent before, and it is not certain that the journal has it",
+        ))),
         (Kept::AsAsked, phase) => {
             let counts = phase.is_final().then(|| known.counts());
             let errors = if known.events == batch.events { errors } else { &[] };

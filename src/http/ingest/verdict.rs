@@ -11,7 +11,7 @@ use crate::http::problem::{ErrorItem, Problem};
 use crate::http::route::json;
 use crate::http::worker::Worker;
 use crate::json::{BodyError, Reason, Reject};
-use crate::limits::ERRORS_LISTED_MAX;
+use crate::limits::{ERRORS_LISTED_MAX, RETRY_AFTER_JOURNAL_SECONDS};
 use crate::status::model::{Batch, Counts};
 
 /// The outcome of a batch.
@@ -42,6 +42,24 @@ pub(super) fn conflict() -> Problem {
     Problem::new(StatusCode::CONFLICT, "batch_id_conflict", detail)
 }
 
+/// 503: nobody knows whether the batch is taken, because of `why`; sent again under its id it is stored once.
+pub(super) fn outcome_unknown(batch: &Batch, why: &str) -> Problem {
+    let detail = format!(
+        "{why}: it may have been taken, or not; send the same body again with this batch_id, and it is stored once"
+    );
+    let problem = Problem::unavailable("outcome_unknown", detail, RETRY_AFTER_JOURNAL_SECONDS);
+    let problem = problem.of_batch(&batch.key.id);
+    match location(&batch.key.id) {
+        Some(location) => problem.with_header(LOCATION, location),
+        None => problem,
+    }
+}
+
+/// Where the status of a batch is. A valid batch id needs no escaping in a path.
+fn location(batch_id: &str) -> Option<HeaderValue> {
+    HeaderValue::from_str(&format!("/v1/batch/{batch_id}/status")).ok()
+}
+
 /// The answer to a batch that is taken, or was before.
 pub(super) fn accepted(
     code: StatusCode,
@@ -55,8 +73,7 @@ pub(super) fn accepted(
     let batch_id = &*batch.key.id;
     let document = Accepted { batch_id, status, accepted: events, rejected: errors.len(), errors, duplicate, counts };
     let mut response = json(code, &document);
-    // A valid batch id needs no escaping in a path.
-    if let Ok(location) = HeaderValue::from_str(&format!("/v1/batch/{batch_id}/status")) {
+    if let Some(location) = location(batch_id) {
         response.headers_mut().insert(LOCATION, location);
     }
     response

@@ -74,6 +74,7 @@ fn example(code: &Code) -> Value {
     });
     match code.name {
         "not_json" => problem["byte_offset"] = json!(17),
+        "outcome_unknown" => problem["batch_id"] = json!("my_batch_001"),
         "invalid_batch" => list(
             &mut problem,
             Value::Null,
@@ -118,7 +119,11 @@ fn error_headers(status: u16, route: Route) -> Value {
             add(&mut headers, "Accept-Encoding", false, "^gzip, zstd$", "The content codings that are accepted.");
         }
         429 | 503 => {
-            add(&mut headers, "Retry-After", true, "^[1-9][0-9]*$", "Seconds to wait before the next attempt.")
+            add(&mut headers, "Retry-After", true, "^[1-9][0-9]*$", "Seconds to wait before the next attempt.");
+            if (status, route) == (503, Route::IngestBatch) {
+                let description = "The status of the batch, with outcome_unknown.";
+                add(&mut headers, "Location", false, "^/v1/batch/[A-Za-z0-9._:-]+/status$", description);
+            }
         }
         _ => {}
     }

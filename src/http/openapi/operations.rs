@@ -56,7 +56,8 @@ fn ingest() -> Value {
         "tags": ["batches"],
         "summary": "Send a batch of events",
         "description": "Requires the scope `ingest`. The same batch_id with the same body is the same batch, however \
-            often it is sent; its events are stored once. When a batch is rejected, nothing in it is accepted. A \
+            often it is sent; its events are stored once. When a batch is rejected, nothing in it is accepted; only \
+            the answer `outcome_unknown` leaves that open. A \
             CloudEvent may also be sent in binary mode: its data as a JSON body, its attributes as ce- headers.",
         "parameters": [
             parameter("ack", "query", json!({ "type": "string", "enum": ["memory", "journal", "commit"] }),

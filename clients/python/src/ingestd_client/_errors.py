@@ -13,6 +13,7 @@ IngestionError
     │   ├── Unauthorized, Forbidden
     │   └── RateLimited     may be tried again
     └── ServerFailed        5xx: may be tried again
+        ├── OutcomeUnknown  503 outcome_unknown: the batch may have been taken
         └── Overloaded      503
 """
 
@@ -182,6 +183,10 @@ class ServerFailed(ProblemError):
     """5xx. A batch may have been taken all the same: send it again under its `batch_id`."""
 
 
+class OutcomeUnknown(ServerFailed):
+    """503 `outcome_unknown`: the server's journal failed while it wrote the batch, which may have been taken or not."""
+
+
 class Overloaded(ServerFailed):
     """503: the server is full, shutting down or cannot write its journal. Nothing was taken."""
 
@@ -191,6 +196,7 @@ _BY_CODE: Mapping[str, type[ProblemError]] = {
     "invalid_events": InvalidBatch,
     "batch_id_conflict": BatchConflict,
     "batch_unknown": BatchUnknown,
+    "outcome_unknown": OutcomeUnknown,
 }
 _BY_STATUS: Mapping[int, type[ProblemError]] = {
     401: Unauthorized,

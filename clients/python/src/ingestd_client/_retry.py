@@ -7,7 +7,8 @@ from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 
 RETRYABLE_STATUSES = frozenset({429, 500, 502, 503, 504})
-"""Answers that another attempt may change. After 500, 502 and 504 a batch may have been taken: its id tells."""
+"""Answers that another attempt may change. After 500, 502, 504 and 503 `outcome_unknown` a batch may have been taken:
+its id tells."""
 
 
 @dataclass(frozen=True, slots=True)

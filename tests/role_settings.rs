@@ -149,3 +149,35 @@ fn whatever_a_role_sets_partitions_are_whole_months_and_batches_land() {
         );
     }
 }
+
+#[test]
+fn a_role_that_does_not_own_the_tables_may_set_what_it_likes_too() {
+    for bin_dir in versions() {
+        let postgres = TestPostgres::start_private_of(&bin_dir, &[]);
+        for (what, settings) in SETTINGS {
+            let database = database_with(&postgres, settings);
+            let mut owner = database.connect();
+            ingestd::pg::migrate::migrate(&mut owner).expect("migrated");
+            let old = Month::of(wall_now()).plus(-5);
+            ingestd::pg::partitions::ensure(&mut owner, &[old]).expect("made");
+            owner
+                .batch_execute(&format!(
+                    "SET search_path = public; CREATE ROLE few_{0}; GRANT EXECUTE ON FUNCTION ingestd_make_partition(integer, integer),
+                         ingestd_drop_partition(regclass) TO few_{0}; SET ROLE few_{0}",
+                    database.name
+                ))
+                .expect("a role");
+            let next = Month::of(wall_now()).plus(9);
+            let make = format!("SELECT public.ingestd_make_partition({}, {})", next.year(), next.month());
+            owner.batch_execute(&make).unwrap_or_else(|error| panic!("{what}: {error:?}"));
+            let drop = format!("SELECT public.ingestd_drop_partition('{}')", old.partition_name());
+            owner.batch_execute(&drop).unwrap_or_else(|error| panic!("{what}: {error:?}"));
+            owner
+                .batch_execute(&format!("RESET ROLE; DROP OWNED BY few_{0}; DROP ROLE few_{0}", database.name))
+                .expect("gone");
+            let there = ingestd::pg::partitions::list(&mut database.connect()).expect("listed");
+            assert_eq!(there.len(), 1, "{what}");
+            assert_eq!((there[0].start, there[0].end), (Some(next.start()), Some(next.end())), "{what}");
+        }
+    }
+}

@@ -16,6 +16,7 @@ pub mod flood;
 pub mod load;
 pub mod measure;
 pub mod nginx;
+pub mod older_key;
 pub mod pgbouncer;
 pub mod postgres;
 pub mod proxy;

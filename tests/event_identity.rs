@@ -3,6 +3,9 @@
 
 mod support;
 
+use ingestd::pg::event_key;
+use ingestd::pg::sqlstate::Fault;
+use ingestd::sharding::Sharding;
 use ingestd::status::model::rfc3339;
 use ingestd::sys::clock::wall_now;
 use ingestd::types::UnixMicros;
@@ -180,4 +183,39 @@ fn a_table_without_a_key_takes_every_row() {
     assert_eq!(commit(&server, "first", &three()), [3, 0, 0], "a repeat");
     assert_eq!(count(&mut client, "events"), 6);
     assert_eq!(older_key::key_of(&mut client, "events"), "", "and nobody gives it one");
+}
+
+#[test]
+fn an_index_that_is_built_beside_the_key_is_told_from_one_of_the_users() {
+    let database = shared().create_database();
+    let mut client = database.connect();
+    older_key::make_tables(&mut client);
+    let insert = |client: &mut Client, service: &str, id: &str, k: &str| {
+        let insert = r#"INSERT INTO events (event_id, service_name, event_type, payload, "timestamp", batch_id)
+                        VALUES ($1, $2, 't', jsonb_build_object('k', $3::text), date_trunc('hour', now()), 'b')"#;
+        client.execute(insert, &[&id, &service, &k]).map_err(Fault::from)
+    };
+    insert(&mut client, "s", "1", "1").expect("the first");
+    let judge = |client: &mut Client, fault: &Fault| {
+        assert_eq!(fault.sqlstate, "23505", "{fault}");
+        event_key::is_violated(client, Sharding::None, fault).expect("asked")
+    };
+    let key = insert(&mut client, "s", "1", "2").expect_err("the key");
+    assert!(judge(&mut client, &key), "{key}");
+    add_own_index(&mut client);
+    let own = insert(&mut client, "s", "2", "1").expect_err("the user's own index");
+    assert!(!judge(&mut client, &own), "{own}");
+    // As 'ingestd migrate' builds it; it is older than the key, so that it is the first to object.
+    let partition: String =
+        client.query_one("SELECT tableoid::regclass::text FROM events LIMIT 1", &[]).expect("a row is there").get(0);
+    client
+        .batch_execute(&format!(
+            r#"CREATE UNIQUE INDEX beside ON {partition} (service_name, event_type, "timestamp", event_id);
+               ALTER TABLE events DROP CONSTRAINT events_pkey, ADD PRIMARY KEY ("timestamp", event_id); DROP INDEX own_rule"#
+        ))
+        .expect("an index beside the key");
+    let beside = insert(&mut client, "s", "1", "3").expect_err("the index beside the key");
+    assert!(beside.message.contains("beside") && judge(&mut client, &beside), "{beside}");
+    client.batch_execute("DROP INDEX beside").expect("dropped");
+    assert!(judge(&mut client, &beside), "it was exchanged meanwhile: try again");
 }

@@ -348,6 +348,11 @@ pub const DEAD_LETTERS_BYTES_MAX: usize = 4 * MIB;
 pub const STAGED_COPIES_AFTER_DUPLICATE: u32 = 8;
 /// How often one COPY may find that partitions are missing before it counts as a fault.
 pub const PARTITION_ATTEMPTS_MAX: u32 = 3;
+/// How often one attempt meets an index that `ingestd migrate` builds beside the key: each time another transaction has just
+/// committed the same event.
+pub const DUPLICATE_RACES_MAX: u32 = 20;
+/// How often one attempt prepares its statements again because the key of `events` was exchanged meanwhile.
+pub const KEY_CHANGES_MAX: u32 = 2;
 /// How often in one attempt what a Citus worker refuses without a reason is sent again as it is.
 pub const REMOTE_FAULTS_MAX: u32 = 2;
 
@@ -391,6 +396,37 @@ const _: () = assert!(KEEPALIVE_IDLE.as_secs() + KEEPALIVE_INTERVAL.as_secs() * 
 
 /// How long a node waits for another one that applies migrations.
 pub const MIGRATE_LOCK_WAIT_MAX: Duration = Duration::from_secs(20);
+/// How long `ingestd migrate` waits for another one that builds indexes. One that was killed leaves PostgreSQL at work on the
+/// index in hand.
+pub const ONLINE_TURN_WAIT_MAX: Duration = Duration::from_secs(3600);
+/// Pause between two looks whether it has ended.
+pub const ONLINE_TURN_POLL: Duration = Duration::from_millis(200);
+/// Bytes of rows that indexes are built for while `events` is locked, at most: 40,000 rows or so, a tenth of a second.
+pub const LOCKED_BUILD_BYTES_MAX: i64 = 16 * MIB as i64;
+/// A partition up to this size gets its index in that moment: `CREATE INDEX CONCURRENTLY` waits for every transaction that
+/// runs, and most partitions are empty.
+pub const SMALL_PARTITION_BYTES_MAX: i64 = 64 * KIB as i64;
+/// How often indexes are built again because partitions grew or were added meanwhile.
+pub const ONLINE_ROUNDS_MAX: u32 = 8;
+/// How often an index is built again that lost a deadlock.
+pub const INDEX_BUILDS_MAX: u32 = 5;
+/// How long an exchange of indexes waits for vacuums and other changes of the tables, while COPYs go on. More than PostgreSQL's
+/// `deadlock_timeout`, after which an automatic vacuum gives way.
+pub const EXCHANGE_CALM_WAIT_MAX: Duration = Duration::from_secs(10);
+/// How long it then waits for COPYs under way, at first; others wait behind it. Twice as long each time, up to
+/// [`EXCHANGE_LOCK_WAIT_MAX`].
+pub const EXCHANGE_LOCK_WAIT_MIN: Duration = Duration::from_millis(500);
+/// The longest such wait.
+pub const EXCHANGE_LOCK_WAIT_MAX: Duration = Duration::from_secs(4);
+/// Pause between two attempts, in which COPYs catch up.
+pub const EXCHANGE_PAUSE: Duration = Duration::from_secs(1);
+/// Attempts of `ingestd migrate`, about five minutes.
+pub const EXCHANGE_ATTEMPTS_MAX: u32 = 60;
+/// Attempts of a server that starts.
+pub const EXCHANGE_ATTEMPTS_AT_START_MAX: u32 = 3;
+/// Pages (8 KiB) that one entry of the BRIN index on `"timestamp"` sums up, about 600 rows of 400 bytes. See
+/// docs/design/0024-events-key-is-the-identity.md.
+pub const TIME_INDEX_PAGES_PER_RANGE: u32 = 32;
 /// Partitions made in one transaction at most: a batch may hold events of ten years, and each new table takes a handful
 /// of PostgreSQL's shared locks until its transaction ends (`max_locks_per_transaction`, 64 for each connection).
 pub const PARTITIONS_PER_TRANSACTION_MAX: usize = 12;

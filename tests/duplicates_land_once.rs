@@ -1,4 +1,4 @@
-//! Promise: an event is (timestamp, event_id); however often it is sent, the table has it once and the counts say so.
+//! Promise: an event is (service, type, timestamp, id); however often it is sent, the table has it once and the counts say so.
 
 mod support;
 

@@ -151,6 +151,17 @@ fn a_newer_schema_is_refused() {
 }
 
 #[test]
+fn what_an_older_program_has_left_out_is_found_whatever_came_behind_it() {
+    let database = shared().create_database();
+    let mut client = connect(&database);
+    migrate(&mut client).expect("migrated");
+    let [.., before, last] = MIGRATIONS else { panic!("there are several") };
+    assert!(last.is_online(), "nodes go on without it, and later ones do not wait for it");
+    client.execute("DELETE FROM ingestd_migrations WHERE version = $1", &[&before.version]).expect("as if left out");
+    assert_eq!(migrate(&mut client).expect("migrated").applied, [before.name]);
+}
+
+#[test]
 fn an_up_to_date_schema_is_not_held_up_by_another_migration() {
     let database = shared().create_database();
     let mut other = connect(&database);
@@ -181,9 +192,13 @@ fn the_tables_are_the_contracts() {
     let key = "SELECT string_agg(a.attname, ',' ORDER BY k.position)
                FROM pg_index i, unnest(i.indkey) WITH ORDINALITY k (number, position), pg_attribute a
                WHERE i.indisprimary AND i.indrelid = $1::text::regclass AND a.attrelid = i.indrelid AND a.attnum = k.number";
-    for (table, columns) in [("events", "timestamp,event_id"), ("ingest_batches", "owner,batch_id")] {
+    for (table, columns) in
+        [("events", "service_name,event_type,timestamp,event_id"), ("ingest_batches", "owner,batch_id")]
+    {
         assert_eq!(client.query_one(key, &[&table]).expect("a key").get::<_, String>(0), columns);
     }
+    let others = "SELECT count(*) FROM pg_index WHERE indrelid = 'events'::regclass AND NOT indisprimary";
+    assert_eq!(client.query_one(others, &[]).expect("counted").get::<_, i64>(0), 0, "no second index");
 }
 
 #[test]
@@ -195,11 +210,12 @@ fn the_command_prints_what_was_done() {
         assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).expect("UTF-8")
     };
-    assert_eq!(
-        run(),
-        format!(
-            "applied events, ingest_batches, dead_letter_events, partition_functions (schema version {SCHEMA_VERSION})\n"
-        )
-    );
+    let names: Vec<_> = MIGRATIONS.iter().map(|migration| migration.name).collect();
+    let first = run();
+    let mut lines = first.lines();
+    let applied = format!("applied {} (schema version {SCHEMA_VERSION})", names.join(", "));
+    assert_eq!(lines.next(), Some(&*applied), "{first}");
+    assert!(lines.next().is_some_and(|line| line.starts_with("events was locked for ")), "{first}");
+    assert_eq!(lines.collect::<Vec<_>>(), ["index of events on \"timestamp\": brin"]);
     assert_eq!(run(), format!("schema is up to date (version {SCHEMA_VERSION})\n"));
 }

@@ -16,7 +16,10 @@ ALTER TABLE events ALTER COLUMN ingest_shard TYPE integer USING ingestd_ingest_s
 ALTER TABLE ingest_batches ALTER COLUMN ingest_shard TYPE integer USING ingestd_ingest_shard(batch_id);
 ALTER TABLE dead_letter_events ALTER COLUMN ingest_shard TYPE integer USING ingestd_ingest_shard(batch_id);
 
-ALTER TABLE events DROP CONSTRAINT events_pkey, ADD PRIMARY KEY ("timestamp", event_id, ingest_shard);
+ALTER TABLE events DROP CONSTRAINT events_pkey,
+    ADD PRIMARY KEY (service_name, event_type, "timestamp", event_id, ingest_shard);
+-- Where the key has not been exchanged yet.
+DROP INDEX IF EXISTS events_service_name_event_type_timestamp_idx;
 ALTER TABLE ingest_batches DROP CONSTRAINT ingest_batches_pkey, ADD PRIMARY KEY (owner, batch_id, ingest_shard);
 ALTER TABLE dead_letter_events DROP CONSTRAINT dead_letter_events_pkey, ADD PRIMARY KEY (id, ingest_shard);
 

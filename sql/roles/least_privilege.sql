@@ -56,7 +56,8 @@ REVOKE ALL ON ALL FUNCTIONS IN SCHEMA :"schema" FROM :"role";
 
 SET LOCAL search_path = :"schema";
 GRANT SELECT ON ingestd_migrations TO :"role";
--- COPY, and telling duplicates from rows that a trigger left out. Its partitions need no grants.
+-- COPY; an INSERT that names the key (ON CONFLICT reads its columns); telling duplicates from rows that a trigger left out. Its
+-- partitions need no grants.
 GRANT SELECT, INSERT ON events TO :"role";
 -- Claim a batch, correct its counts, forget it (LEDGER_RETENTION_DAYS).
 GRANT SELECT, INSERT, DELETE, UPDATE (inserted, duplicates, dead_lettered) ON ingest_batches TO :"role";

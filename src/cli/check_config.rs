@@ -18,6 +18,7 @@ use crate::pg::citus::layout::LayoutError;
 use crate::pg::citus::{cluster, layout};
 use crate::pg::connect::classify_start_error;
 use crate::pg::migrate::{self, SCHEMA_VERSION};
+use crate::pg::online::time_index;
 use crate::pg::requirements;
 use crate::sharding::Sharding;
 use crate::sys::{affinity, open_files};
@@ -124,6 +125,10 @@ fn ask_database(config: &Config) -> Result<Vec<String>, Failure> {
         found => format!("version {found}; 'ingestd serve' or 'ingestd migrate' upgrades it to {SCHEMA_VERSION}"),
     };
     let mut lines = vec![format!("PostgreSQL at {} is reachable; schema: {schema}", connector.address())];
+    lines.extend(migrate::waiting(&mut client)?);
+    if migrate::version(&mut client)? == SCHEMA_VERSION {
+        lines.extend(time_index::advice(&mut client, config.time_index).map_err(database_fault)?);
+    }
     if backing == Backing::Lent {
         lines.push(
             "transaction pooling detected (e.g. PgBouncer): statements are prepared per transaction; the pooler limits \

@@ -33,9 +33,14 @@ pub(super) fn connector(config: &Config) -> Result<Connector, Failure> {
 
 /// As [`connect`], by the role of `MIGRATE_DATABASE_URL` where that is set.
 pub(super) fn connect_as_owner(config: &Config) -> Result<Client, Failure> {
+    Ok(connector_of_owner(config)?.connect()?)
+}
+
+/// As [`connector`], by the role of `MIGRATE_DATABASE_URL` where that is set.
+pub(super) fn connector_of_owner(config: &Config) -> Result<Connector, Failure> {
     match &config.migrate_database {
-        Some(url) => Ok(Connector::of_owner(url)?.connect()?),
-        None => connect(config),
+        Some(url) => Ok(Connector::of_owner(url)?),
+        None => connector(config),
     }
 }
 

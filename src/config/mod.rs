@@ -64,6 +64,29 @@ pub enum Auth {
     Off,
 }
 
+/// What serves queries of `events` by time alone (`TIME_INDEX`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TimeIndex {
+    /// A small index of ranges.
+    #[default]
+    Brin,
+    /// An entry for each row.
+    Btree,
+    /// Nothing.
+    None,
+}
+
+impl TimeIndex {
+    /// As the setting has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Brin => "brin",
+            Self::Btree => "btree",
+            Self::None => "none",
+        }
+    }
+}
+
 /// How log lines are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
@@ -168,6 +191,8 @@ pub struct Config {
     pub partitions_ahead_months: u32,
     /// `PARTITION_RETENTION_MONTHS`; `None`: everything is kept.
     pub partition_retention_months: Option<u32>,
+    /// `TIME_INDEX`.
+    pub time_index: TimeIndex,
     /// `LEDGER_RETENTION_DAYS`; `None`: everything is kept.
     pub ledger_retention: Option<Duration>,
     /// `AUTH`.

@@ -10,7 +10,7 @@ use hyper::Uri;
 
 use super::raw::{Origin, Raw};
 use super::settings::{Fallback, Key, Kind, SETTINGS};
-use super::{Auth, Config, Database, DatabaseUrl, Linger, LogFormat, Problems, RedisUrl, TlsFiles};
+use super::{Auth, Config, Database, DatabaseUrl, Linger, LogFormat, Problems, RedisUrl, TimeIndex, TlsFiles};
 use crate::auth::rate::{RateLimit, RateLimits};
 use crate::limits::{KIB, MIB};
 use crate::sharding::Sharding;
@@ -58,6 +58,7 @@ pub(super) fn config(raw: &Raw) -> Result<Config, Problems> {
         event_future_max: Duration::from_secs(reader.whole(Key::EventMaxFutureHours) * SECONDS_PER_HOUR),
         partitions_ahead_months: reader.whole(Key::PartitionsAhead) as u32,
         partition_retention_months: reader.whole_or_unset(Key::PartitionRetentionMonths).map(|count| count as u32),
+        time_index: reader.time_index(),
         ledger_retention: reader
             .whole_or_unset(Key::LedgerRetentionDays)
             .map(|days| Duration::from_secs(days * SECONDS_PER_DAY)),
@@ -134,6 +135,14 @@ impl Reader<'_> {
             );
         }
         Sharding::Citus
+    }
+
+    fn time_index(&mut self) -> TimeIndex {
+        match &*self.word(Key::TimeIndex) {
+            "btree" => TimeIndex::Btree,
+            "none" => TimeIndex::None,
+            _ => TimeIndex::Brin,
+        }
     }
 
     fn refuse_empty_file_names(&mut self) {

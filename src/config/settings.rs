@@ -43,6 +43,7 @@ pub enum Key {
     EventMaxFutureHours,
     PartitionsAhead,
     PartitionRetentionMonths,
+    TimeIndex,
     LedgerRetentionDays,
     ApiKeysFile,
     Auth,
@@ -119,7 +120,7 @@ use Fallback::{Unset, Value};
 use Kind::{Addresses, Choice, HttpUrl, Name, Path, PostgresUrl, RedisUrl, Whole, WordOrWhole};
 
 /// How many settings there are.
-pub const SETTINGS_COUNT: usize = 54;
+pub const SETTINGS_COUNT: usize = 55;
 
 /// Every setting; `docs/settings.md#all-settings` lists them by group.
 #[rustfmt::skip]
@@ -213,6 +214,9 @@ pub const SETTINGS: [Setting; SETTINGS_COUNT] = [
     row(Key::PartitionRetentionMonths, "PARTITION_RETENTION_MONTHS", Unset("keep everything"), Whole(1, 1200),
         "months before the current one that are kept; older partitions are dropped with their rows, once the clocks of \
          this machine and of PostgreSQL both say so"),
+    row(Key::TimeIndex, "TIME_INDEX", Value("brin"), Choice(&["brin", "btree", "none"]),
+        "index of events for queries by time alone: brin (small, for bounded times), btree (also for the latest rows; \
+         an insert costs more) or none; made with new tables, changed by 'ingestd migrate'"),
     row(Key::LedgerRetentionDays, "LEDGER_RETENTION_DAYS", Unset("keep everything"), Whole(1, 36_500),
         "batch ids that were committed longer ago are forgotten, in small steps; a retry of a forgotten id is a new \
          batch"),
@@ -300,6 +304,7 @@ impl Key {
             | SynchronousCommit
             | PartitionsAhead
             | PartitionRetentionMonths
+            | TimeIndex
             | LedgerRetentionDays
             | StatusTtlSeconds
             | Sharding

@@ -6,6 +6,9 @@
 //!    └─┴ no partition: make it, the same way again ┴──┘
 //! ```
 //!
+//! A duplicate is only what the key of `events` refuses. Staged, the INSERT names that key, so whatever unique index refuses a row
+//! then is another one, and that row's fault.
+//!
 //! On a Citus cluster a worker's refusal of a COPY says nothing about its reason: the same way once more, in case it was the
 //! worker's state, then staged, whose INSERT tells.
 //!
@@ -24,11 +27,12 @@ use crate::flush::culprit::Kind;
 use crate::flush::cut::Patience;
 use crate::flush::queue::Waiting;
 use crate::limits::{
-    COPY_LOCK_WAIT_MAX, PARTITION_ATTEMPTS_MAX, REMOTE_FAULTS_MAX, SHARDED_PARTITION_WAIT_MAX,
-    STAGED_COPIES_AFTER_DUPLICATE,
+    COPY_LOCK_WAIT_MAX, DUPLICATE_RACES_MAX, KEY_CHANGES_MAX, PARTITION_ATTEMPTS_MAX, REMOTE_FAULTS_MAX,
+    SHARDED_PARTITION_WAIT_MAX, STAGED_COPIES_AFTER_DUPLICATE,
 };
 use crate::metrics::{Metrics, SqlstateClass};
 use crate::pg::connect::one_line;
+use crate::pg::event_key;
 use crate::pg::land::{Done, Landed, Landing, Terms, Way, land};
 use crate::pg::locks::{self, Blocked, Obstacle};
 use crate::pg::partitions::{self, Month, NotMade};
@@ -126,7 +130,7 @@ impl Attempt {
         let _waiting = session.wait();
         let landings: Vec<Landing<'_>> = in_hand.iter().map(InHand::landing).collect();
         let mut way = if self.staged_left > 0 && plan.begin == Way::Plain { Way::Staged } else { plan.begin };
-        let (mut partition_attempts, mut remote_faults) = (0, 0);
+        let (mut partition_attempts, mut remote_faults, mut races, mut key_changes) = (0, 0, 0, 0);
         let sharding = session.sharding();
         let terms = Terms { commit: plan.commit, limits: plan.limits, given_up: given_up(session, in_hand, plan)? };
         loop {
@@ -138,12 +142,24 @@ impl Attempt {
                 Err(fault) => fault,
             };
             way = match (fault.verdict_on(sharding), way) {
+                (Verdict::KeyChanged, _) if key_changes < KEY_CHANGES_MAX => {
+                    key_changes += 1;
+                    session.forget_statements();
+                    way
+                }
                 (_, Way::RowByRow | Way::Buried) => return Err(Failure::of(fault, session)),
                 (Verdict::Duplicates, Way::Plain) => Way::Staged,
-                (Verdict::RowFault, Way::Plain | Way::Staged) if !plan.may_quarantine => {
+                (Verdict::Duplicates, Way::Staged) if is_of_key(session, &fault)? => {
+                    races += 1;
+                    if races > DUPLICATE_RACES_MAX {
+                        return Err(Failure::new(Kind::Transaction, fault));
+                    }
+                    way
+                }
+                (Verdict::Duplicates | Verdict::RowFault, Way::Plain | Way::Staged) if !plan.may_quarantine => {
                     return Err(Failure::new(Kind::Rows, fault));
                 }
-                (Verdict::RowFault, Way::Plain | Way::Staged) => {
+                (Verdict::Duplicates | Verdict::RowFault, Way::Plain | Way::Staged) => {
                     if sharding == Sharding::Citus {
                         // There, quarantine takes a missing partition for a row's fault.
                         make_partitions(session, &landings)?;
@@ -170,7 +186,7 @@ impl Attempt {
                 (Verdict::Duplicates | Verdict::RowFault | Verdict::MissingPartition | Verdict::Remote, _) => {
                     return Err(Failure::new(Kind::Batches, fault));
                 }
-                (Verdict::Retry | Verdict::Schema, _) => return Err(Failure::of(fault, session)),
+                (Verdict::Retry | Verdict::Schema | Verdict::KeyChanged, _) => return Err(Failure::of(fault, session)),
             };
             self.metrics.db_errors.add(SqlstateClass::of(Some(&fault.sqlstate)), 1);
             tracing::debug!(%fault, ?way, "retrying the same batches with another insert method");
@@ -185,6 +201,12 @@ impl Attempt {
             Way::Staged | Way::Quarantine | Way::RowByRow | Way::Buried => self.staged_left.saturating_sub(1),
         };
     }
+}
+
+/// True when the row that `fault` is about is in the table by now: see [`event_key::is_violated`].
+fn is_of_key(session: &mut Session, fault: &Fault) -> Result<bool, Failure> {
+    let sharding = session.sharding();
+    event_key::is_violated(session.client(), sharding, fault).map_err(|error| Failure::of(Fault::from(error), session))
 }
 
 /// How long making a partition may wait for a lock.

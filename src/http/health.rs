@@ -176,10 +176,10 @@ pub(super) struct WorkersCheck {
     pub(super) count: usize,
 }
 
-/// Chores in PostgreSQL: partitions ahead, retention.
+/// Chores in PostgreSQL: partitions ahead, retention; and what waits for `ingestd migrate`.
 #[derive(Serialize, ToSchema)]
 pub(super) struct MaintenanceCheck {
-    /// `failing` while PostgreSQL rejects a chore. Batches are not affected.
+    /// `failing` while PostgreSQL rejects a chore, or the schema waits for `ingestd migrate`. Batches are not affected.
     #[schema(pattern = "^(ok|failing)$")]
     pub(super) status: &'static str,
     /// Seconds from one time to the next.
@@ -315,11 +315,10 @@ fn memory(app: &App) -> MemoryCheck {
 }
 
 fn maintenance(app: &App) -> MaintenanceCheck {
-    let reason = app.database.reason_of(Doubt::Maintenance);
-    let (status, interval) = match reason {
-        Some(_) => ("failing", MAINTENANCE_RETRY_INTERVAL),
-        None => ("ok", PARTITION_UPKEEP_INTERVAL),
-    };
+    let failed = app.database.reason_of(Doubt::Maintenance);
+    let interval = if failed.is_some() { MAINTENANCE_RETRY_INTERVAL } else { PARTITION_UPKEEP_INTERVAL };
+    let reason = failed.or_else(|| app.database.reason_of(Doubt::Migration));
+    let status = if reason.is_some() { "failing" } else { "ok" };
     MaintenanceCheck { status, interval_seconds: interval.as_secs(), reason }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! Replay handles one row a transaction: find it, lock it (`FOR UPDATE SKIP LOCKED`, so that two replays at once
 //! share the work and never double it), insert the event, set `replayed_at`, commit. A row that is refused
-//! again stays, with the new reason. The payload goes from the stored text to jsonb digit for digit, on
+//! again stays, with the new reason; so does one that a unique index of the user's own refuses. An event whose key is in the
+//! table is a duplicate, and done. The payload goes from the stored text to jsonb digit for digit, on
 //! PostgreSQL's side.
 //!
 //! Absent on purpose: writing dead letters (the flusher does, in the transaction of the COPY), editing an
@@ -17,8 +18,10 @@ use postgres::{Client, GenericClient, IsolationLevel, Transaction};
 
 use super::citus::layout::layout_of;
 use super::connect::{TRANSACTION_LIMITS, one_line};
+use super::event_key::{self, EventKey, SHARD_COLUMN, quoted};
 use super::partitions::{self, Month, PartitionError};
 use super::sqlstate::{Fault, Verdict};
+use crate::limits::{DUPLICATE_RACES_MAX, KEY_CHANGES_MAX};
 use crate::sharding::{IngestShard, Sharding};
 use crate::types::UnixMicros;
 
@@ -158,16 +161,11 @@ pub fn replay(
     let sharding = layout_of(client)?;
     while let Some(letter) = next_waiting(client, sharding, after, id)? {
         let number = letter.number;
-        let mut outcome = replay_one(client, letter, false)?;
-        if let Outcome::NoPartition(month) = outcome {
-            partitions::ensure(client, &[month]).map_err(PartitionError::from)?;
-            outcome = replay_one(client, letter, true)?;
-        }
-        match outcome {
+        match replay_letter(client, letter)? {
             Outcome::Inserted => report.inserted += 1,
             Outcome::Duplicate => report.duplicates += 1,
             Outcome::Refused(reason) => report.refused.push((number, reason)),
-            Outcome::TakenByAnother | Outcome::NoPartition(_) => {}
+            Outcome::TakenByAnother | Outcome::NoPartition(_) | Outcome::KeyChanged | Outcome::Race => {}
         }
         after = number;
         tried += 1;
@@ -185,6 +183,10 @@ enum Outcome {
     Refused(String),
     /// Nothing was changed: make the partition and try again.
     NoPartition(Month),
+    /// Nothing was changed: the key of `events` is another one by now.
+    KeyChanged,
+    /// Nothing was changed: another transaction has just stored the event.
+    Race,
     TakenByAnother,
 }
 
@@ -200,6 +202,13 @@ impl Letter {
     /// What picks its row, in a WHERE clause.
     fn its_row(self) -> String {
         format!("id = {}{}", self.number, self.sharding.and_shard(self.shard))
+    }
+
+    /// The columns of its event in `events`, quoted, and their values in its row.
+    fn columns_and_values(self) -> (Vec<String>, Vec<&'static str>) {
+        let shard = (SHARD_COLUMN, SHARD_COLUMN);
+        let all = VALUES.into_iter().chain((self.sharding == Sharding::Citus).then_some(shard));
+        all.map(|(column, value)| (quoted(column), value)).unzip()
     }
 }
 
@@ -224,6 +233,23 @@ fn next_waiting(
     Ok(row.map(|row| Letter { number: row.get(0), sharding, shard: IngestShard(row.get(1)) }))
 }
 
+/// Replays `letter`, as often as something that passes is in the way.
+fn replay_letter(client: &mut Client, letter: Letter) -> Result<Outcome, DeadLetterError> {
+    let (mut has_partition, mut key_changes, mut races) = (false, 0, 0);
+    loop {
+        let outcome = replay_one(client, letter, has_partition)?;
+        match outcome {
+            Outcome::NoPartition(month) => {
+                partitions::ensure(client, &[month]).map_err(PartitionError::from)?;
+                has_partition = true;
+            }
+            Outcome::KeyChanged if key_changes < KEY_CHANGES_MAX => key_changes += 1,
+            Outcome::Race if races < DUPLICATE_RACES_MAX => races += 1,
+            outcome => return Ok(outcome),
+        }
+    }
+}
+
 /// Replays `letter`, in a transaction of its own. Once its partition is there, what looks as if it were missing is a CHECK:
 /// a Citus worker does not name the constraint that a row breaks.
 fn replay_one(client: &mut Client, letter: Letter, has_partition: bool) -> Result<Outcome, DeadLetterError> {
@@ -235,8 +261,9 @@ fn replay_one(client: &mut Client, letter: Letter, has_partition: bool) -> Resul
     if transaction.query_opt(&lock, &[])?.is_none() {
         return Ok(Outcome::TakenByAnother);
     }
-    let outcome = match insert(&mut transaction, letter) {
-        Ok(false) if !is_there(&mut transaction, letter)? => {
+    let key = EventKey::of(&mut transaction)?;
+    let outcome = match insert(&mut transaction, letter, &key) {
+        Ok(false) if !is_there(&mut transaction, letter, &key)? => {
             let fault = Fault::left_out();
             refuse(&mut transaction, letter, &fault.sqlstate, &fault.message)?;
             Outcome::Refused(fault.message)
@@ -251,7 +278,9 @@ fn replay_one(client: &mut Client, letter: Letter, has_partition: bool) -> Resul
             transaction.rollback()?;
             return Ok(Outcome::NoPartition(month));
         }
-        Err(error) if matches!(verdict_on(&error, letter.sharding), Verdict::RowFault | Verdict::MissingPartition) => {
+        Err(error) if verdict_on(&error, letter.sharding) == Verdict::KeyChanged => return Ok(Outcome::KeyChanged),
+        Err(error) if is_race(&mut transaction, letter, &error)? => return Ok(Outcome::Race),
+        Err(error) if is_refusal(verdict_on(&error, letter.sharding)) => {
             let state = error.code().map_or("", SqlState::code);
             let message = error.as_db_error().map_or_else(String::new, |db| db.message().to_owned());
             refuse(&mut transaction, letter, state, &message)?;
@@ -266,22 +295,29 @@ fn replay_one(client: &mut Client, letter: Letter, has_partition: bool) -> Resul
 /// When the event happened. The column is empty where the time itself could not be read.
 const EVENT_TIME: &str = r#"coalesce("timestamp", (event::json ->> 'timestamp')::timestamptz, received_at)"#;
 
+/// The columns of `events` that are part of an event, and what their values are in a dead letter.
+const VALUES: [(&str, &str); 8] = [
+    ("event_id", "coalesce(event_id, event::json ->> 'event_id')"),
+    ("service_name", "event::json ->> 'service_name'"),
+    ("event_type", "event::json ->> 'event_type'"),
+    ("payload", "(event::json -> 'payload')::text::jsonb"),
+    ("timestamp", EVENT_TIME),
+    ("metadata", "nullif((event::json -> 'metadata')::text, 'null')::jsonb"),
+    ("batch_id", "batch_id"),
+    ("priority", "priority"),
+];
+
 /// Inserts the event of `letter`, under a savepoint; false when it was there already.
-fn insert(transaction: &mut Transaction<'_>, letter: Letter) -> Result<bool, postgres::Error> {
+fn insert(transaction: &mut Transaction<'_>, letter: Letter, key: &EventKey) -> Result<bool, postgres::Error> {
     let mut savepoint = transaction.transaction()?;
-    let column = match letter.sharding {
-        Sharding::None => "",
-        Sharding::Citus => ", ingest_shard",
-    };
-    let its_row = letter.its_row();
+    let (columns, values) = letter.columns_and_values();
     let inserted = savepoint.execute(
         &format!(
-            r#"INSERT INTO events (event_id, service_name, event_type, payload, "timestamp", metadata, batch_id, priority{column})
-               SELECT coalesce(event_id, event::json ->> 'event_id'), event::json ->> 'service_name',
-                      event::json ->> 'event_type', (event::json -> 'payload')::text::jsonb, {EVENT_TIME},
-                      nullif((event::json -> 'metadata')::text, 'null')::jsonb, batch_id, priority{column}
-               FROM dead_letter_events WHERE {its_row}
-               ON CONFLICT DO NOTHING"#
+            "INSERT INTO events ({}) SELECT {} FROM dead_letter_events WHERE {} {}",
+            columns.join(", "),
+            values.join(", "),
+            letter.its_row(),
+            key.on_conflict()
         ),
         &[],
     )?;
@@ -290,15 +326,34 @@ fn insert(transaction: &mut Transaction<'_>, letter: Letter) -> Result<bool, pos
 }
 
 /// True when the event of `letter` is in the table.
-fn is_there(transaction: &mut Transaction<'_>, letter: Letter) -> Result<bool, postgres::Error> {
+fn is_there(transaction: &mut Transaction<'_>, letter: Letter, key: &EventKey) -> Result<bool, postgres::Error> {
     let (its_row, and_shard) = (letter.its_row(), letter.sharding.and_shard(letter.shard));
+    let (columns, values) = letter.columns_and_values();
+    let sent: Vec<String> = values.iter().zip(&columns).map(|(value, column)| format!("{value} AS {column}")).collect();
     let query = format!(
-        r#"SELECT EXISTS (SELECT FROM events e,
-                (SELECT coalesce(event_id, event::json ->> 'event_id') AS event_id, {EVENT_TIME} AS "at"
-                 FROM dead_letter_events WHERE {its_row}) d
-           WHERE e."timestamp" = d."at" AND e.event_id = d.event_id{and_shard})"#
+        "SELECT EXISTS (SELECT FROM events e, (SELECT {} FROM dead_letter_events WHERE {its_row}) d WHERE {}{})",
+        sent.join(", "),
+        key.equality("e", "d"),
+        and_shard.replace("ingest_shard", "e.ingest_shard")
     );
     Ok(transaction.query_one(&query, &[])?.get(0))
+}
+
+/// True when `error` comes from an index that is being built beside the key: see [`event_key::is_violated`].
+fn is_race(
+    transaction: &mut Transaction<'_>,
+    letter: Letter,
+    error: &postgres::Error,
+) -> Result<bool, postgres::Error> {
+    match error.as_db_error().map(Fault::from) {
+        Some(fault) => event_key::is_violated(transaction, letter.sharding, &fault),
+        None => Ok(false),
+    }
+}
+
+/// What a row's own fault looks like, once its partition is there.
+fn is_refusal(verdict: Verdict) -> bool {
+    matches!(verdict, Verdict::RowFault | Verdict::MissingPartition | Verdict::Duplicates)
 }
 
 /// Notes why `letter` was refused this time.

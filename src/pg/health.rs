@@ -48,10 +48,14 @@ pub enum Doubt {
     Cluster,
     /// A chore fails: partitions ahead, retention of partitions or of the ledger.
     Maintenance,
+    /// Something waits for `ingestd migrate`, and batches land without it.
+    Migration,
 }
 
 impl Doubt {
-    const COUNT: usize = Self::Maintenance as usize + 1;
+    const COUNT: usize = Self::Migration as usize + 1;
+    /// Those that are not about batches.
+    const ASIDE: [Self; 2] = [Self::Maintenance, Self::Migration];
 }
 
 /// The reason for a doubt, while there is one.
@@ -213,7 +217,8 @@ impl DatabaseHealth {
     /// The reason for the first [`Doubt`] that there is about batches.
     pub fn doubtful(&self) -> Option<String> {
         let doubts = self.doubts.lock();
-        let about_batches = doubts.iter().enumerate().filter(|(doubt, _)| *doubt != Doubt::Maintenance as usize);
+        let is_aside = |index: usize| Doubt::ASIDE.iter().any(|doubt| *doubt as usize == index);
+        let about_batches = doubts.iter().enumerate().filter(|(index, _)| !is_aside(*index));
         about_batches.map(|(_, doubted)| doubted).find_map(|doubted| doubted.reason.clone())
     }
 

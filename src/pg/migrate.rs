@@ -16,14 +16,23 @@
 //! * They tighten nothing that the version before could violate: no constraint, no NOT NULL, no unique index.
 //! * What is to go is first left unused by one release, and removed by the next.
 //!
+//! There are two kinds ([`Step`]). SQL is applied by whoever comes first, also a server that starts. What would keep COPYs
+//! waiting for as long as PostgreSQL reads the table is *online* ([`super::online`]): a server applies it where that takes a
+//! moment, as on a fresh database, and else goes on without it and says that it waits; [`migrate_while_nodes_run`], which is
+//! `ingestd migrate`, does it at its ease. So a program works with an online migration and without it, migrations behind one
+//! do not build on it, and what a schema lacks is a set and no number.
+//!
 //! Absent on purpose: going back. A migration that was applied is never edited; the next one corrects it.
 
+use std::collections::HashSet;
 use std::fmt;
 
 use postgres::error::SqlState;
-use postgres::{Client, IsolationLevel, Transaction};
+use postgres::{Client, GenericClient, IsolationLevel, Transaction};
 
+use super::backing::Backing;
 use super::connect::{Connector, StartFault, classify_start_error, one_line};
+use super::online::{self, Changed, OnlineError, Outcome, Patience};
 use super::requirements::{self, Lacks};
 use crate::limits::MIGRATE_LOCK_WAIT_MAX;
 
@@ -41,7 +50,23 @@ pub struct Migration {
     pub version: i32,
     /// The file's name without its number.
     pub name: &'static str,
-    sql: &'static str,
+    step: Step,
+}
+
+/// What a migration does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// Runs this.
+    Sql(&'static str),
+    /// Exchanges the key of `events`: [`online::event_key`].
+    EventKey,
+}
+
+impl Migration {
+    /// True when nodes go on without it until `ingestd migrate` has applied it.
+    pub fn is_online(&self) -> bool {
+        self.step == Step::EventKey
+    }
 }
 
 macro_rules! migration {
@@ -49,7 +74,7 @@ macro_rules! migration {
         Migration {
             version: $version,
             name: $name,
-            sql: include_str!(concat!("../../sql/", $number, "_", $name, ".sql")),
+            step: Step::Sql(include_str!(concat!("../../sql/", $number, "_", $name, ".sql"))),
         }
     };
 }
@@ -61,6 +86,8 @@ pub const MIGRATIONS: &[Migration] = &[
     migration!(3, "0003", "dead_letter_events"),
     migration!(4, "0004", "partition_functions"),
     migration!(5, "0005", "database_identity"),
+    migration!(6, "0006", "function_settings"),
+    Migration { version: 7, name: "event_key", step: Step::EventKey },
 ];
 
 /// The schema's version that this program works with.
@@ -75,17 +102,30 @@ const _: () = {
 };
 
 /// What [`migrate`] did.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Report {
     /// What this call applied, in order; empty when the schema was up to date.
     pub applied: Vec<&'static str>,
+    /// What waits for `ingestd migrate`, and why.
+    pub waiting: Option<String>,
+    /// What an online migration did while nodes ran.
+    pub changed: Option<Changed>,
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(changed) = &self.changed {
+            writeln!(f, "{changed}")?;
+        }
         match self.applied.as_slice() {
-            [] => write!(f, "schema is up to date (version {SCHEMA_VERSION})"),
-            names => write!(f, "applied {} (schema version {SCHEMA_VERSION})", names.join(", ")),
+            [] if self.waiting.is_some() => {}
+            [] => write!(f, "schema is up to date (version {SCHEMA_VERSION})")?,
+            names => write!(f, "applied {} (schema version {SCHEMA_VERSION})", names.join(", "))?,
+        }
+        match &self.waiting {
+            Some(waiting) if self.applied.is_empty() => write!(f, "{waiting}"),
+            Some(waiting) => write!(f, "\n{waiting}"),
+            None => Ok(()),
         }
     }
 }
@@ -136,9 +176,21 @@ pub enum MigrateError {
         /// What PostgreSQL said.
         error: postgres::Error,
     },
+    /// An online migration is not possible now; everything goes on without it.
+    #[error("{0}")]
+    Online(OnlineError),
     /// The database could not be asked.
     #[error("{}", one_line(.0))]
     Postgres(#[from] postgres::Error),
+}
+
+impl From<OnlineError> for MigrateError {
+    fn from(error: OnlineError) -> Self {
+        match error {
+            OnlineError::Postgres(error) => Self::Postgres(error),
+            other => Self::Online(other),
+        }
+    }
 }
 
 impl MigrateError {
@@ -154,23 +206,34 @@ impl MigrateError {
                 StartFault::Configuration(self.to_string())
             }
             Self::Postgres(error) | Self::Failed { error, .. } => classify_start_error(&error),
-            Self::LockTimeout => StartFault::Transient(self.to_string()),
+            Self::Online(
+                OnlineError::Pooled | OnlineError::NotOwner | OnlineError::InTheWay(_) | OnlineError::NameTaken { .. },
+            ) => StartFault::Configuration(self.to_string()),
+            Self::LockTimeout | Self::Online(_) => StartFault::Transient(self.to_string()),
         }
     }
 }
 
-/// Brings the schema to [`SCHEMA_VERSION`]. Idempotent; safe to run from many nodes at once.
+/// Brings the schema to [`SCHEMA_VERSION`], but for online migrations that take more than a moment. Idempotent; safe to run
+/// from many nodes at once.
 pub fn migrate(client: &mut Client) -> Result<Report, MigrateError> {
     let mut report = Report::default();
     loop {
-        let found = version(client)?;
-        if found >= SCHEMA_VERSION {
+        let schema = Schema::of(client)?;
+        if schema.missing.is_empty() {
             return Ok(report);
         }
         if report.applied.is_empty() {
             check_migration(client)?;
         }
-        report.applied.extend(apply_next(client).map_err(|error| not_allowed(error, found))?);
+        match apply_next(client).map_err(|error| not_allowed(error, schema.version()))? {
+            Applied::Done(name) => report.applied.push(name),
+            Applied::ByAnother => {}
+            Applied::Waits(why) => {
+                report.waiting = Some(why);
+                return Ok(report);
+            }
+        }
     }
 }
 
@@ -178,10 +241,37 @@ pub fn migrate(client: &mut Client) -> Result<Report, MigrateError> {
 /// `client`, of the role that serves, finds something to do.
 pub fn migrate_by(client: &mut Client, owner: Option<&Connector>) -> Result<Report, MigrateError> {
     let Some(owner) = owner else { return migrate(client) };
-    if version(client)? >= SCHEMA_VERSION {
+    let schema = Schema::of(client)?;
+    if schema.missing.is_empty() {
         return Ok(Report::default());
     }
+    if schema.lacks_only_online() && !online::is_quick(client)? {
+        return Ok(Report { waiting: online::event_key::advice(client)?, ..Report::default() });
+    }
     migrate(&mut owner.connect().map_err(MigrateError::Connect)?)
+}
+
+/// As [`migrate`], and then applies online migrations, for as long as that takes, while nodes run. `client` has a session of
+/// its own if `backing` says so; only then large tables can be changed.
+pub fn migrate_while_nodes_run(client: &mut Client, backing: Backing) -> Result<Report, MigrateError> {
+    let mut report = migrate(client)?;
+    let missing = Schema::of(client)?.missing;
+    let Some(next) = missing.first() else { return Ok(report) };
+    if !online::owns_events(client)? {
+        let (found, said) = (next.version - 1, "it does not own events".to_owned());
+        return Err(MigrateError::NotAllowed { found, said });
+    }
+    let mut exchange = |client: &mut Client, patience| apply_event_key(client, next, patience);
+    match online::run(client, backing, &online::event_key::spec(), &mut exchange) {
+        Ok(changed) => {
+            report.applied.extend(changed.is_some().then_some(next.name));
+            (report.changed, report.waiting) = (changed, None);
+        }
+        // Said already.
+        Err(OnlineError::Sharded(_)) => {}
+        Err(error) => return Err(error.into()),
+    }
+    Ok(report)
 }
 
 /// Refuses a database that cannot hold the tables, or where another relation has the name of one.
@@ -201,23 +291,132 @@ fn not_allowed(error: MigrateError, found: i32) -> MigrateError {
     }
 }
 
-/// The version of the database's schema, 0 when it is empty; takes no lock beyond that of a read.
-pub fn version(client: &mut impl postgres::GenericClient) -> Result<i32, MigrateError> {
-    let known = client.query_typed_one("SELECT to_regclass('ingestd_migrations') IS NOT NULL", &[])?.get(0);
-    let found = if known {
-        client.query_typed_one("SELECT coalesce(max(version), 0)::int FROM ingestd_migrations", &[])?.get(0)
-    } else {
-        0
-    };
-    if found > SCHEMA_VERSION { Err(MigrateError::Newer { found }) } else { Ok(found) }
+/// What a database has of the schema.
+struct Schema {
+    /// What it lacks, in order.
+    missing: Vec<&'static Migration>,
 }
 
-/// Applies the first migration that is missing; `None` when another node came first.
-fn apply_next(client: &mut Client) -> Result<Option<&'static str>, MigrateError> {
+impl Schema {
+    /// Takes no lock beyond that of a read.
+    fn of(client: &mut impl GenericClient) -> Result<Self, MigrateError> {
+        let known = client.query_typed_one("SELECT to_regclass('ingestd_migrations') IS NOT NULL", &[])?.get(0);
+        let applied: HashSet<i32> = if known {
+            let rows = client.query_typed("SELECT version FROM ingestd_migrations", &[])?;
+            rows.iter().map(|row| row.get(0)).collect()
+        } else {
+            HashSet::new()
+        };
+        match applied.iter().max() {
+            Some(&found) if found > SCHEMA_VERSION => Err(MigrateError::Newer { found }),
+            _ => Ok(Self {
+                missing: MIGRATIONS.iter().filter(|migration| !applied.contains(&migration.version)).collect(),
+            }),
+        }
+    }
+
+    /// All migrations up to this one are applied, but for online ones.
+    fn version(&self) -> i32 {
+        let first = self.missing.iter().find(|migration| !migration.is_online());
+        first.map_or(SCHEMA_VERSION, |migration| migration.version - 1)
+    }
+
+    fn lacks_only_online(&self) -> bool {
+        self.missing.iter().all(|migration| migration.is_online())
+    }
+}
+
+/// The version of the database's schema, 0 when it is empty, without regard to online migrations; takes no lock beyond that
+/// of a read.
+pub fn version(client: &mut impl GenericClient) -> Result<i32, MigrateError> {
+    Ok(Schema::of(client)?.version())
+}
+
+/// What waits for `ingestd migrate` in a schema that is up to date otherwise; `None` where nothing does.
+pub fn waiting(client: &mut impl GenericClient) -> Result<Option<String>, MigrateError> {
+    let schema = Schema::of(client)?;
+    if schema.missing.is_empty() || !schema.lacks_only_online() {
+        return Ok(None);
+    }
+    Ok(online::event_key::advice(client)?)
+}
+
+/// What became of the first migration that was missing.
+enum Applied {
+    Done(&'static str),
+    /// Another node came first.
+    ByAnother,
+    /// It is online, and takes more than a moment.
+    Waits(String),
+}
+
+/// Applies the first migration that is missing, SQL before what is online.
+fn apply_next(client: &mut Client) -> Result<Applied, MigrateError> {
+    let missing = Schema::of(client)?.missing;
+    let next = missing.iter().find(|migration| !migration.is_online()).or(missing.first());
+    match next {
+        None => Ok(Applied::ByAnother),
+        Some(&&Migration { name, step: Step::Sql(sql), version }) => {
+            let mut transaction = begin(client, MIGRATE_LOCK_WAIT_MAX)?;
+            if !is_missing(&mut transaction, version)? {
+                return Ok(Applied::ByAnother);
+            }
+            let failed = |error| match lock_timeout(error) {
+                MigrateError::Postgres(error) => MigrateError::Failed { version, name, error },
+                timeout => timeout,
+            };
+            transaction.batch_execute(sql).map_err(failed)?;
+            record(transaction, version, name).map_err(failed)?;
+            Ok(Applied::Done(name))
+        }
+        Some(migration) => apply_online_at_start(client, migration),
+    }
+}
+
+/// Applies `migration` if that takes a moment.
+fn apply_online_at_start(client: &mut Client, migration: &Migration) -> Result<Applied, MigrateError> {
+    let advice = |client: &mut Client| -> Result<Applied, MigrateError> {
+        Ok(online::event_key::advice(client)?.map_or(Applied::ByAnother, Applied::Waits))
+    };
+    if !online::owns_events(client)? || !online::is_quick(client)? {
+        return advice(client);
+    }
+    let mut exchange = |client: &mut Client, patience| apply_event_key(client, migration, patience);
+    match online::attempt_at_start(client, &mut exchange) {
+        Ok(Outcome::Done(_)) => Ok(Applied::Done(migration.name)),
+        Ok(Outcome::ByAnother) => Ok(Applied::ByAnother),
+        Ok(Outcome::Unready(_) | Outcome::Busy(_)) | Err(OnlineError::Sharded(_)) => advice(client),
+        Err(OnlineError::Postgres(error)) => Err(error.into()),
+        // It is no reason not to serve.
+        Err(error) => Ok(Applied::Waits(error.to_string())),
+    }
+}
+
+/// Attempts the exchange of the key, and notes that it is done.
+fn apply_event_key(client: &mut Client, migration: &Migration, patience: Patience) -> Result<Outcome, OnlineError> {
+    let mut transaction = match begin(client, MIGRATE_LOCK_WAIT_MAX) {
+        Err(MigrateError::LockTimeout) => return Ok(Outcome::Busy(MigrateError::LockTimeout.to_string())),
+        Err(MigrateError::Postgres(error)) => return Err(error.into()),
+        Err(_) => return Ok(Outcome::Busy("another session migrates".to_owned())),
+        Ok(transaction) => transaction,
+    };
+    let is_missing = is_missing(&mut transaction, migration.version);
+    if !is_missing.map_err(|error| OnlineError::Unreachable(error.to_string()))? {
+        return Ok(Outcome::ByAnother);
+    }
+    let outcome = online::event_key::exchange(&mut transaction, patience)?;
+    if matches!(outcome, Outcome::Done(_)) {
+        record(transaction, migration.version, migration.name)?;
+    }
+    Ok(outcome)
+}
+
+/// Begins a transaction that changes the schema, alone of all nodes.
+fn begin(client: &mut Client, wait_max: std::time::Duration) -> Result<Transaction<'_>, MigrateError> {
     // Read committed whatever the database's default is: what is read after the wait must be fresh.
     let begin = client.build_transaction().isolation_level(IsolationLevel::ReadCommitted).read_only(false);
     let mut transaction = begin.start()?;
-    lock(&mut transaction, ADVISORY_MIGRATE, MIGRATE_LOCK_WAIT_MAX).map_err(lock_timeout)?;
+    lock(&mut transaction, ADVISORY_MIGRATE, wait_max).map_err(lock_timeout)?;
     transaction.batch_execute(
         "CREATE TABLE IF NOT EXISTS ingestd_migrations (
              version    integer PRIMARY KEY,
@@ -225,21 +424,18 @@ fn apply_next(client: &mut Client) -> Result<Option<&'static str>, MigrateError>
              applied_at timestamptz NOT NULL DEFAULT now()
          )",
     )?;
-    let done = version(&mut transaction)?;
-    let Some(next) = MIGRATIONS.iter().find(|migration| migration.version > done) else { return Ok(None) };
-    let applied = transaction.batch_execute(next.sql).and_then(|()| {
-        let record = "INSERT INTO ingestd_migrations (version, name) VALUES ($1, $2)";
-        transaction.execute(record, &[&next.version, &next.name])
-    });
-    match applied.and_then(|_| transaction.commit()) {
-        Ok(()) => Ok(Some(next.name)),
-        Err(error) => match lock_timeout(error) {
-            MigrateError::Postgres(error) => {
-                Err(MigrateError::Failed { version: next.version, name: next.name, error })
-            }
-            timeout => Err(timeout),
-        },
-    }
+    Ok(transaction)
+}
+
+fn is_missing(transaction: &mut Transaction<'_>, version: i32) -> Result<bool, MigrateError> {
+    Ok(Schema::of(transaction)?.missing.iter().any(|migration| migration.version == version))
+}
+
+/// Notes that a migration is applied, and commits.
+fn record(mut transaction: Transaction<'_>, version: i32, name: &str) -> Result<(), postgres::Error> {
+    let record = "INSERT INTO ingestd_migrations (version, name) VALUES ($1, $2) ON CONFLICT DO NOTHING";
+    transaction.execute(record, &[&version, &name])?;
+    transaction.commit()
 }
 
 fn lock_timeout(error: postgres::Error) -> MigrateError {

@@ -6,7 +6,7 @@
 //! batches exactly once ([`ledger`], [`copy`], [`stage`], [`quarantine`] are its parts), [`wal`] knows which commits a crash
 //! can take back, and [`sqlstate`] decides
 //! what an error means. [`requirements`] is what a database and a role must have.
-//! [`migrate`], [`partitions`] and [`dead_letter`] look after the tables, [`citus`] spreads them over a cluster, [`clock`] says what is old; [`embedded`] is a
+//! [`migrate`], [`online`], [`partitions`] and [`dead_letter`] look after the tables; [`event_key`] is what makes two events the same; [`citus`] spreads them over a cluster, [`clock`] says what is old; [`embedded`] is a
 //! PostgreSQL of ingestd's own.
 //!
 //! Invariants:
@@ -23,6 +23,7 @@ pub mod connect;
 pub mod copy;
 pub mod dead_letter;
 pub mod embedded;
+pub mod event_key;
 pub mod health;
 pub mod identity;
 pub mod land;
@@ -31,6 +32,7 @@ pub mod ledger_search;
 pub mod locks;
 pub mod migrate;
 pub mod month;
+pub mod online;
 pub mod partitions;
 pub mod pool;
 pub mod quarantine;

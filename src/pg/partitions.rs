@@ -42,6 +42,19 @@ use crate::limits::{
 use crate::sharding::Sharding;
 use crate::types::UnixMicros;
 
+/// A common table expression for statements that read bounds: what PostgreSQL writes from then on in the transaction is in ISO
+/// format and UTC. Whatever reads [`LOWER_BOUND`] is MATERIALIZED and joins `plain_text`, and so comes after it.
+///
+/// Up to PostgreSQL 17 a bound is written as the session's settings say, and not all of them write what they read:
+/// `01/11/2026 05:30:00 IST` is India's time, and is read as Israel's.
+pub(super) const PLAIN_TEXT: &str = "plain_text AS MATERIALIZED \
+    (SELECT set_config('DateStyle', 'ISO', true), set_config('TimeZone', 'UTC', true))";
+/// The first instant of the partition `c` in an array of one text; NULL where it has no bound. No backslash, which is not the same
+/// to all sessions (`standard_conforming_strings`).
+pub(super) const LOWER_BOUND: &str = "regexp_match(pg_get_expr(c.relpartbound, 0), 'FROM [(]''([^'']+)''[)]')";
+/// The first instant after it.
+pub(super) const UPPER_BOUND: &str = "regexp_match(pg_get_expr(c.relpartbound, 0), 'TO [(]''([^'']+)''[)]')";
+
 /// The comment on a partition that [`cleanup`] is about to drop.
 const MARK: &str = "ingestd: expired, being dropped";
 
@@ -381,15 +394,12 @@ fn bounds(client: &mut impl GenericClient) -> Result<Vec<Partition>, PartitionEr
 }
 
 fn partitions(client: &mut impl GenericClient, size: &str) -> Result<Vec<Partition>, PartitionError> {
-    // A bound is printed and read back by the same session: its time zone does not matter. A bound names no column, so
-    // pg_get_expr needs no table; given one it would wait for whoever has locked it (a long ALTER).
+    // A bound names no column, so pg_get_expr needs no table; given one it would wait for whoever has locked it (a long ALTER).
     let rows = client.query_typed(
         &format!(
-            r"WITH parts AS (
-                SELECT c.oid, i.inhdetachpending, c.reltuples,
-                       regexp_match(pg_get_expr(c.relpartbound, 0), 'FROM \(''([^'']+)''\)') AS lower,
-                       regexp_match(pg_get_expr(c.relpartbound, 0), 'TO \(''([^'']+)''\)') AS upper
-                FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+            "WITH {PLAIN_TEXT}, parts AS MATERIALIZED (
+                SELECT c.oid, i.inhdetachpending, c.reltuples, {LOWER_BOUND} AS lower, {UPPER_BOUND} AS upper
+                FROM plain_text CROSS JOIN pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
                 WHERE i.inhparent = to_regclass('events')),
               bounds AS (
                 SELECT oid, inhdetachpending, reltuples,

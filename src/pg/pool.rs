@@ -119,6 +119,11 @@ impl Session {
         Ok((transaction, statements))
     }
 
+    /// Has the statements prepared again before the next use: the tables have changed.
+    pub fn forget_statements(&mut self) {
+        self.statements = None;
+    }
+
     /// When PostgreSQL accepted the connection.
     pub fn opened_at(&self) -> Instant {
         self.opened_at

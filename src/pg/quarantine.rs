@@ -12,14 +12,15 @@ use postgres::types::{ToSql, Type};
 
 use crate::encode::tuple::TupleView;
 use crate::limits::{
-    DEAD_LETTERS_BYTES_MAX, DEAD_LETTERS_PER_STATEMENT_MAX, REASONS_TOLD_MAX, REFUSALS_IN_A_ROW_MAX,
-    REFUSED_BEFORE_CLEARED,
+    DEAD_LETTERS_BYTES_MAX, DEAD_LETTERS_PER_STATEMENT_MAX, DUPLICATE_RACES_MAX, REASONS_TOLD_MAX,
+    REFUSALS_IN_A_ROW_MAX, REFUSED_BEFORE_CLEARED,
 };
 use crate::pg::copy::Rows;
+use crate::pg::event_key;
 use crate::pg::land::Landing;
 use crate::pg::month::Month;
 use crate::pg::sqlstate::{Fault, Verdict};
-use crate::pg::stage::Stage;
+use crate::pg::stage::{Identity, Stage};
 use crate::sharding::Sharding;
 use crate::status::model::Counts;
 use crate::status::recent::Reason;
@@ -56,6 +57,14 @@ pub struct Row<'a> {
     pub rows: Rows<'a>,
     /// Its fields.
     pub view: TupleView<'a>,
+}
+
+impl Row<'_> {
+    /// What it is recognised by.
+    pub fn identity(&self) -> Identity {
+        let TupleView { service_name, event_type, timestamp, event_id, .. } = self.view;
+        (service_name.to_owned(), event_type.to_owned(), timestamp.0, event_id.to_owned())
+    }
 }
 
 /// What became of rows that were landed or buried.
@@ -103,7 +112,7 @@ pub fn land_or_bury(
     let mut buried = Buried::of(batches.len());
     let mut dead_letters = DeadLetters::new(stage.sharding(), node);
     let mut given_up = given_up.clone();
-    let (mut refused, mut refused_in_a_row) = (0u32, 0);
+    let (mut refused, mut refused_in_a_row, mut races) = (0u32, 0, 0);
     let mut ranges = by_month(rows, refusals);
     while let Some(range) = ranges.pop() {
         let part = &rows[range.clone()];
@@ -127,7 +136,7 @@ pub fn land_or_bury(
             Ok(Outcome { inserted, left_out }) => {
                 refused_in_a_row = 0;
                 for row in part {
-                    if left_out.contains(&(row.view.event_id.to_string(), row.view.timestamp.0)) {
+                    if left_out.contains(&row.identity()) {
                         let fault = Fault::left_out();
                         dead_letters.bury(transaction, &batches[row.batch], &row.view, &fault)?;
                         buried.count(row.batch, &fault);
@@ -145,6 +154,16 @@ pub fn land_or_bury(
             }
             Err(fault) => {
                 if let [row] = part {
+                    if fault.verdict == Verdict::Duplicates
+                        && event_key::is_violated(transaction, stage.sharding(), &fault)?
+                    {
+                        if races == DUPLICATE_RACES_MAX {
+                            return Err(Fault { verdict: Verdict::Retry, ..fault });
+                        }
+                        races += 1;
+                        ranges.push(range);
+                        continue;
+                    }
                     dead_letters.bury(transaction, &batches[row.batch], &row.view, &fault)?;
                     buried.count(row.batch, &fault);
                     refused_in_a_row += 1;
@@ -153,7 +172,9 @@ pub fn land_or_bury(
                         // What was rolled back is still read by each statement that follows.
                         Stage::clear(transaction)?;
                     }
-                    if refused_in_a_row >= REFUSALS_IN_A_ROW_MAX && fault.verdict != Verdict::RowFault {
+                    if refused_in_a_row >= REFUSALS_IN_A_ROW_MAX
+                        && !matches!(fault.verdict, Verdict::RowFault | Verdict::Duplicates)
+                    {
                         // Not what is in the rows, but where they go: each attempt may cost a wait.
                         given_up.months.insert(Month::of(row.view.timestamp), fault);
                         refused_in_a_row = 0;
@@ -212,8 +233,8 @@ fn by_month(rows: &[Row<'_>], refusals: Refusals) -> Vec<Range<usize>> {
 struct Outcome {
     /// Rows inserted, by batch id.
     inserted: HashMap<String, u32>,
-    /// Ids and times of those that triggers left out.
-    left_out: HashSet<(String, i64)>,
+    /// Those that triggers left out.
+    left_out: HashSet<Identity>,
 }
 
 /// Tries `part` under a savepoint: the outer error ends everything, the inner one is a row's fault.
@@ -241,7 +262,10 @@ fn land_part(
 /// missing partition there; the caller has made the partitions.
 fn is_of_a_row(fault: &Fault, sharding: Sharding, refusals: Refusals) -> bool {
     match (fault.verdict_on(sharding), refusals) {
-        (Verdict::RowFault, _) => true,
+        // The INSERT names the key, so another unique index has refused it. Whether it was really another one, the caller asks.
+        (Verdict::RowFault | Verdict::Duplicates, _) => true,
+        // Nothing of the rows.
+        (Verdict::KeyChanged, _) => false,
         (Verdict::MissingPartition, Refusals::RowFaults) => sharding == Sharding::Citus,
         (_, Refusals::RowFaults) => false,
         (_, Refusals::AllOfRows) => leaves_the_session(&fault.sqlstate),

@@ -3,7 +3,8 @@
 //! | SQLSTATE | meaning here | action | with `SHARDING=citus` |
 //! |---|---|---|---|
 //! | no SQLSTATE (socket) | connection lost | [`Verdict::Retry`] | the same |
-//! | 23505 | rows that are there already | [`Verdict::Duplicates`] | the same, from INSERT only |
+//! | 23505 | to a COPY: rows that are there already, or another unique index refuses one; to an INSERT, which names the key of `events`: another index | [`Verdict::Duplicates`] | the same, from INSERT only |
+//! | 42P10 from the search for the key that an INSERT names | the key was exchanged | [`Verdict::KeyChanged`] | 42P10 |
 //! | 23514 from the search for a partition | no partition for the row | [`Verdict::MissingPartition`] | 23514 without a constraint's name, from INSERT only |
 //! | 22, 23, 44, 54, P0, and classes that users define | this row cannot be stored | [`Verdict::RowFault`] | the same, from INSERT only |
 //! | none, but fewer rows than were sent | a trigger left this row out | [`Verdict::RowFault`] | the same |
@@ -28,8 +29,11 @@ use crate::sharding::Sharding;
 pub enum Verdict {
     /// Reconnect if need be, wait, send the same batches again; the ledger tells whether they are in.
     Retry,
-    /// The same rows again, through the temporary table.
+    /// After a COPY: the same rows again, through the temporary table. After that: a row's fault, unless the index that it
+    /// violates is the key's ([`super::event_key::is_violated`]).
     Duplicates,
+    /// The statements were prepared for another key of `events`: prepare them again.
+    KeyChanged,
     /// Create the partitions, then again.
     MissingPartition,
     /// Find the row by bisection and dead-letter it.
@@ -88,6 +92,15 @@ pub fn is_unconfirmed_commit(notice: &DbError) -> bool {
     notice.routine() == Some("SyncRepWaitForLSN")
 }
 
+/// The unique index that a row violates.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ViolatedIndex {
+    /// The schema of its table, and so its own.
+    pub schema: String,
+    /// Its name: that of a partition's index.
+    pub index: String,
+}
+
 /// A PostgreSQL error with its verdict, ready for the log.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{message}")]
@@ -100,6 +113,8 @@ pub struct Fault {
     pub message: String,
     /// PostgreSQL has named a constraint that is violated.
     pub names_constraint: bool,
+    /// With [`Verdict::Duplicates`]: the index that PostgreSQL has named.
+    pub violated: Option<Box<ViolatedIndex>>,
     /// The session is over with it. Any other error leaves the session, as far as PostgreSQL is concerned.
     pub ends_session: bool,
 }
@@ -122,6 +137,7 @@ impl From<&DbError> for Fault {
             sqlstate: database.code().code().to_owned(),
             message,
             names_constraint: database.constraint().is_some(),
+            violated: violated(database).map(Box::new),
             ends_session: matches!(database.parsed_severity(), Some(Severity::Fatal | Severity::Panic)),
         }
     }
@@ -153,7 +169,8 @@ impl Fault {
 
     fn of(verdict: Verdict, sqlstate: &str, message: impl AsRef<str>) -> Self {
         let message = one_line(message.as_ref());
-        Self { verdict, sqlstate: sqlstate.to_owned(), message, names_constraint: false, ends_session: false }
+        let sqlstate = sqlstate.to_owned();
+        Self { verdict, sqlstate, message, names_constraint: false, violated: None, ends_session: false }
     }
 
     /// A row was neither stored nor refused: a `BEFORE` trigger answered NULL. SQLSTATE 02000 is "no data".
@@ -165,6 +182,7 @@ impl Fault {
     pub fn verdict_on(&self, sharding: Sharding) -> Verdict {
         match sharding {
             Sharding::Citus if self.sqlstate == SqlState::INTERNAL_ERROR.code() => Verdict::Remote,
+            Sharding::Citus if self.sqlstate == SqlState::INVALID_COLUMN_REFERENCE.code() => Verdict::KeyChanged,
             // What a worker says comes without the name of the routine.
             Sharding::Citus if self.sqlstate == SqlState::CHECK_VIOLATION.code() && !self.names_constraint => {
                 Verdict::MissingPartition
@@ -201,11 +219,22 @@ impl Fault {
 /// raises the same code comes from another one.
 const PARTITION_SEARCH: &str = "ExecFindPartition";
 
+/// The function of PostgreSQL that looks for the index that `ON CONFLICT` names (`src/backend/optimizer/util/plancat.c`). A
+/// user's function that raises the same code comes from another one.
+const KEY_SEARCH: &str = "infer_arbiter_indexes";
+
+fn violated(database: &DbError) -> Option<ViolatedIndex> {
+    let (Some(schema), Some(index)) = (database.schema(), database.constraint()) else { return None };
+    let is_unique = *database.code() == SqlState::UNIQUE_VIOLATION;
+    is_unique.then(|| ViolatedIndex { schema: schema.to_owned(), index: index.to_owned() })
+}
+
 /// The table above. `routine` is the function that PostgreSQL sent with the error, if any.
 pub fn verdict(code: &SqlState, routine: Option<&str>) -> Verdict {
     match (code.code(), &code.code()[..2]) {
         ("23505", _) => Verdict::Duplicates,
         ("23514", _) if routine == Some(PARTITION_SEARCH) => Verdict::MissingPartition,
+        ("42P10", _) if routine == Some(KEY_SEARCH) => Verdict::KeyChanged,
         (_, "22" | "23" | "44" | "54" | "P0") => Verdict::RowFault,
         (_, "3F" | "42") => Verdict::Schema,
         (_, "53" | "55" | "57" | "58" | "72" | "XX") => Verdict::Retry,
@@ -293,6 +322,8 @@ mod tests {
     #[test]
     fn duplicates_and_schema_have_their_own_answer() {
         assert_eq!(of("23505"), Verdict::Duplicates);
+        assert_eq!(verdict(&SqlState::INVALID_COLUMN_REFERENCE, Some(KEY_SEARCH)), Verdict::KeyChanged);
+        assert_eq!(of("42P10"), Verdict::Schema, "a user's function");
         assert_eq!(of("42P01"), Verdict::Schema);
         assert_eq!(of("42501"), Verdict::Schema);
     }

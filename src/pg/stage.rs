@@ -1,5 +1,7 @@
-//! The way for rows that may be there already: COPY into a temporary table, then
-//! `INSERT … ON CONFLICT DO NOTHING`. About 1.6 times the cost of a plain COPY, so only on demand.
+//! The way for rows that may be there already: COPY into a temporary table, then `INSERT … ON CONFLICT (the key) DO NOTHING`.
+//! About 1.6 times the cost of a plain COPY, so only on demand.
+//!
+//! The conflict names the key of `events` and nothing else: what another unique index refuses is refused.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -8,6 +10,7 @@ use postgres::{Client, GenericClient, Statement, Transaction};
 
 use crate::encode::timestamp::append_rfc3339;
 use crate::pg::copy::{Rows, copy_columns, copy_rows, copy_statement};
+use crate::pg::event_key::EventKey;
 use crate::pg::quarantine::Row;
 use crate::sharding::Sharding;
 use crate::types::UnixMicros;
@@ -27,10 +30,26 @@ fn wait(lock_wait: Option<Duration>) -> String {
     lock_wait.map_or_else(String::new, |wait| format!("SET LOCAL lock_timeout = {}; ", wait.as_millis()))
 }
 
+/// What an event is recognised by: service, type, time in microseconds and id.
+pub type Identity = (String, String, i64, String);
+
+/// [`Identity`] as the columns of `table`.
+fn identity_columns(table: &str) -> String {
+    format!(
+        "{table}.service_name, {table}.event_type, (extract(epoch FROM {table}.\"timestamp\") * 1000000)::bigint, {table}.event_id"
+    )
+}
+
+fn identity(row: &postgres::Row) -> Identity {
+    (row.get(0), row.get(1), row.get(2), row.get(3))
+}
+
 /// The statements of the staging table, prepared on one connection.
 #[derive(Clone)]
 pub struct Stage {
     sharding: Sharding,
+    /// The key of `events` when it was prepared.
+    key: EventKey,
     copy: Statement,
     insert: Statement,
 }
@@ -62,14 +81,15 @@ impl Stage {
 
     fn statements(client: &mut impl GenericClient, sharding: Sharding) -> Result<Self, postgres::Error> {
         let copy = client.prepare(&copy_statement("ingest_stage", sharding))?;
-        let columns = copy_columns(sharding);
-        // Sorted: two nodes that insert the same events lock them in the same order.
+        let (columns, key) = (copy_columns(sharding), EventKey::of(client)?);
+        // Sorted: two nodes that insert the same events lock them in the same order, also where one is of an older version.
         let insert = client.prepare(&format!(
             "WITH landed AS (INSERT INTO events ({columns}) SELECT {columns} FROM ingest_stage \
-             ORDER BY \"timestamp\", event_id ON CONFLICT DO NOTHING RETURNING batch_id) \
-             SELECT batch_id, count(*) FROM landed GROUP BY batch_id"
+             ORDER BY \"timestamp\", event_id, service_name, event_type {} RETURNING batch_id) \
+             SELECT batch_id, count(*) FROM landed GROUP BY batch_id",
+            key.on_conflict()
         ))?;
-        Ok(Self { sharding, copy, insert })
+        Ok(Self { sharding, key, copy, insert })
     }
 
     /// How the tables are laid out.
@@ -89,13 +109,12 @@ impl Stage {
         Ok(rows.iter().map(|row| (row.get(0), u32::try_from(row.get::<_, i64>(1)).unwrap_or(u32::MAX))).collect())
     }
 
-    /// Ids and times (microseconds) of the staged rows `part` that [`Self::land`] neither inserted nor found in `events`:
-    /// triggers left them out.
+    /// The staged rows `part` that [`Self::land`] neither inserted nor found in `events`: triggers left them out.
     pub fn left_out(
         &self,
         transaction: &mut Transaction<'_>,
         part: &[Row<'_>],
-    ) -> Result<HashSet<(String, i64)>, postgres::Error> {
+    ) -> Result<HashSet<Identity>, postgres::Error> {
         match self.sharding {
             Sharding::None => {
                 // Constants, so that the plan locks no partition that none of the rows is in.
@@ -108,26 +127,29 @@ impl Stage {
                 let (first, last) = (bound(times().min()), bound(times().max()));
                 let rows = transaction.query(
                     &format!(
-                        "SELECT event_id, (extract(epoch FROM \"timestamp\") * 1000000)::bigint FROM ingest_stage s WHERE NOT EXISTS \
-                         (SELECT FROM events e WHERE e.\"timestamp\" = s.\"timestamp\" AND e.event_id = s.event_id \
-                          AND e.\"timestamp\" BETWEEN '{first}'::timestamptz AND '{last}'::timestamptz)"
+                        "SELECT {} FROM ingest_stage s WHERE NOT EXISTS (SELECT FROM events e WHERE {} \
+                          AND e.\"timestamp\" BETWEEN '{first}'::timestamptz AND '{last}'::timestamptz)",
+                        identity_columns("s"),
+                        self.key.equality("e", "s")
                     ),
                     &[],
                 )?;
-                Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+                Ok(rows.iter().map(identity).collect())
             }
             // The stage is the coordinator's: it cannot be joined with shards.
             Sharding::Citus => {
                 let ids: Vec<&str> = part.iter().map(|row| row.view.event_id).collect();
                 let shards: Vec<i32> = part.iter().map(|row| row.rows.shard.0).collect();
                 let rows = transaction.query(
-                    "SELECT event_id, (extract(epoch FROM \"timestamp\") * 1000000)::bigint FROM events \
-                     WHERE ingest_shard = ANY ($1) AND event_id = ANY ($2)",
+                    &format!(
+                        "SELECT {} FROM events e WHERE ingest_shard = ANY ($1) AND event_id = ANY ($2)",
+                        identity_columns("e")
+                    ),
                     &[&shards, &ids],
                 )?;
-                let there: HashSet<(String, i64)> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
-                let staged = part.iter().map(|row| (row.view.event_id.to_owned(), row.view.timestamp.0));
-                Ok(staged.filter(|row| !there.contains(row)).collect())
+                let there: HashSet<Identity> = rows.iter().map(|row| self.key.narrowed(identity(row))).collect();
+                let staged = part.iter().map(|row| row.identity());
+                Ok(staged.filter(|row| !there.contains(&self.key.narrowed(row.clone()))).collect())
             }
         }
     }

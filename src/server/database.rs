@@ -5,7 +5,7 @@ use std::sync::Arc;
 use postgres::Client;
 use postgres::error::SqlState;
 
-use crate::config::{self, Config};
+use crate::config::{self, Config, TimeIndex};
 use crate::limits::CONNECT_WAIT_MAX;
 use crate::pg::backing::Backing;
 use crate::pg::capacity::Capacity;
@@ -17,6 +17,7 @@ use crate::pg::embedded::{Embedded, EmbeddedOptions};
 use crate::pg::health::{DatabaseHealth, Doubt, Witness};
 use crate::pg::identity;
 use crate::pg::migrate::{self, MigrateError, migrate_by};
+use crate::pg::online::time_index;
 use crate::pg::partitions::{self, PartitionError};
 use crate::pg::pool::{self, Pool};
 use crate::pg::requirements::{self, Lacks};
@@ -60,6 +61,7 @@ pub struct Schema {
     /// How tables are laid out.
     pub sharding: Sharding,
     partitions_ahead_months: u32,
+    time_index: TimeIndex,
     /// Connections of this node, which a cluster has to bear.
     pool_connections_max: u32,
 }
@@ -107,6 +109,7 @@ impl Database {
             owner,
             sharding: config.sharding,
             partitions_ahead_months: config.partitions_ahead_months,
+            time_index: config.time_index,
             pool_connections_max: config.pool_connections_max,
         };
         let prepared = schema.try_prepare(&connector, health, on_lacks)?;
@@ -185,6 +188,8 @@ impl Schema {
             Ok((mut client, backing)) => {
                 self.check_capacity(&mut client, backing);
                 health.works(Witness::Probe);
+                // It is told once, and again when it has an end.
+                health.doubt(Doubt::Migration, migrate::waiting(&mut client).unwrap_or_default());
                 // Whoever flushes, and the upkeep thread, look again.
                 let shards = self.shards(&mut client).unwrap_or_default();
                 Ok(Some(Prepared { shards, id: identity::read(&mut client).ok() }))
@@ -215,6 +220,7 @@ impl Schema {
             // The tables are there now.
             self.require(&mut client)?;
         }
+        self.index_time(&mut client);
         self.arrange(&mut client).map_err(|error| match error {
             LayoutError::Distributed | LayoutError::NotReady(_) | LayoutError::Failed(_) => {
                 StartFault::Configuration(error.to_string())
@@ -237,6 +243,16 @@ impl Schema {
             error => StartFault::Transient(error.to_string()).into(),
         })?;
         Ok((client, backing))
+    }
+
+    /// Makes the index for queries by time alone where that takes a moment. That it is not as `TIME_INDEX` says is no reason not
+    /// to serve.
+    fn index_time(&self, client: &mut Client) {
+        match time_index::arrange_at_start(client, self.owner.as_ref(), self.time_index) {
+            Ok(None) => {}
+            Ok(Some(advice)) => tracing::warn!("{advice}"),
+            Err(error) => tracing::warn!(%error, "could not check the index of events by time (TIME_INDEX)"),
+        }
     }
 
     fn require(&self, client: &mut Client) -> Result<(), MigrateError> {
@@ -293,10 +309,11 @@ impl Schema {
     }
 
     /// Migrates, and makes partitions ahead: after an outage, and now and then. Gives what [`check_schema`] would.
-    pub fn prepare(&self, client: &mut Client) -> Result<Option<String>, Fault> {
-        let newer = newer_only(migrate_by(client, self.owner.as_ref()).map(drop))?;
+    pub fn prepare(&self, client: &mut Client) -> Result<SchemaDoubts, Fault> {
+        let migrated = migrate_by(client, self.owner.as_ref());
+        let doubts = SchemaDoubts::of(migrated.map(|report| report.waiting))?;
         self.arrange(client).map_err(|error| Fault::lost(error.to_string()))?;
-        Ok(newer)
+        Ok(doubts)
     }
 
     /// Makes the partitions ahead (`PARTITIONS_AHEAD`).
@@ -314,15 +331,26 @@ fn refuse(fault: StartFault) -> ServeError {
 
 /// What to tell of a schema that a newer ingestd has migrated. A start refuses it; a node that runs goes on while its
 /// COPYs fit, so that nodes can be replaced one by one.
-pub fn check_schema(client: &mut Client) -> Result<Option<String>, Fault> {
-    newer_only(migrate::version(client).map(drop))
+pub fn check_schema(client: &mut Client) -> Result<SchemaDoubts, Fault> {
+    SchemaDoubts::of(migrate::waiting(client))
 }
 
-fn newer_only(outcome: Result<(), MigrateError>) -> Result<Option<String>, Fault> {
-    match outcome {
-        Ok(()) => Ok(None),
-        Err(error @ MigrateError::Newer { .. }) => Ok(Some(error.to_string())),
-        Err(error) => Err(Fault::lost(error.to_string())),
+/// What is not as it should be with a schema that batches land in.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SchemaDoubts {
+    /// A newer ingestd has migrated it.
+    pub newer: Option<String>,
+    /// What waits for `ingestd migrate`.
+    pub waiting: Option<String>,
+}
+
+impl SchemaDoubts {
+    fn of(outcome: Result<Option<String>, MigrateError>) -> Result<Self, Fault> {
+        match outcome {
+            Ok(waiting) => Ok(Self { newer: None, waiting }),
+            Err(error @ MigrateError::Newer { .. }) => Ok(Self { newer: Some(error.to_string()), waiting: None }),
+            Err(error) => Err(Fault::lost(error.to_string())),
+        }
     }
 }
 

@@ -20,7 +20,7 @@ use crate::pg::health::{Doubt, Witness};
 use crate::pg::identity;
 use crate::pg::ledger;
 use crate::pg::sqlstate::Fault;
-use crate::server::database::{Database, Schema};
+use crate::server::database::{Database, Schema, SchemaDoubts};
 use crate::server::{ServeError, database, join_within, spawn};
 use crate::sharding::Sharding;
 use crate::types::UnixMicros;
@@ -137,7 +137,7 @@ impl Chores {
         }
         if !self.prepared || now >= self.partitions_due || !self.app.database.is_working() {
             // After an outage it may be another database: restored, or failed over to.
-            self.app.database.doubt(Doubt::Schema, self.schema.prepare(client)?);
+            self.note_schema(self.schema.prepare(client)?);
             // It is for Redis only.
             self.app.database_id.set(identity::read(client).ok());
             self.prepared = true;
@@ -149,8 +149,13 @@ impl Chores {
             return self.note_maintenance(client, done, now);
         }
         client.is_valid(Duration::from_secs(5))?;
-        self.app.database.doubt(Doubt::Schema, database::check_schema(client)?);
+        self.note_schema(database::check_schema(client)?);
         Ok(())
+    }
+
+    fn note_schema(&self, doubts: SchemaDoubts) {
+        self.app.database.doubt(Doubt::Schema, doubts.newer);
+        self.app.database.doubt(Doubt::Migration, doubts.waiting);
     }
 
     /// Tells health what the database and the role lack; true when that bars migrations.

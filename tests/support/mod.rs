@@ -17,6 +17,7 @@ pub mod histories;
 pub mod load;
 pub mod measure;
 pub mod nginx;
+pub mod older_key;
 pub mod pgbouncer;
 pub mod postgres;
 pub mod proxy;

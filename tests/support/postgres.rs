@@ -70,14 +70,25 @@ impl TestPostgres {
         Self::start_on(folder, data, settings)
     }
 
+    /// As [`Self::start_private`], of the programs in `bin_dir`.
+    pub fn start_private_of(bin_dir: &Path, settings: &[(&str, &str)]) -> Self {
+        let folder = super::folder();
+        let data = folder.path().join("postgres");
+        Self::start_by(bin_dir.to_owned(), folder, data, settings)
+    }
+
     /// As [`Self::start_private`], with its data below `place`.
     pub fn start_private_in(place: &Path, settings: &[(&str, &str)]) -> Self {
         Self::start_on(super::folder(), place.join("postgres"), settings)
     }
 
     fn start_on(folder: TempDir, data: PathBuf, settings: &[(&str, &str)]) -> Self {
+        Self::start_by(bin_dir(), folder, data, settings)
+    }
+
+    fn start_by(bin_dir: PathBuf, folder: TempDir, data: PathBuf, settings: &[(&str, &str)]) -> Self {
         let mut options = EmbeddedOptions::new(data);
-        options.bin_dir = Some(bin_dir());
+        options.bin_dir = Some(bin_dir);
         let all = SETTINGS.iter().chain(settings);
         options.settings = all.map(|(name, value)| (name.to_string(), value.to_string())).collect();
         let mut last_error = None;

@@ -15,7 +15,7 @@ pub struct Event {
     /// 1–128 bytes.
     pub event_type: String,
     /// RFC 3339; the time of receipt where it is `None`. Set it where the same event may be sent in two batches: events
-    /// are the same when id and timestamp are.
+    /// are the same when service, type, timestamp and id are.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timestamp: Option<String>,
     /// A JSON object, as it is written.

@@ -10,6 +10,7 @@ use crate::http::health::{Health, UNHEALTHY};
 use crate::limits::{CONCERN_JOURNAL_SHARE, CONCERN_OPEN_FILES_SHARE, CONCERN_WINDOW};
 use crate::metrics::history::Sample;
 use crate::metrics::report::Report;
+use crate::pg::health::Doubt;
 
 /// How bad it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -54,6 +55,7 @@ struct Facts {
     queue_events: u64,
     redis_reason: Option<String>,
     maintenance_reason: Option<String>,
+    migration_reason: Option<String>,
     refused_requests: u64,
     failed_requests: u64,
     accepted: u64,
@@ -84,7 +86,8 @@ fn gather(app: &App, health: &Health, metrics: &Report, history: &[Sample]) -> F
         stuck_batches: checks.database.stuck_batches,
         queue_events: metrics.queue.events,
         redis_reason: checks.redis.reason.clone(),
-        maintenance_reason: checks.maintenance.reason.clone(),
+        maintenance_reason: app.database.reason_of(Doubt::Maintenance),
+        migration_reason: app.database.reason_of(Doubt::Migration),
         open_fds: metrics.process.open_fds.unwrap_or(0),
         max_fds: metrics.process.max_fds.unwrap_or(0),
         ..Facts::default()
@@ -121,6 +124,7 @@ fn judged(facts: &Facts) -> Vec<Concern> {
         database(facts),
         redis(facts),
         maintenance(facts),
+        migration(facts),
         refusals(facts),
         faults(facts),
     ]
@@ -254,6 +258,16 @@ fn maintenance(facts: &Facts) -> Option<Concern> {
         title: "Maintenance fails",
         detail: format!("{}.", capital(reason)),
         advice: "Remove the cause in PostgreSQL; partitions are neither created ahead nor dropped until then.",
+    })
+}
+
+fn migration(facts: &Facts) -> Option<Concern> {
+    let reason = facts.migration_reason.as_ref()?;
+    Some(Concern {
+        severity: Severity::Notice,
+        title: "A change of the schema waits",
+        detail: format!("{}.", capital(reason)),
+        advice: "Run it when you like: events are committed meanwhile.",
     })
 }
 

@@ -179,7 +179,8 @@ fn committed() -> Value {
     };
     let mut again = with_counts("completed");
     again["duplicate"] = json!(true);
-    let description = "Committed (ack=commit), or already known (`duplicate`), then with its current status.";
+    let description = "Committed (ack=commit), or already known (`duplicate`), then with its current status. `duplicates` counts events whose \
+                       service, type, timestamp and id are stored already.";
     let examples = [("committed", with_counts("completed")), ("known_before", again)];
     with_location(json_answer(description, reference("Accepted"), &examples))
 }

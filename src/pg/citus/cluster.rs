@@ -76,7 +76,7 @@ fn look_within(client: &mut impl GenericClient) -> Result<Cluster, postgres::Err
 
 fn in_doubt(client: &mut impl GenericClient) -> Result<u64, postgres::Error> {
     let count = format!(
-        "SELECT count(*) FROM pg_prepared_xacts WHERE database = current_database() AND gid LIKE 'citus\\_%' \
+        "SELECT count(*) FROM pg_prepared_xacts WHERE database = current_database() AND gid ^@ 'citus_' \
          AND prepared < now() - interval '{} seconds'",
         IN_DOUBT_AFTER.as_secs()
     );

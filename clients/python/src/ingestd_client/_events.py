@@ -24,7 +24,10 @@ JsonObject = Mapping[str, Any] | bytes
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """An event. The server says what it may hold: ids of 1 to 256 bytes, names of 1 to 128, nesting of 128."""
+    """An event. The server says what it may hold: ids of 1 to 256 bytes, names of 1 to 128, nesting of 128.
+
+    Two events are the same when service, type, timestamp and id are.
+    """
 
     event_id: str
     service_name: str

@@ -268,8 +268,11 @@ fn the_thread_that_has_no_group_can_try_again() {
     let (mut journal, _) = with_a_full_segment(&storage);
     storage.fail_times(Call::Create, 0, 3, Errno::MFILE);
     assert!(append(&mut journal, &[payload(6, 10_000)], true).is_err());
-    assert!([journal.retry(), journal.retry()].iter().all(Result::is_err));
+    assert!([journal.retry(), journal.retry()].iter().all(Result::is_err) && journal.wants_segment());
     journal.retry().expect("the cause is gone");
+    assert!(!journal.wants_segment());
+    journal.retry().expect("there is nothing to do");
+    assert_eq!(journal.stats().segments, 2, "one more is enough");
     append_synced(&mut journal, 6..7, 10_000);
 }
 

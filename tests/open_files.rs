@@ -5,6 +5,7 @@ mod support;
 
 use std::net::TcpStream;
 
+use parking_lot::Mutex;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use support::load::body;
 use support::measure::open_files;
@@ -14,9 +15,12 @@ use support::{WAIT_MAX, wait_until};
 /// More than the server may have open files at its start.
 const CONNECTIONS: usize = 200;
 const SOFT_LIMIT: u64 = 100;
+/// Held by tests that change the limit of this process, or need many files of it.
+static LIMIT: Mutex<()> = Mutex::new(());
 
 #[test]
 fn more_connections_than_the_soft_limit_of_open_files_are_served() {
+    let _alone = LIMIT.lock();
     let database = support::postgres::shared().create_database();
     let limit = getrlimit(Resource::Nofile);
     let set_soft_limit = |current| {
@@ -44,6 +48,7 @@ const FEW: u64 = 300;
 
 #[test]
 fn clients_that_open_all_connections_do_not_take_the_journals_files() {
+    let _alone = LIMIT.lock();
     let database = support::postgres::shared().create_database();
     let small = |builder, (name, value)| support::server::Builder::env(builder, name, value);
     let server = SMALL.into_iter().fold(Ingestd::builder().database(&database).open_files(FEW), small).start();

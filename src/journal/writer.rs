@@ -93,6 +93,8 @@ pub struct Journal {
     hindrance: Option<WriteError>,
     /// Length of the segment that was to be made last, for a block that found no room.
     wanted_bytes: u64,
+    /// The last attempt to make a segment was refused.
+    wants_segment: bool,
     /// Scratch: headers of the frames being written.
     slots: Vec<u8>,
     _lock: Box<dyn Send + Sync>,
@@ -149,6 +151,7 @@ impl Journal {
             failed: None,
             hindrance: None,
             wanted_bytes,
+            wants_segment: false,
             slots: Vec::new(),
             _lock: lock,
         };

@@ -189,6 +189,9 @@ impl GroupCommit {
             urgent |= gathered.submission.batch.priority >= PRIORITY_RESERVED_MIN;
             self.accept(gathered, Some(*location));
         }
+        if self.state.is_refusing() && !self.journal.wants_segment() {
+            self.state.takes(Instant::now());
+        }
         if let Err(error) = written {
             self.met(&error);
             let refused = match error {

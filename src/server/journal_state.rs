@@ -59,7 +59,7 @@ impl JournalState {
     }
 
     fn refuses(&mut self, reason: String, now: Instant) {
-        self.retry_at = Some(now + JOURNAL_RETRY_PAUSE);
+        self.pause(now);
         if let Some(begun) = self.refusing.holds(0, now) {
             tracing::error!(
                 reason,
@@ -99,7 +99,7 @@ impl JournalState {
             }
             return;
         };
-        self.retry_at = Some(now + JOURNAL_RETRY_PAUSE);
+        self.pause(now);
         if let Some(begun) = self.hindered.holds(0, now) {
             tracing::warn!(
                 reason = %error,
@@ -109,6 +109,14 @@ impl JournalState {
             );
         }
         self.health.note_hindrance(error.to_string());
+    }
+
+    /// Sets the next attempt, unless it is set: groups that are refused meanwhile do not put it off.
+    fn pause(&mut self, now: Instant) {
+        let is_set = self.retry_at.is_some_and(|retry_at| retry_at > now);
+        if !is_set {
+            self.retry_at = Some(now + JOURNAL_RETRY_PAUSE);
+        }
     }
 
     fn fails(&self, failure: &Failure) {
@@ -160,6 +168,19 @@ mod tests {
         state.hindered(None, start + Duration::from_millis(5));
         assert_eq!(state.retry_at(), None);
         assert!(failed.try_recv().is_err() && !health.has_failed());
+    }
+
+    #[test]
+    fn groups_that_are_refused_do_not_put_the_next_attempt_off() {
+        let (health, (sender, _failed), start) = (Arc::<JournalHealth>::default(), bounded(1), Instant::now());
+        let mut state = JournalState::new(health, sender);
+        let refused = WriteError::Refused(Refusal::Operation(failure(Operation::Create)));
+        state.met(&refused, start);
+        let retry_at = state.retry_at().expect("is set");
+        state.met(&refused, retry_at - Duration::from_millis(1));
+        assert_eq!(state.retry_at(), Some(retry_at));
+        state.met(&refused, retry_at);
+        assert_eq!(state.retry_at(), Some(retry_at + JOURNAL_RETRY_PAUSE));
     }
 
     #[test]

@@ -77,11 +77,11 @@ pub(super) async fn take(
         Err(answered) => return answered,
     };
     wait_for_room(worker, batch.priority).await?;
-    caller.take(Unit::Events, batch.events).map_err(|denied| access::counted(worker, denied))?;
-    drop(held);
     if level == AckLevel::Memory && worker.app.journal_health.is_refusing() {
         return Err(not_taken()); // what the journal does not have stays in memory, and that has an end
     }
+    caller.take(Unit::Events, batch.events).map_err(|denied| access::counted(worker, denied))?;
+    drop(held);
     let (durable, committed) = submit(worker, block, &batch, level, accepted_at)?;
     admitted.submitted = true;
     tracing::debug!(batch = %batch.key, request_id = %origin.request_id, trace_id = batch.trace_id(),

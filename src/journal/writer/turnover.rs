@@ -17,6 +17,7 @@ impl Journal {
         self.sync()?;
         let (first_sequence, committed_below) = (self.outstanding.next(), self.outstanding.low());
         let made = self.segments.make(bytes, Beginning { first_sequence, committed_below });
+        self.wants_segment = made.is_err();
         let made = self.noted(made)?;
         let mut old = std::mem::replace(&mut self.active, made);
         self.recorded = Recorded { committed_below, synced_below: first_sequence };
@@ -34,13 +35,23 @@ impl Journal {
         Ok(())
     }
 
-    /// Tries again what a group was refused for: makes the next segment. For the time in which no group comes.
+    /// True after the last attempt to make a segment was refused.
+    pub fn wants_segment(&self) -> bool {
+        self.wants_segment
+    }
+
+    /// Tries again what a group was refused for, if that is needed still: makes the next segment. For the time in which
+    /// no group comes.
     ///
     /// # Errors
     /// As of [`Self::append_group`].
     pub fn retry(&mut self) -> Result<(), WriteError> {
         self.check()?;
-        self.roll(self.wanted_bytes)
+        if self.wants_segment {
+            self.roll(self.wanted_bytes)?;
+            self.publish();
+        }
+        Ok(())
     }
 
     /// Takes note of released blocks, and lets segments go that hold no outstanding block: sealed ones, and the

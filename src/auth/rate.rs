@@ -138,13 +138,10 @@ impl Rates {
     pub fn take(&self, unit: Unit, units: u32, standing: &Standing) -> Result<(), Exceeded> {
         let (Some(bucket), Some(units)) = (self.bucket(unit), NonZeroU32::new(units)) else { return Ok(()) };
         let taken = bucket.take(units);
-        // How much is there of what does not suffice the library does not tell; what is missing comes back while one waits.
+        // How much is there of what does not suffice the library does not tell; nothing is the cautious answer.
         let left = match taken {
             Ok(left) => Left { units: left, back_seconds: bucket.limit.seconds(bucket.limit.burst.get() - left) },
-            Err(Exceeded::Wait(wait)) => {
-                let missing = (wait.as_secs_f64() * f64::from(bucket.limit.per_second.get())).ceil() as u32;
-                Left { units: units.get().saturating_sub(missing), back_seconds: whole_seconds(wait) }
-            }
+            Err(Exceeded::Wait(wait)) => Left { units: 0, back_seconds: whole_seconds(wait) },
             Err(Exceeded::Never(_)) => return taken.map(drop),
         };
         standing.of(unit).set(Some(left));

@@ -603,12 +603,7 @@ impl Flusher {
                 // The client may have gone; the batch is committed all the same.
                 let _ = on_commit.send(());
             }
-            if batch.lost_its_id() {
-                // Its own request has its answer; the id is the other batch's.
-                self.tools.batches.remove(&batch);
-            } else {
-                self.tools.batches.finished(batch, now);
-            }
+            self.tools.batches.finished(batch, now);
         }
         self.tools.journal.unpark();
     }

@@ -52,8 +52,6 @@ const STATUS: &[Route] = &[Route::BatchStatus];
 const OF_BATCH: &[Route] = &[Route::BatchStatus, Route::BatchRetry, Route::BatchBury];
 /// Those that do something about a stuck batch.
 const STUCK: &[Route] = &[Route::BatchRetry, Route::BatchBury];
-/// Those that change something, which a web page must not.
-const BY_PROGRAMS: &[Route] = &[Route::IngestBatch, Route::BatchRetry, Route::BatchBury];
 const PARAMETERS: &[Route] = &[Route::IngestBatch, Route::Batches];
 const METRICS: &[Route] = &[Route::Metrics];
 const READY: &[Route] = &[Route::Ready];
@@ -75,7 +73,7 @@ pub const CODES: &[Code] = &[
         INGEST,
         "the API key is not allowed to send events of these services; nothing was accepted",
     ),
-    code("cross_site", 403, BY_PROGRAMS, "the request was sent by a web page of another site"),
+    code("cross_site", 403, STUCK, "the request has an Origin header: it was sent by a web page"),
     code("batch_unknown", 404, OF_BATCH, "no batch with this id is known"),
     code("not_found", 404, OF_BATCH, "there is no such resource"),
     code("method_not_allowed", 405, EVERY, "the resource does not support this method; Allow lists those it supports"),

@@ -211,13 +211,7 @@ fn ask_redis(group: Vec<Question>, shared: &StatusReader, for_ledger: &Sender<Qu
 
 impl Ledger {
     fn answer(&mut self, group: Vec<Question>) {
-        let found = match self.ask(&group) {
-            // One of them is nothing that PostgreSQL can be asked: the others are answered all the same.
-            Err(fault) if fault.sqlstate.starts_with("22") && group.len() > 1 => {
-                return group.into_iter().for_each(|question| self.answer(vec![question]));
-            }
-            found => found.unwrap_or_default(),
-        };
+        let found = self.ask(&group).unwrap_or_default();
         let mut rows: HashMap<BatchKey, LedgerRow> = found.rows.into_iter().map(|row| (row.key.clone(), row)).collect();
         for mut question in group {
             let was_asked = found.asked.contains(&question.key);

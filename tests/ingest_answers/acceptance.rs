@@ -166,7 +166,7 @@ fn json_without_a_content_type_and_with_parameters_is_taken() {
 #[test]
 fn batch_ids_of_every_allowed_character_and_length_are_taken() {
     let server = &service().server;
-    for id in ["a", "Z", "0", "_", ":", "-", "...", &"x".repeat(128), "A.z_0:9-"] {
+    for id in ["a", "Z", "0", ".", "_", ":", "-", "..", &"x".repeat(128), "A.z_0:9-"] {
         let mut body = batch("", 1);
         body["batch_id"] = json!(id);
         assert_eq!(accept(server, "", &body)["batch_id"], id);

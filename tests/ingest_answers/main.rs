@@ -4,7 +4,6 @@
 mod support;
 
 mod acceptance;
-mod ids;
 mod refusals;
 mod resources;
 mod retries;

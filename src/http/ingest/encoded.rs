@@ -30,26 +30,6 @@ pub(super) struct Encoded {
     pub errors: Vec<ErrorItem>,
 }
 
-/// A body that is not taken.
-pub(super) struct Refusal {
-    pub problem: Problem,
-    /// Which batch it is, where only its events are refused and its client has chosen the id: it may be one that was taken
-    /// before, when its events were not too old yet, or its client could send events of more services.
-    pub sent: Option<Box<BlockHeader>>,
-}
-
-impl Refusal {
-    fn of_events(problem: Problem, header: BlockHeader, id_is_clients: bool) -> Self {
-        Self { problem, sent: id_is_clients.then(|| Box::new(header)) }
-    }
-}
-
-impl From<Problem> for Refusal {
-    fn from(problem: Problem) -> Self {
-        Self { problem, sent: None }
-    }
-}
-
 /// What a batch is encoded by, besides its body.
 pub(super) struct Order<'a> {
     pub worker: &'a Worker,
@@ -61,7 +41,7 @@ pub(super) struct Order<'a> {
 
 impl Order<'_> {
     /// Encodes a whole body, decompressed.
-    pub fn encode(self, format: &Format, body: &[u8]) -> Result<Encoded, Refusal> {
+    pub fn encode(self, format: &Format, body: &[u8]) -> Result<Encoded, Problem> {
         match format {
             Format::Lines => {
                 let mut lines = Lines::new(self, body.len());
@@ -69,23 +49,21 @@ impl Order<'_> {
                 lines.finish()
             }
             Format::CloudEventData(attributes) => {
-                let event = self.cloud_event(&attributes.all, body)?;
-                let lasting = [&attributes.lasting, &event[attributes.all.len()..]].concat();
-                self.encode_with(&event, BodyDigest::of(&lasting), scan_cloud_event)
+                let event = self.cloud_event(attributes, body)?;
+                self.encode_with(&event, scan_cloud_event)
             }
-            Format::CloudEvent => self.encode_with(body, BodyDigest::of(body), scan_cloud_event),
-            Format::CloudEvents => self.encode_with(body, BodyDigest::of(body), scan_cloud_events),
-            Format::Batch => self.encode_with(body, BodyDigest::of(body), scan_body),
+            Format::CloudEvent => self.encode_with(body, scan_cloud_event),
+            Format::CloudEvents => self.encode_with(body, scan_cloud_events),
+            Format::Batch => self.encode_with(body, scan_body),
         }
     }
 
-    /// Scans `body` by `scan` and encodes its good events; `digest` is what a retry is told by.
+    /// Scans `body` by `scan` and encodes its good events.
     fn encode_with(
         self,
         body: &[u8],
-        digest: BodyDigest,
         scan: impl FnOnce(&[u8], &ScanLimits, &mut Scratch) -> Result<(), BodyError>,
-    ) -> Result<Encoded, Refusal> {
+    ) -> Result<Encoded, Problem> {
         let received_at = wall_now();
         let scratch = &mut *self.worker.scratch.borrow_mut();
         scan(body, &self.limits(received_at), scratch).map_err(|error| refuse_body(self.worker, error))?;
@@ -95,12 +73,12 @@ impl Order<'_> {
         let mut verdicts = Verdicts::default();
         verdicts.add(self.worker, &source, 0, scratch.rejects(), self.listed_max());
         let good = scratch.events().len();
+        if verdicts.total > 0 && (self.query.invalid == Invalid::Reject || good == 0) {
+            return Err(verdicts.refuse(good));
+        }
         let id_is_clients = id.is_some();
         let priority = scratch.priority().or(self.query.priority).unwrap_or_default();
-        let mut header = self.header(id, priority, received_at, digest);
-        if verdicts.total > 0 && (self.query.invalid == Invalid::Reject || good == 0) {
-            return Err(Refusal::of_events(verdicts.refuse(good), header, id_is_clients));
-        }
+        let mut header = self.header(id, priority, received_at, BodyDigest::of(body));
         header.events = u32::try_from(good).unwrap_or(u32::MAX);
         let block = self.build_block(&source, scratch, &header);
         Ok(Encoded { block, header, id_is_clients, errors: verdicts.errors })
@@ -268,17 +246,17 @@ impl<'a> Lines<'a> {
     ///
     /// # Errors
     /// What is wrong with the body as a whole, or with its events.
-    pub fn finish(mut self) -> Result<Encoded, Refusal> {
+    pub fn finish(mut self) -> Result<Encoded, Problem> {
         self.end_line(&[])?;
         if self.good + self.verdicts.total == 0 {
             let reason = EnvelopeReason::EventsEmpty { bare: true };
-            return Err(refuse_body(self.order.worker, BodyError::Envelope(reason)).into());
+            return Err(refuse_body(self.order.worker, BodyError::Envelope(reason)));
         }
-        self.header.digest = self.digester.digest();
         if self.verdicts.total > 0 && (self.order.query.invalid == Invalid::Reject || self.good == 0) {
-            return Err(Refusal::of_events(self.verdicts.refuse(self.good), self.header, self.id_is_clients));
+            return Err(self.verdicts.refuse(self.good));
         }
         self.header.events = u32::try_from(self.good).unwrap_or(u32::MAX);
+        self.header.digest = self.digester.digest();
         self.builder.set_digest(self.header.digest);
         let block = self.builder.finish(self.header.events);
         let Self { header, id_is_clients, verdicts, .. } = self;

@@ -1,7 +1,5 @@
 //! Which format a body has: `Content-Type`, and the headers of CloudEvents in binary mode.
 
-use std::borrow::Cow;
-
 use hyper::StatusCode;
 use hyper::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderValue};
 use mediatype::{MediaType, Name, ReadParams as _};
@@ -14,18 +12,6 @@ const ACCEPTED: &str = "application/json, application/x-ndjson, application/clou
                         application/cloudevents+json";
 /// What a header that is an attribute of a CloudEvent begins with (HTTP Protocol Binding 1.0.2, 3.1.3).
 const ATTRIBUTE_PREFIX: &str = "ce-";
-/// Attributes of the extension for distributed tracing.
-const TRACING: [&str; 2] = ["traceparent", "tracestate"];
-
-/// The attributes of a CloudEvent as members of a JSON object, without its closing brace.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Attributes {
-    /// All of them.
-    pub all: Vec<u8>,
-    /// Those that are the same when the event is sent again: not where in a trace it was sent (the extension for distributed
-    /// tracing).
-    pub lasting: Vec<u8>,
-}
 
 /// The format of a body.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,8 +24,8 @@ pub(super) enum Format {
     CloudEvents,
     /// One CloudEvent.
     CloudEvent,
-    /// The data of one CloudEvent whose attributes were headers.
-    CloudEventData(Attributes),
+    /// The data of one CloudEvent whose attributes, here as the members of a JSON object, were headers.
+    CloudEventData(Vec<u8>),
 }
 
 impl Format {
@@ -93,43 +79,25 @@ fn check_charset(media_type: &MediaType<'_>) -> Result<(), Problem> {
     Err(unsupported(format!("charset {charset:?} is not supported; send JSON as utf-8")))
 }
 
-/// The attributes of a CloudEvent in binary mode.
-fn attributes(headers: &HeaderMap, content_type: Option<&str>) -> Result<Attributes, Problem> {
-    let mut members = Attributes { all: b"{".to_vec(), lasting: b"{".to_vec() };
-    let mut named: Vec<_> = headers.iter().filter(|(name, _)| name.as_str().starts_with(ATTRIBUTE_PREFIX)).collect();
-    // The order in which they come means nothing, and the body is compared with that of a retry. Of equals the order stays.
-    named.sort_by_key(|(name, _)| name.as_str());
-    for (name, value) in named {
-        let attribute = &name.as_str()[ATTRIBUTE_PREFIX.len()..];
+/// The attributes of a CloudEvent in binary mode as members of a JSON object, without its closing brace.
+fn attributes(headers: &HeaderMap, content_type: Option<&str>) -> Result<Vec<u8>, Problem> {
+    let mut members = b"{".to_vec();
+    for (name, value) in headers {
+        let Some(attribute) = name.as_str().strip_prefix(ATTRIBUTE_PREFIX) else { continue };
         // The data's place is the body.
         if attribute == "data" {
             return Err(bad_attribute(name.as_str(), "is not a CloudEvents attribute; send the data as the body"));
         }
         let text =
             value.to_str().map_err(|_| bad_attribute(name.as_str(), "must be printable ASCII, percent-encoded"))?;
-        let text = unquoted(text.trim());
-        let text = percent_decode_str(&text).decode_utf8();
+        let text = percent_decode_str(text.trim()).decode_utf8();
         let text = text.map_err(|_| bad_attribute(name.as_str(), "is not UTF-8 after percent-decoding"))?;
-        append_member(&mut members.all, attribute, &text);
-        if !TRACING.contains(&attribute) {
-            append_member(&mut members.lasting, attribute, &text);
-        }
+        append_member(&mut members, attribute, &text);
     }
     if let Some(content_type) = content_type {
-        append_member(&mut members.all, "datacontenttype", content_type);
-        append_member(&mut members.lasting, "datacontenttype", content_type);
+        append_member(&mut members, "datacontenttype", content_type);
     }
     Ok(members)
-}
-
-/// The text of a header's value that may be a quoted string (HTTP Protocol Binding 1.0.2, 3.1.3.2: before percent-decoding).
-fn unquoted(text: &str) -> Cow<'_, str> {
-    let Some(inner) = text.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) else { return text.into() };
-    let (mut plain, mut chars) = (String::with_capacity(inner.len()), inner.chars());
-    while let Some(char) = chars.next() {
-        plain.push(if char == '\\' { chars.next().unwrap_or(char) } else { char });
-    }
-    plain.into()
 }
 
 fn bad_attribute(name: &str, why: &str) -> Problem {
@@ -158,10 +126,6 @@ mod tests {
             headers.append(HeaderName::from_static(name), HeaderValue::from_str(value).expect("a header value"));
         }
         Format::of(&headers).map_err(|problem| problem.code())
-    }
-
-    fn data(members: &str) -> Result<Format, &'static str> {
-        Ok(Format::CloudEventData(Attributes { all: members.into(), lasting: members.into() }))
     }
 
     #[test]
@@ -203,32 +167,13 @@ mod tests {
     }
 
     #[test]
-    fn attributes_are_the_same_in_any_order_and_quoted_or_not() {
-        let plain = of(&[("ce-specversion", "1.0"), ("ce-id", "evt-1"), ("ce-subject", "a%20b")]);
-        let quoted = of(&[("ce-subject", "\"a%20b\""), ("ce-id", "\"evt-1\""), ("ce-specversion", "1.0")]);
-        assert_eq!(plain, quoted);
-        let escaped = of(&[("ce-specversion", "1.0"), ("ce-id", r#""a\"b\\c""#)]);
-        assert_eq!(escaped, data(r#"{"id":"a\"b\\c","specversion":"1.0""#));
-        assert_eq!(of(&[("ce-specversion", "1.0"), ("ce-id", "\"")]), data(r#"{"id":"\"","specversion":"1.0""#));
-    }
-
-    #[test]
-    fn where_in_a_trace_an_event_was_sent_is_kept_and_does_not_last() {
-        let traced =
-            of(&[("ce-specversion", "1.0"), ("ce-traceparent", "00-1"), ("ce-id", "a"), ("ce-tracestate", "b=c")]);
-        let Ok(Format::CloudEventData(Attributes { all, lasting })) = traced else { panic!("{traced:?}") };
-        assert_eq!(all, br#"{"id":"a","specversion":"1.0","traceparent":"00-1","tracestate":"b=c""#);
-        assert_eq!(lasting, br#"{"id":"a","specversion":"1.0""#);
-    }
-
-    #[test]
     fn headers_of_a_cloud_event_become_its_members() {
         let given = [("ce-specversion", "1.0"), ("ce-id", "a%20b%22"), ("ce-subject", "caf%C3%A9")];
         let with = |content_type| of(&[&given[..], &[("content-type", content_type)]].concat());
-        let members = r#"{"id":"a b\"","specversion":"1.0","subject":"café""#;
-        assert_eq!(of(&given), data(members));
+        let members = r#"{"specversion":"1.0","id":"a b\"","subject":"café""#;
+        assert_eq!(of(&given), Ok(Format::CloudEventData(members.into())));
         let typed = format!("{members},\"datacontenttype\":\"application/json\"");
-        assert_eq!(with("application/json"), data(&typed));
+        assert_eq!(with("application/json"), Ok(Format::CloudEventData(typed.into())));
         assert!(matches!(with("application/vnd.shop+json"), Ok(Format::CloudEventData(_))));
         assert_eq!(with("application/cloudevents+json"), Ok(Format::CloudEvent), "the media type says how it is sent");
         assert_eq!(with("text/plain"), Err("unsupported_media_type"));

@@ -20,10 +20,10 @@ mod verdict;
 use std::time::Instant;
 
 use hyper::body::Incoming;
-use hyper::header::{AUTHORIZATION, HeaderMap};
+use hyper::header::HeaderMap;
 use hyper::{Request, StatusCode};
 
-use self::encoded::{Encoded, Lines, Order, Refusal};
+use self::encoded::{Encoded, Lines, Order};
 use self::media::Format;
 use self::room::wait_for_room_if_known;
 pub(super) use self::verdict::Accepted;
@@ -37,14 +37,13 @@ use crate::http::worker::Worker;
 use crate::json::peek::{PeekedPriority, peek_body, peek_head};
 use crate::limits::RETRY_AFTER_JOURNAL_SECONDS;
 use crate::status::origin::Origin;
-use crate::types::{BATCH_ID_RULE, batch_id_is_valid};
+use crate::types::batch_id_is_valid;
 
 /// Takes a batch.
 pub async fn post(worker: &Worker, caller: &Caller, origin: &Origin, request: Request<Incoming>) -> Reply {
     let accepted_at = Instant::now();
     refuse_early(worker)?;
     let (head, incoming) = request.into_parts();
-    refuse_cross_site(&head.headers).map_err(Problem::and_close)?;
     let coding = Coding::of(&head.headers).map_err(Problem::and_close)?;
     let format = Format::of(&head.headers).map_err(Problem::and_close)?;
     let query = IngestQuery::parse(head.uri.query()).map_err(Problem::and_close)?;
@@ -52,12 +51,8 @@ pub async fn post(worker: &Worker, caller: &Caller, origin: &Origin, request: Re
     // Nothing of it is needed while the body comes, and HTTP/2 has many requests a connection, each with one.
     drop(head);
     let order = Order { worker, caller, query: &query, id };
+    let (encoded, held) = receive(order, incoming, coding, format).await?;
     let level = query.ack.unwrap_or(worker.app.settings.ack);
-    let (encoded, held) = match receive(order, incoming, coding, format).await {
-        Ok(received) => received,
-        Err(Refusal { problem, sent: Some(sent) }) => return take::answer_refused(worker, *sent, level, problem).await,
-        Err(Refusal { problem, sent: None }) => return Err(problem),
-    };
     let reply = take::take(worker, caller, origin, encoded, held, (level, accepted_at)).await;
     if reply.is_ok() {
         worker.ack_latency.record_elapsed(accepted_at.elapsed());
@@ -71,7 +66,7 @@ async fn receive<'a>(
     incoming: Incoming,
     coding: Option<Coding>,
     format: Format,
-) -> Result<(Encoded, BodyBytes<'a>), Refusal> {
+) -> Result<(Encoded, BodyBytes<'a>), Problem> {
     let (worker, query) = (order.worker, order.query);
     let (limits, budget) = (worker.app.settings.body_limits, &worker.app.request_bytes);
     let reader = Reader::begin(incoming, limits, &worker.buffers, budget).await?;
@@ -82,7 +77,7 @@ async fn receive<'a>(
         _ => PeekedPriority::Absent,
     };
     if let Err(problem) = wait_for_room_if_known(worker, peek, query).await {
-        return Err(reader.refuse(problem).await.into());
+        return Err(reader.refuse(problem).await);
     }
     let (encoded, mut held) = match (coding, &format) {
         (None, Format::Lines) => {
@@ -117,39 +112,17 @@ fn refuse_early(worker: &Worker) -> Result<(), Problem> {
     }
 }
 
-/// The id that headers and query give, if they do; they must agree.
+/// The id that header and query give, if they do; they must agree.
 fn chosen_id(headers: &HeaderMap, query: &IngestQuery) -> Result<Option<String>, Problem> {
-    let mut chosen = query.batch_id.clone();
-    for value in headers.get_all("idempotency-key") {
-        let text = value.to_str().unwrap_or("").trim();
-        // The header's draft standard makes it a quoted string; many clients send it bare.
-        let id = text.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(text);
-        if !batch_id_is_valid(id) {
-            let detail = format!("Idempotency-Key {BATCH_ID_RULE}");
-            return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid_batch_id", detail));
-        }
-        chosen = agree(Some(id), chosen.as_deref())?;
+    let Some(value) = headers.get("idempotency-key") else { return Ok(query.batch_id.clone()) };
+    let text = value.to_str().unwrap_or("").trim();
+    // The header's draft standard makes it a quoted string; many clients send it bare.
+    let id = text.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(text);
+    if !batch_id_is_valid(id) {
+        let detail = "Idempotency-Key must be 1 to 128 characters of A-Z a-z 0-9 . _ : -";
+        return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid_batch_id", detail));
     }
-    Ok(chosen)
-}
-
-/// Refuses what a browser sends for a page of another site. Such a page can send a body that is no form without being asked
-/// first (`fetch` with `no-cors`, of a `Blob` without a type), but no header with a key.
-fn refuse_cross_site(headers: &HeaderMap) -> Result<(), Problem> {
-    let is_told = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-    let origin = is_told("origin").map(|origin| origin.split_once("://").map_or(origin, |(_, authority)| authority));
-    let is_foreign = match (is_told("sec-fetch-site"), origin) {
-        (Some(site), _) => !matches!(site, "same-origin" | "none"),
-        (None, Some(authority)) => Some(authority) != is_told("host"),
-        (None, None) => false,
-    };
-    let has_key = headers.contains_key(AUTHORIZATION) || headers.contains_key("x-api-key");
-    if !is_foreign || has_key {
-        return Ok(());
-    }
-    let detail = "the request comes from a web page of another site (see its headers Origin and Sec-Fetch-Site); send it \
-        from a program, or with an API key in a header";
-    Err(Problem::new(StatusCode::FORBIDDEN, "cross_site", detail))
+    agree(Some(id), query.batch_id.as_deref())
 }
 
 /// The id that both give, if either does.

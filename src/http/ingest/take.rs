@@ -25,7 +25,7 @@ use super::room::wait_for_room;
 use super::verdict::{accepted, conflict, outcome_unknown};
 use crate::auth::gate::Caller;
 use crate::auth::rate::Unit;
-use crate::encode::block::{Block, BlockHeader};
+use crate::encode::block::Block;
 use crate::http::access;
 use crate::http::body::BodyBytes;
 use crate::http::problem::{ErrorItem, Problem};
@@ -105,21 +105,6 @@ pub(super) async fn take(
         }
         // Safe in the journal, and PostgreSQL is away or slow: not an error.
         Ok(Err(_)) | Err(_) => Ok(queued()),
-    }
-}
-
-/// Answers a batch whose events are refused, `problem` says why. One that was taken before is a repeat like any other.
-pub(super) async fn answer_refused(worker: &Worker, sent: BlockHeader, level: AckLevel, problem: Problem) -> Reply {
-    let batch = Batch::new(sent.key, sent.digest, sent.priority, sent.events, sent.received_at);
-    let here = worker.app.batches.get(&batch.key);
-    if let Some(known) = here.filter(|known| known.digest == batch.digest && !known.phase().is_final())
-        && let Some(reply) = answer_on_its_way(worker, &batch, &known, level, &[]).await
-    {
-        return reply;
-    }
-    match worker.app.lookup.find_in_ledger(&batch.key, true, LOOKUP_INGEST_WAIT_MAX).await {
-        Answer::Committed(known) if known.digest == batch.digest => answer_known(&batch, &known, &[]),
-        _ => Err(problem),
     }
 }
 
@@ -226,8 +211,6 @@ fn answer_known(batch: &Batch, known: &Known, errors: &[ErrorItem]) -> Reply {
         return Err(conflict());
     }
     let document = &known.document;
-    // Verdicts of today are none on a batch that was taken whole.
-    let errors = if document.events == batch.events { errors } else { &[] };
     let counts = document.completed_at.is_some().then_some(document.counts);
     Ok(accepted(StatusCode::OK, batch, &document.status, document.events, errors, true, counts))
 }
@@ -273,7 +256,6 @@ async fn answer_on_its_way(
         ))),
         (Kept::AsAsked, phase) => {
             let counts = phase.is_final().then(|| known.counts());
-            let errors = if known.events == batch.events { errors } else { &[] };
             Some(Ok(accepted(StatusCode::OK, known, phase.name(), known.events, errors, true, counts)))
         }
     }

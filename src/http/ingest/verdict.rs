@@ -151,14 +151,14 @@ impl Verdicts {
         let problem = if bad == self.foreign {
             let detail = format!(
                 "the API key is not allowed to send {bad} of {events} events, because of their service_name; \
-                    nothing in this request was accepted"
+                    nothing was accepted"
             );
             Problem::new(StatusCode::FORBIDDEN, "service_not_allowed", detail)
         } else if let (Some(offset), true) = (self.byte_offset, self.not_json == events) {
             let detail = format!("no line of the body is JSON, from byte {offset} on");
             Problem::new(StatusCode::BAD_REQUEST, "not_json", detail).at_byte(offset)
         } else {
-            let detail = format!("{bad} of {events} events are invalid; nothing in this request was accepted");
+            let detail = format!("{bad} of {events} events are invalid; nothing was accepted");
             Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid_events", detail)
         };
         self.errors.truncate(ERRORS_LISTED_MAX);

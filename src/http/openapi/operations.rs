@@ -79,10 +79,9 @@ fn ingest() -> Value {
     })
 }
 
-/// Bare, or as a quoted string (the header's draft standard). Ids that begin with a point are left out for the sake of the
-/// pattern's length.
+/// Bare, or as a quoted string (the header's draft standard).
 fn idempotency_key() -> Value {
-    json!({ "type": "string", "pattern": r#"^([A-Za-z0-9_:-][A-Za-z0-9._:-]{0,127}|"[A-Za-z0-9_:-][A-Za-z0-9._:-]{0,127}")$"# })
+    json!({ "type": "string", "pattern": r#"^([A-Za-z0-9._:-]{1,128}|"[A-Za-z0-9._:-]{1,128}")$"# })
 }
 
 fn bodies() -> Value {

@@ -14,9 +14,7 @@ use crate::status::model::StatusDocument;
 use crate::types::{BATCH_ID_BYTES_MAX, PRIORITY_MAX};
 
 /// What a batch id may be.
-/// `.` and `..` are none.
-const BATCH_ID_PATTERN: &str =
-    r"^([A-Za-z0-9_:-][A-Za-z0-9._:-]*|\.[A-Za-z0-9_:-][A-Za-z0-9._:-]*|\.\.[A-Za-z0-9._:-]+)$";
+const BATCH_ID_PATTERN: &str = "^[A-Za-z0-9._:-]+$";
 
 /// A reference to the schema called `name`.
 pub fn reference(name: &str) -> Value {

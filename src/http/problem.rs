@@ -123,6 +123,12 @@ impl Problem {
         Self { errors, errors_total: total, ..self }
     }
 
+    /// Says `more`.
+    pub fn adding(mut self, more: &str) -> Self {
+        self.detail = format!("{}; {more}", self.detail);
+        self
+    }
+
     /// Says where in the body the problem is.
     pub fn at_byte(self, offset: usize) -> Self {
         Self { byte_offset: Some(offset), ..self }

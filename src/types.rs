@@ -56,10 +56,20 @@ pub const BATCH_ID_BYTES_MAX: usize = 128;
 /// Longest owner (an API key's id), in bytes; `""` means that the server runs without keys.
 pub const OWNER_BYTES_MAX: usize = 64;
 
-/// True when `text` is a valid `batch_id`: 1–128 of `A–Z a–z 0–9 . _ : -`.
+/// What a text must be to be a `batch_id`, for people.
+pub const BATCH_ID_RULE: &str = "must be 1 to 128 characters of A-Z a-z 0-9 . _ : -, and not '.' or '..'";
+const _: () = assert!(BATCH_ID_BYTES_MAX == 128, "BATCH_ID_RULE names it");
+
+/// True when `text` is a valid `batch_id`: 1–128 of `A–Z a–z 0–9 . _ : -`. Not `.` and `..`: clients and proxies remove such
+/// segments from a path (RFC 3986, 5.2.4), so the batch would have no URL.
 pub fn batch_id_is_valid(text: &str) -> bool {
     let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b':' | b'-');
-    (1..=BATCH_ID_BYTES_MAX).contains(&text.len()) && text.bytes().all(allowed)
+    (1..=BATCH_ID_BYTES_MAX).contains(&text.len()) && text.bytes().all(allowed) && !matches!(text, "." | "..")
+}
+
+/// True when `text` may be an owner: an API key's id, or empty.
+pub fn owner_is_valid(text: &str) -> bool {
+    text.len() <= OWNER_BYTES_MAX && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
 }
 
 /// A batch's identity: ids belong to their owner, so two owners may use the same `id`.
@@ -157,6 +167,23 @@ mod tests {
         for bad in ["", "a b", "a/b", "ä", "a\n", &"x".repeat(129)] {
             assert!(!batch_id_is_valid(bad), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn an_id_that_a_path_would_lose_is_none() {
+        for (text, is_valid) in [(".", false), ("..", false), ("...", true), (".a", true), ("..-", true), (":", true)] {
+            assert_eq!(batch_id_is_valid(text), is_valid, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn owners_are_ids_of_keys_or_nobody() {
+        for (text, is_valid) in
+            [("", true), ("e215b5e1ee79", true), ("shop-1", true), ("Shop", false), ("a\0", false), ("a b", false)]
+        {
+            assert_eq!(owner_is_valid(text), is_valid, "{text:?}");
+        }
+        assert!(owner_is_valid(&"a".repeat(64)) && !owner_is_valid(&"a".repeat(65)));
     }
 
     #[test]

@@ -55,7 +55,7 @@ unsafe impl GlobalAlloc for Counting {
 fn send(stream: &mut TcpStream, events: u64) -> u64 {
     let body = body("allocations", None, 5, events);
     let head = format!(
-        "POST /v1/ingest/batch?ack=commit HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+        "POST /v1/ingest/batch?ack=commit HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
         body.len()
     );
     let request = [head.as_bytes(), body.as_bytes()].concat();

@@ -378,3 +378,20 @@ fn another_node_tells_of_a_batch_to_its_key_only() {
     wait_until("the other node knows it", WAIT_MAX, || status(&second, &sender, "elsewhere").status == 200);
     assert_eq!(status(&second, &other, "elsewhere").status, 404);
 }
+
+#[test]
+fn a_batch_of_services_that_its_key_may_no_longer_send_is_answered_as_the_repeat_that_it_is() {
+    let keys = Keys::new();
+    let token = keys.make(&["--name", "checkout", "--scope", "ingest"]);
+    let database = postgres::shared().create_database();
+    let server = keys.server(&database);
+    let body = |id: &str| json!({ "batch_id": id, "events": [event("a")] });
+    assert_eq!(send(&server, &token, "ack=commit", &body("before")).status, 200);
+    let file = std::fs::read_to_string(keys.path()).expect("the file of keys");
+    std::fs::write(keys.path(), format!("{file}\nservices = [\"other-*\"]\n")).expect("written");
+    server.signal(Signal::HUP);
+    wait_until("the key is narrowed", WAIT_MAX, || send(&server, &token, "", &json!([event("new")])).status == 403);
+    let again = send(&server, &token, "", &body("before"));
+    assert_eq!((again.status, &again.json()["duplicate"]), (200, &json!(true)), "{}", again.text());
+    assert_eq!(send(&server, &token, "ack=commit", &body("before")).json()["inserted"], 1);
+}

@@ -56,11 +56,11 @@ fn ndjson_is_judged_line_by_line() {
     let answer = taken.json();
     let errors = answer["errors"].as_array().expect("verdicts");
     let verdicts: Vec<_> = errors.iter().map(|e| json!([e["index"], e["code"], e["pointer"], e["event_id"]])).collect();
-    // Lines are counted from 0, blank ones too.
+    // Events are counted from 0, blank lines are none.
     let expected = [
-        json!([3, "not_json", "", null]),
-        json!([4, "event_not_object", "", null]),
-        json!([5, "member_missing", "/payload", "c"]),
+        json!([2, "not_json", "", null]),
+        json!([3, "event_not_object", "", null]),
+        json!([4, "member_missing", "/payload", "c"]),
     ];
     assert_eq!(verdicts, expected);
     assert!(errors[0]["detail"].as_str().expect("text").contains("at byte 1"), "{}", errors[0]);
@@ -77,7 +77,7 @@ fn ndjson_without_a_line_that_is_json_is_400_and_without_an_event_422() {
         let garbage = service.send_as("application/x-ndjson", query, "\nnot json\nneither\n");
         let problem = garbage.json();
         assert_eq!((garbage.status, &problem["code"], &problem["byte_offset"]), (400, &json!("not_json"), &json!(2)));
-        assert_eq!(problem["errors"][1]["index"], 2);
+        assert_eq!(problem["errors"][1]["index"], 1);
         let empty = service.send_as("application/ndjson", query, " \n\n");
         assert_eq!((empty.status, &empty.json()["errors"][0]["code"]), (422, &json!("events_empty")));
     }
@@ -209,4 +209,38 @@ fn other_media_types_and_charsets_are_answered_415_with_what_is_accepted() {
             assert!(reply.header("accept").contains(accepted), "{:?}", reply.headers);
         }
     }
+}
+
+#[test]
+fn a_cloud_event_in_binary_mode_is_the_same_in_any_order_and_with_another_trace() {
+    let service = start();
+    let time = ("ce-time", "2026-11-01T00:00:00Z");
+    let attributes = [
+        ("ce-specversion", "1.0"),
+        ("ce-id", "1"),
+        ("ce-source", "/shop"),
+        ("ce-type", "order"),
+        time,
+        ("ce-tenant", "a%20b"),
+    ];
+    let send = |attributes: &[(&str, &str)], more: &[(&str, &str)]| {
+        let fixed = [("Idempotency-Key", "binary"), ("Content-Type", "application/json")];
+        service.send("ack=commit", &[&fixed[..], attributes, more].concat(), b"{\"n\":1}")
+    };
+    let first = send(&attributes, &[("ce-traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")]);
+    assert_eq!((first.status, &first.json()["inserted"]), (200, &json!(1)), "{}", first.text());
+    assert!(service.rows()[0][4].get("traceparent").is_some(), "what came first is stored");
+    let turned: Vec<_> = attributes.into_iter().rev().collect();
+    let other_trace =
+        [("ce-traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-ffffffffffffffff-00"), ("ce-tracestate", "a=b")];
+    let quoted = attributes.map(|(name, value)| (name, format!("\"{value}\"")));
+    let quoted = quoted.each_ref().map(|(name, value)| (*name, value.as_str()));
+    for (attributes, more) in [(&turned[..], &[][..]), (&attributes, &other_trace), (&quoted, &[])] {
+        let again = send(attributes, more);
+        assert_eq!((again.status, &again.json()["duplicate"]), (200, &json!(true)), "{}", again.text());
+    }
+    let other = [("ce-tenant2", "x")];
+    assert_eq!(send(&attributes, &other).status, 409, "another attribute is another body");
+    assert_eq!(service.rows().len(), 1);
+    assert_eq!(service.rows()[0][4]["tenant"], "a b");
 }

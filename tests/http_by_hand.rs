@@ -75,14 +75,15 @@ fn answers_to(request: &[u8]) -> String {
 #[test]
 fn a_length_and_chunks_together_smuggle_nothing() {
     // Whoever believes the length sees a second request inside of the first one's body, and the other way round.
-    let inner = "GET /livez HTTP/1.1\r\nHost: x\r\n\r\n";
+    let inner = "GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n";
     for headers in [
         format!("Content-Length: {}\r\n{CHUNKED}", 5 + inner.len()),
         format!("{CHUNKED}\r\nContent-Length: 5"),
         format!("{CHUNKED}\r\nContent-Length: 0"),
         format!("Transfer-Encoding: identity, chunked\r\nContent-Length: {}", 5 + inner.len()),
     ] {
-        let request = format!("POST {} HTTP/1.1\r\nHost: x\r\n{JSON}\r\n{headers}\r\n\r\n0\r\n\r\n{inner}", path(""));
+        let request =
+            format!("POST {} HTTP/1.1\r\nHost: localhost\r\n{JSON}\r\n{headers}\r\n\r\n0\r\n\r\n{inner}", path(""));
         assert_eq!(statuses(&answers_to(request.as_bytes())), ["400"], "{headers}");
     }
 }
@@ -91,7 +92,7 @@ fn a_length_and_chunks_together_smuggle_nothing() {
 fn transfer_encodings_other_than_chunked_at_the_end_are_refused() {
     for encoding in ["gzip", "chunked, gzip", "xchunked", "chunked\u{b}", "\tchunked x"] {
         let request = format!(
-            "POST {} HTTP/1.1\r\nHost: x\r\n{JSON}\r\nTransfer-Encoding: {encoding}\r\n\r\n0\r\n\r\n",
+            "POST {} HTTP/1.1\r\nHost: localhost\r\n{JSON}\r\nTransfer-Encoding: {encoding}\r\n\r\n0\r\n\r\n",
             path("")
         );
         let answers = answers_to(request.as_bytes());
@@ -103,7 +104,7 @@ fn transfer_encodings_other_than_chunked_at_the_end_are_refused() {
 fn lengths_that_are_no_single_number_are_refused() {
     for length in ["5\r\nContent-Length: 6", "5, 6", "+5", "-5", "0x5", "5 5", "5e0", "", "99999999999999999999999"] {
         let request =
-            format!("POST {} HTTP/1.1\r\nHost: x\r\n{JSON}\r\nContent-Length: {length}\r\n\r\n[   ]", path(""));
+            format!("POST {} HTTP/1.1\r\nHost: localhost\r\n{JSON}\r\nContent-Length: {length}\r\n\r\n[   ]", path(""));
         assert_eq!(statuses(&answers_to(request.as_bytes())), ["400"], "{length:?}");
     }
 }
@@ -124,7 +125,7 @@ fn chunks_of_every_good_shape_are_read() {
         raw.send(write(&batch(&id(shape))).as_bytes());
         let reply = raw.answer();
         assert_eq!((reply.status, &reply.json()["inserted"]), (200, &1.into()), "{shape}: {}", reply.text());
-        raw.send(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n");
+        raw.send(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n");
         assert_eq!(raw.answer().status, 200, "the connection goes on behind the last chunk");
     }
 }
@@ -144,7 +145,7 @@ fn chunks_of_bad_shapes_take_nothing() {
     .into_iter()
     .enumerate()
     {
-        let request = format!("POST {} HTTP/1.1\r\nHost: x\r\n{JSON}\r\n{CHUNKED}\r\n\r\n{bad}", path(""));
+        let request = format!("POST {} HTTP/1.1\r\nHost: localhost\r\n{JSON}\r\n{CHUNKED}\r\n\r\n{bad}", path(""));
         let answers = answers_to(request.as_bytes());
         assert!(matches!(statuses(&answers)[..], ["400"] | []), "{number}: {answers}");
     }
@@ -166,12 +167,13 @@ fn requests_in_a_row_are_answered_in_their_order() {
     let mut raw = Raw::connect(&service().server);
     let body = batch("in-a-row");
     let post = format!(
-        "POST {} HTTP/1.1\r\nHost: x\r\n{JSON}\r\nContent-Length: {}\r\n\r\n{body}",
+        "POST {} HTTP/1.1\r\nHost: localhost\r\n{JSON}\r\nContent-Length: {}\r\n\r\n{body}",
         path("ack=commit"),
         body.len()
     );
     raw.send(
-        format!("GET /livez HTTP/1.1\r\nHost: x\r\n\r\n{post}GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes(),
+        format!("GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n{post}GET /nowhere HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            .as_bytes(),
     );
     assert_eq!([(); 3].map(|()| raw.answer().status), [200, 200, 404]);
 }
@@ -191,12 +193,15 @@ fn a_client_that_has_closed_its_side_gets_its_answer() {
 fn a_hundred_headers_are_fine_and_endless_ones_are_not() {
     let mut raw = Raw::connect(&service().server);
     let headers = (0..100).map(|number| format!("X-Header-{number}: value\r\n")).collect::<String>();
-    raw.send(format!("GET /livez HTTP/1.1\r\nHost: x\r\n{headers}\r\n").as_bytes());
+    raw.send(format!("GET /livez HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n").as_bytes());
     assert_eq!(raw.answer().status, 200);
 
     let more = headers.repeat(3);
-    assert_eq!(statuses(&answers_to(format!("GET /livez HTTP/1.1\r\nHost: x\r\n{more}\r\n").as_bytes())), ["431"]);
-    let long = format!("GET /livez HTTP/1.1\r\nHost: x\r\nX-Long: {}\r\n\r\n", "x".repeat(100_000));
+    assert_eq!(
+        statuses(&answers_to(format!("GET /livez HTTP/1.1\r\nHost: localhost\r\n{more}\r\n").as_bytes())),
+        ["431"]
+    );
+    let long = format!("GET /livez HTTP/1.1\r\nHost: localhost\r\nX-Long: {}\r\n\r\n", "x".repeat(100_000));
     assert_eq!(statuses(&answers_to(long.as_bytes())), ["431"]);
     let mut endless = Raw::connect(&service().server);
     endless.send(b"GET /livez HTTP/1.1\r\n");
@@ -213,7 +218,7 @@ fn how_large_a_head_may_be_is_a_setting() {
     let service = start(|builder| builder.env("MAX_HEADERS", 10).env("MAX_HEADER_KB", 8).env("MAX_URL_KB", 1));
     let ask = |url: &str, headers: &str| {
         let mut raw = Raw::connect(&service.server);
-        raw.send(format!("GET {url} HTTP/1.1\r\nHost: x\r\n{headers}\r\n").as_bytes());
+        raw.send(format!("GET {url} HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n").as_bytes());
         raw.answer()
     };
     assert_eq!(ask("/livez", &"A: b\r\n".repeat(9)).status, 200);
@@ -227,7 +232,7 @@ fn how_large_a_head_may_be_is_a_setting() {
 
 #[test]
 fn a_url_beyond_the_limit_is_answered_414() {
-    let url = |bytes: usize| format!("GET /livez?{} HTTP/1.1\r\nHost: x\r\n\r\n", "x".repeat(bytes));
+    let url = |bytes: usize| format!("GET /livez?{} HTTP/1.1\r\nHost: localhost\r\n\r\n", "x".repeat(bytes));
     assert_eq!(statuses(&answers_to(url(8000).as_bytes())), ["200"]);
     assert_eq!(statuses(&answers_to(url(9000).as_bytes())), ["414"]);
     assert!(matches!(statuses(&answers_to(url(200_000).as_bytes()))[..], ["414" | "431"]));
@@ -242,9 +247,9 @@ fn what_is_not_http_is_refused_or_closed() {
         b"GET\r\n\r\n",
         b"GET / HTTP/9.9\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost : x\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: x\r\n folded: y\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\n folded: y\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: a\0b\r\n\r\n",
-        b"G\xc3\x89T / HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"G\xc3\x89T / HTTP/1.1\r\nHost: localhost\r\n\r\n",
         b"*1\r\n$4\r\nPING\r\n",
         &hello,
     ];
@@ -267,11 +272,12 @@ fn what_is_not_http_is_answered_without_a_reset_however_much_follows_it() {
 #[test]
 fn targets_in_every_form_name_what_they_name() {
     let target = |method: &str, target: &str| {
-        let answers = answers_to(format!("{method} {target} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes());
+        let answers = answers_to(format!("{method} {target} HTTP/1.1\r\nHost: localhost\r\n\r\n").as_bytes());
         statuses(&answers).join(" ")
     };
-    assert_eq!(target("GET", "http://other.example/livez"), "200");
-    assert_eq!(target("GET", "http://other.example/nowhere"), "404");
+    assert_eq!(target("GET", "http://127.0.0.1/livez"), "200");
+    assert_eq!(target("GET", "http://127.0.0.1/nowhere"), "404");
+    assert_eq!(target("GET", "http://other.example/livez"), "403", "without keys only this machine is answered");
     assert_eq!(target("OPTIONS", "*"), "404");
     assert_eq!(target("CONNECT", "other.example:443"), "404");
     assert_eq!(target("GET", "//livez"), "404");
@@ -322,13 +328,13 @@ fn slow_heads_and_idle_connections_are_closed_at_their_times() {
     let patient = start(|builder| builder.env("HEADER_TIMEOUT_SECONDS", NEVER_SECONDS).env("KEEP_ALIVE_SECONDS", 4));
     let began = Instant::now();
     let mut idle = Raw::connect(&patient.server);
-    idle.send(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n");
+    idle.send(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n");
     assert_eq!(idle.answer().status, 200);
     let mut silent = Raw::connect(&hasty.server);
     let mut slow = Raw::connect(&hasty.server);
-    slow.send(b"GET /livez HTTP/1.1\r\nHost: x\r\nX-Slow: ");
+    slow.send(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nX-Slow: ");
     let mut second = Raw::connect(&hasty.server);
-    second.send(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n");
+    second.send(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n");
     assert_eq!(second.answer().status, 200);
     second.send(b"G");
     // Every byte of a head counts against the same time.
@@ -376,7 +382,7 @@ fn connections_beyond_the_limit_are_told_and_the_others_are_served() {
     let (mut refused, problem) = loop {
         let mut raw = Raw::connect(&service.server);
         // Who is refused may be told before it has asked.
-        let _ = raw.try_send(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n");
+        let _ = raw.try_send(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n");
         let answer = raw.answer();
         if answer.status != 200 {
             break (raw, answer);
@@ -390,7 +396,7 @@ fn connections_beyond_the_limit_are_told_and_the_others_are_served() {
     assert_eq!((problem.header("x-content-type-options"), problem.header("cache-control")), ("nosniff", "no-store"));
     assert!(refused.is_closed());
     let mut last = open.pop().expect("some");
-    last.send(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n");
+    last.send(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n");
     assert_eq!(last.answer().status, 200);
     drop(last);
     wait_until("there is room again", WAIT_MAX, || {
@@ -408,13 +414,13 @@ fn without_open_files_left_new_connections_are_closed_and_the_others_are_served(
     };
     allow_files(120);
     let mut first = Raw::connect(&server);
-    first.send(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n");
+    first.send(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n");
     assert_eq!(first.answer().status, 200);
     let began = Instant::now();
     let mut crowd: Vec<Raw> = (0..200).map(|_| Raw::connect(&server)).collect();
     server.wait_for_log("raise the open-file limit", WAIT_MAX);
     assert!(crowd.iter_mut().rev().take(20).all(Raw::is_closed), "those that came too late are not left waiting");
-    first.send(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n");
+    first.send(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n");
     assert_eq!(first.answer().status, 200);
     let told = server.log().matches("raise the open-file limit").count() as u64;
     let may = 2 * (began.elapsed().as_secs() + 1);
@@ -430,7 +436,7 @@ fn without_open_files_left_new_connections_are_closed_and_the_others_are_served(
     first.send(body.as_bytes());
     assert_eq!(first.answer().status, 202);
     wait_until("flushers find no connection", WAIT_MAX, || {
-        first.send(b"GET /v1/health HTTP/1.1\r\nHost: x\r\n\r\n");
+        first.send(b"GET /v1/health HTTP/1.1\r\nHost: localhost\r\n\r\n");
         first.answer().json()["status"] == "degraded"
     });
     drop(crowd);
@@ -461,4 +467,45 @@ fn ten_thousand_idle_connections_leave_the_others_alone() {
     }
     let a_connection = resident_bytes(&service.server).saturating_sub(before) / idle.len() as u64;
     assert!(a_connection < 12 * 1024, "{a_connection} bytes a connection");
+}
+
+#[test]
+fn a_web_page_of_another_site_sends_no_batches() {
+    // What a browser sends for fetch(url, {method: "POST", mode: "no-cors", body: new Blob([text])}).
+    let send = |id: &str, headers: &str| {
+        let body = batch(id);
+        let head = format!(
+            "POST {} HTTP/1.1\r\nHost: localhost\r\n{headers}Content-Length: {}",
+            path("ack=commit"),
+            body.len()
+        );
+        let answers = answers_to(format!("{head}\r\n\r\n{body}").as_bytes());
+        (statuses(&answers).join(" "), answers.contains("\"code\":\"cross_site\""))
+    };
+    let refused = ("403".to_owned(), true);
+    assert_eq!(send("page-1", "Origin: https://evil.example\r\nSec-Fetch-Site: cross-site\r\n"), refused);
+    assert_eq!(send("page-2", "Origin: https://evil.example\r\n"), refused);
+    assert_eq!(send("page-3", "Sec-Fetch-Site: same-site\r\nOrigin: http://localhost:3000\r\n"), refused);
+    for id in ["page-1", "page-2", "page-3"] {
+        assert_eq!(get(&service().server.url(&format!("/v1/batch/{id}/status"))).status, 404, "nothing was accepted");
+    }
+    assert_eq!(send("program", "").0, "200", "programs may leave out Content-Type");
+}
+
+#[test]
+fn without_keys_only_hosts_of_this_machine_are_answered() {
+    let ask = |hosts: &str| {
+        let answers = answers_to(format!("GET /v1/health HTTP/1.1\r\n{hosts}\r\n").as_bytes());
+        statuses(&answers).join(" ")
+    };
+    for host in ["localhost", "localhost:1", "127.0.0.1:8000", "[::1]"] {
+        assert_eq!(ask(&format!("Host: {host}\r\n")), "200", "{host}");
+    }
+    for host in ["evil.example", "127.0.0.1.evil.example:8000"] {
+        assert_eq!(ask(&format!("Host: {host}\r\n")), "403", "{host}");
+    }
+    for hosts in ["", "Host: localhost\r\nHost: localhost\r\n", "Host: a b\r\n"] {
+        assert_eq!(ask(hosts), "400", "{hosts:?}");
+    }
+    assert!(answers_to(b"GET /livez HTTP/1.0\r\n\r\n").starts_with("HTTP/1.0 200"), "it has no Host");
 }

@@ -40,7 +40,7 @@ fn provoke(server: &Ingestd) {
     assert_eq!(get(&server.url(&format!("/{encoded}?{encoded}"))).status, 404);
     for request in [
         &b"POST /v1/ingest/batch HTTP/1.1\r\nHost: \x9b31m\r\nContent-Type: a/\x9b\xc2\x9b\r\nContent-Length: 0\r\n\r\n"[..],
-        b"GET /\x1b[2J HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /\x1b[2J HTTP/1.1\r\nHost: localhost\r\n\r\n",
         b"GET / HTTP/1.1\r\nX: \x1b[2J\r\n\r\n",
         b"\x1b[2J\n\n",
     ] {

@@ -21,7 +21,7 @@ fn left(reply: &Reply, unit: &str) -> Option<u64> {
 fn refusal(reply: &Reply) {
     assert_eq!((reply.status, &reply.json()["code"]), (429, &json!("rate_limited")), "{}", reply.text());
     assert!(
-        !reply.header("ratelimit-policy").is_empty() && reply.header("ratelimit").contains(";r=0;t="),
+        !reply.header("ratelimit-policy").is_empty() && reply.header("ratelimit").contains(";r="),
         "{:?}",
         reply.headers
     );
@@ -53,7 +53,7 @@ fn events_beyond_the_rate_are_refused_whole() {
     assert_eq!(left(&first, "events"), Some(40));
     let second = send(&server, "ack=commit", batch("second", 60).to_string().as_bytes());
     refusal(&second);
-    assert_eq!(left(&second, "events"), Some(0));
+    assert!(left(&second, "events").is_some_and(|left| (40..60).contains(&left)), "what is left: {:?}", second.headers);
     // What was refused took nothing: neither rows nor quota, nor the batch's id.
     assert_eq!(get(&server.url("/v1/batch/second/status")).status, 404);
     assert_eq!(send(&server, "ack=commit", batch("second", 30).to_string().as_bytes()).status, 200);
@@ -65,6 +65,7 @@ fn events_beyond_the_rate_are_refused_whole() {
     );
     let never = send(&server, "", batch("never", 101).to_string().as_bytes());
     assert_eq!((never.status, &never.json()["code"]), (413, &json!("batch_over_rate_limit")), "{}", never.text());
+    assert!(left(&never, "events").is_some_and(|left| (10..100).contains(&left)), "{:?}", never.headers);
     assert!(never.json()["detail"].as_str().expect("text").contains("at most 100 events"));
     let metrics = get(&server.url("/v1/metrics")).text();
     assert!(metrics.contains("ingestd_auth_failures_total{reason=\"rate_limited\"} 2\n"), "both refusals are counted");

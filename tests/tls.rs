@@ -110,13 +110,13 @@ impl Https {
     }
 
     fn is_alive(&mut self) -> bool {
-        self.ask("GET /livez HTTP/1.1\r\nHost: x\r\n\r\n").is_ok_and(|(status, _)| status == 200)
+        self.ask("GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n").is_ok_and(|(status, _)| status == 200)
     }
 
     fn post(&mut self, id: &str) -> (u16, String) {
         let body = batch(id);
         let request = format!(
-            "POST /v1/ingest/batch?ack=commit HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n{body}",
+            "POST /v1/ingest/batch?ack=commit HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n{body}",
             body.len()
         );
         self.ask(&request).expect("an answer")
@@ -199,7 +199,7 @@ fn http_2_is_agreed_on_in_the_handshake() {
 fn plain_http_is_told_to_use_https() {
     let Service { server, certificates, .. } = start(|builder, _| builder);
     let mut raw = Raw::connect(&server);
-    raw.send(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n");
+    raw.send(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n");
     let reply = raw.answer();
     assert_eq!((reply.status, reply.json()["code"].as_str()), (400, Some("https_required")));
     raw.finish_sending();
@@ -246,7 +246,7 @@ fn slow_handshakes_and_idle_connections_are_closed_at_their_times() {
 fn a_client_that_is_answered_early_gets_its_answer() {
     let Service { server, certificates, .. } = start(|builder, _| builder.env("MAX_BODY_MB", 1));
     let mut client = Https::connect(&server, &certificates, Offer::default()).expect("a handshake");
-    let head = "POST /v1/ingest/batch HTTP/1.1\r\nHost: x\r\nContent-Length: 8000000\r\n\r\n";
+    let head = "POST /v1/ingest/batch HTTP/1.1\r\nHost: localhost\r\nContent-Length: 8000000\r\n\r\n";
     client.0.write_all(head.as_bytes()).expect("sent");
     for _ in 0..80 {
         client.0.write_all(&[b' '; 100_000]).expect("the server reads on after its answer");

@@ -33,7 +33,7 @@ use toml_edit::{ArrayOfTables, DocumentMut, Item};
 use super::key::{ApiKey, Fingerprint, Services};
 use super::rate::{RateLimit, RateLimits};
 use super::scope::{Scope, Scopes};
-use crate::types::OWNER_BYTES_MAX;
+use crate::types::{OWNER_BYTES_MAX, owner_is_valid};
 
 /// Why the keys cannot be used: a line that names the file and says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -241,8 +241,7 @@ fn retain_others(keys: &mut ArrayOfTables, id: &str) {
 }
 
 fn api_key(record: &Record) -> Result<ApiKey, String> {
-    let id_is_fine = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-    if !(1..=OWNER_BYTES_MAX).contains(&record.id.len()) || !record.id.bytes().all(id_is_fine) {
+    if record.id.is_empty() || !owner_is_valid(&record.id) {
         return Err(format!("id must be 1 to {OWNER_BYTES_MAX} of a-z 0-9 -"));
     }
     let hash = |name: &str, text: &str| {

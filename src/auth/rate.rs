@@ -6,7 +6,8 @@
 use std::cell::Cell;
 use std::fmt::Write as _;
 use std::num::NonZeroU32;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use governor::clock::{Clock, DefaultClock};
 use governor::middleware::StateInformationMiddleware;
@@ -84,22 +85,57 @@ pub enum Exceeded {
     Never(RateLimit),
 }
 
+const NANOS_A_SECOND: u64 = 1_000_000_000;
+
 /// A token bucket (the generic cell rate algorithm, one atomic word).
 struct Bucket {
     limit: RateLimit,
+    /// When the bucket is full again, in nanoseconds since `made_at`: what it was asked for last may be refused without a word of
+    /// how much is there.
+    full_at: AtomicU64,
+    made_at: Instant,
     limiter: RateLimiter<NotKeyed, InMemoryState, DefaultClock, StateInformationMiddleware>,
 }
 
 impl Bucket {
     fn new(limit: RateLimit) -> Self {
         let quota = Quota::per_second(limit.per_second).allow_burst(limit.burst);
-        Self { limit, limiter: RateLimiter::direct(quota).with_middleware() }
+        let limiter = RateLimiter::direct(quota).with_middleware();
+        Self { limit, full_at: AtomicU64::new(0), made_at: Instant::now(), limiter }
+    }
+
+    /// Nanoseconds in which `units` come back, rounded up.
+    fn nanos(&self, units: u32) -> u64 {
+        (u64::from(units) * NANOS_A_SECOND).div_ceil(u64::from(self.limit.per_second.get()))
+    }
+
+    /// Units of `of` that are there when the rest comes back within `nanos`.
+    fn there(&self, of: u32, nanos: u64) -> u32 {
+        let missing =
+            (u128::from(nanos) * u128::from(self.limit.per_second.get())).div_ceil(u128::from(NANOS_A_SECOND));
+        of.saturating_sub(u32::try_from(missing).unwrap_or(u32::MAX))
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.made_at.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// Units that are there.
+    fn left(&self) -> u32 {
+        // Relaxed: a figure for people, which another request may change at once.
+        self.there(self.limit.burst.get(), self.full_at.load(Ordering::Relaxed).saturating_sub(self.now()))
     }
 
     /// Takes `units`, all or none; gives back what is left.
     fn take(&self, units: NonZeroU32) -> Result<u32, Exceeded> {
         match self.limiter.check_n(units) {
-            Ok(Ok(snapshot)) => Ok(snapshot.remaining_burst_capacity()),
+            Ok(Ok(snapshot)) => {
+                let left = snapshot.remaining_burst_capacity();
+                let full_at = self.now() + self.nanos(self.limit.burst.get().saturating_sub(left));
+                // The latest is that of the last one who took something.
+                self.full_at.fetch_max(full_at, Ordering::Relaxed);
+                Ok(left)
+            }
             Ok(Err(until)) => Err(Exceeded::Wait(until.wait_time_from(self.limiter.clock().now()))),
             Err(_) => Err(Exceeded::Never(self.limit)),
         }
@@ -138,13 +174,13 @@ impl Rates {
     pub fn take(&self, unit: Unit, units: u32, standing: &Standing) -> Result<(), Exceeded> {
         let (Some(bucket), Some(units)) = (self.bucket(unit), NonZeroU32::new(units)) else { return Ok(()) };
         let taken = bucket.take(units);
-        // How much is there of what does not suffice the library does not tell; nothing is the cautious answer.
         let left = match taken {
-            Ok(left) => Left { units: left, back_seconds: bucket.limit.seconds(bucket.limit.burst.get() - left) },
-            Err(Exceeded::Wait(wait)) => Left { units: 0, back_seconds: whole_seconds(wait) },
-            Err(Exceeded::Never(_)) => return taken.map(drop),
+            Ok(left) => left,
+            Err(Exceeded::Wait(wait)) => bucket.there(units.get(), u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX)),
+            Err(Exceeded::Never(_)) => bucket.left(),
         };
-        standing.of(unit).set(Some(left));
+        let back_seconds = bucket.limit.seconds(bucket.limit.burst.get().saturating_sub(left));
+        standing.of(unit).set(Some(Left { units: left, back_seconds }));
         taken.map(drop)
     }
 
@@ -233,7 +269,13 @@ mod tests {
         rates.take(Unit::Events, 60, &standing).expect("enough");
         assert_eq!(rates.headers(&standing).expect("limited").1, "\"events\";r=40;t=6, \"requests\";r=4;t=1");
         rates.take(Unit::Events, 60, &standing).expect_err("too much");
-        assert!(rates.headers(&standing).expect("limited").1.starts_with("\"events\";r=0;t=2"));
+        assert!(
+            rates.headers(&standing).expect("limited").1.starts_with("\"events\";r=40;t=6"),
+            "they are still there"
+        );
+        let standing = Standing::default();
+        rates.take(Unit::Events, 101, &standing).expect_err("more than there may be");
+        assert_eq!(rates.headers(&standing).expect("limited").1, "\"events\";r=40;t=6");
     }
 
     #[test]

@@ -574,6 +574,8 @@ impl Flusher {
                     tracing::warn!(batch = %batch.key, request_id = batch.request_id(), trace_id = batch.trace_id(), events = batch.events,
                         "batch_id was used with a different body on another node; the events are in \
                          dead_letter_events");
+                    // Before anybody hears of it: from here on the id is the other batch's, which the ledger has.
+                    self.tools.batches.remove(&batch);
                     batch.finish_without_id(completed_at);
                     let reason = Reason::of(&Fault::id_conflict(), batch.events.into());
                     self.tools.recent.refused(reason, completed_at);

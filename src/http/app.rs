@@ -13,6 +13,7 @@ use crate::encode::pool::BlockPool;
 use crate::flush::queue::FlushQueue;
 use crate::http::body::BodyLimits;
 use crate::http::connections::Connections;
+use crate::http::site::Hosts;
 use crate::http::stream::Patience;
 use crate::http::submission::Submission;
 use crate::http::tls::Tls;
@@ -75,6 +76,8 @@ pub struct App {
     pub patience: Patience,
     /// How large heads may be.
     pub head_limits: HeadLimits,
+    /// The hosts that requests may be for.
+    pub hosts: Hosts,
     /// What HTTPS is served with; `None`: plain HTTP.
     pub tls: Option<Tls>,
     /// Who is connected.

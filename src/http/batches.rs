@@ -42,7 +42,7 @@ pub(super) struct WaitingBatches {
 #[schema(as = WaitingBatch)]
 struct Waits {
     /// The batch's id.
-    #[schema(min_length = 1, max_length = 128, pattern = "^[A-Za-z0-9._:-]+$")]
+    #[schema(min_length = 1, max_length = 128, pattern = "^(\\.{0,2}[A-Za-z0-9_:-]|\\.{3})[A-Za-z0-9._:-]*$")]
     batch_id: String,
     /// The id of the key that sent it; empty without keys.
     owner: String,
@@ -86,12 +86,12 @@ struct StuckBecause {
 
 /// What waits here.
 pub async fn list(worker: &Worker, query: Option<&str>) -> Reply {
-    let only_stuck = match parameter(query, "stuck").as_deref() {
+    let only_stuck = match parameter(query, "stuck")?.as_deref() {
         None | Some("false") => false,
         Some("true") => true,
         Some(_) => return Err(bad("stuck", "must be true or false")),
     };
-    let limit = match parameter(query, "limit") {
+    let limit = match parameter(query, "limit")? {
         None => WAITING_LISTED_DEFAULT,
         Some(text) => {
             let limit = text.parse().ok().filter(|limit| (1..=WAITING_LISTED_MAX).contains(limit));

@@ -50,9 +50,11 @@ const INGEST: &[Route] = &[Route::IngestBatch];
 const STATUS: &[Route] = &[Route::BatchStatus];
 /// Those with the id of a batch in their path.
 const OF_BATCH: &[Route] = &[Route::BatchStatus, Route::BatchRetry, Route::BatchBury];
+const POSTED: &[Route] = &[Route::IngestBatch, Route::BatchRetry, Route::BatchBury];
 /// Those that do something about a stuck batch.
 const STUCK: &[Route] = &[Route::BatchRetry, Route::BatchBury];
-const PARAMETERS: &[Route] = &[Route::IngestBatch, Route::Batches];
+const PARAMETERS: &[Route] =
+    &[Route::IngestBatch, Route::BatchStatus, Route::Batches, Route::BatchRetry, Route::BatchBury, Route::Metrics];
 const METRICS: &[Route] = &[Route::Metrics];
 const READY: &[Route] = &[Route::Ready];
 
@@ -63,6 +65,7 @@ pub const CODES: &[Code] = &[
     code("invalid_attribute", 400, INGEST, "a ce- header is not a valid CloudEvents attribute"),
     code("body_incomplete", 400, INGEST, "the body ended before it was complete"),
     code("unknown_format", 400, METRICS, "?format= is not a known metrics format"),
+    code("host_invalid", 400, EVERY, "not one Host header, or not with a host"),
     code("https_required", 400, EVERY, "this address serves HTTPS only"),
     code("key_missing", 401, KEYED, "the request has no API key"),
     code("key_invalid", 401, IDENTIFYING, "the API key is unknown to this server"),
@@ -73,7 +76,8 @@ pub const CODES: &[Code] = &[
         INGEST,
         "the API key is not allowed to send events of these services; nothing was accepted",
     ),
-    code("cross_site", 403, STUCK, "the request has an Origin header: it was sent by a web page"),
+    code("cross_site", 403, POSTED, "a web page of another site sent the request; of stuck batches: any web page"),
+    code("host_not_allowed", 403, EVERY, "without keys, a Host that is not of this machine"),
     code("batch_unknown", 404, OF_BATCH, "no batch with this id is known"),
     code("not_found", 404, OF_BATCH, "there is no such resource"),
     code("method_not_allowed", 405, EVERY, "the resource does not support this method; Allow lists those it supports"),
@@ -89,7 +93,7 @@ pub const CODES: &[Code] = &[
     code("url_too_long", 414, EVERY, "path and query are longer than any resource needs"),
     code("unsupported_media_type", 415, INGEST, "the Content-Type is not one of those listed here"),
     code("unsupported_encoding", 415, INGEST, "the Content-Encoding is not one of those in Accept-Encoding"),
-    code("invalid_parameter", 422, PARAMETERS, "a query parameter has an invalid value"),
+    code("invalid_parameter", 422, PARAMETERS, "a query parameter has an invalid value, or several different ones"),
     code("invalid_batch_id", 422, INGEST, "Idempotency-Key is not a valid batch id"),
     code("batch_id_mismatch", 422, INGEST, "batch_id, Idempotency-Key and ?batch_id= name different batches"),
     code("invalid_batch", 422, INGEST, "the body is JSON but not a batch; `errors` gives the reason"),

@@ -29,6 +29,7 @@ pub mod peer;
 pub mod problem;
 pub mod query;
 pub mod route;
+pub mod site;
 pub mod status;
 pub mod stream;
 pub mod submission;

@@ -13,7 +13,7 @@ use crate::metrics::{Format, NotAcceptable};
 /// All metrics, in the format that `?format=` or `Accept` asks for.
 pub fn get(worker: &Worker, request: &Request<Incoming>) -> Reply {
     let accept = request.headers().get(ACCEPT).and_then(|value| value.to_str().ok());
-    let wanted = parameter(request.uri().query(), "format");
+    let wanted = parameter(request.uri().query(), "format")?;
     let format = Format::negotiate(accept, wanted.as_deref()).map_err(|error| {
         let (status, code) = match error {
             NotAcceptable::UnknownFormat => (StatusCode::BAD_REQUEST, "unknown_format"),

@@ -135,6 +135,12 @@ impl Problem {
         Self { errors, errors_total: total, ..self }
     }
 
+    /// Says `more`.
+    pub fn adding(mut self, more: &str) -> Self {
+        self.detail = format!("{}; {more}", self.detail);
+        self
+    }
+
     /// Says where in the body the problem is.
     pub fn at_byte(mut self, offset: usize) -> Self {
         self.particulars.get_or_insert_default().byte_offset = Some(offset);

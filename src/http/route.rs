@@ -16,12 +16,13 @@ use crate::http::app::HeadLimits;
 use crate::http::headers::protect;
 use crate::http::peer::Peer;
 use crate::http::problem::Problem;
-use crate::http::query::parameter;
+use crate::http::query::{bad, parameter};
 use crate::http::worker::Worker;
-use crate::http::{access, batches, dashboard, health, ingest, observe, openapi, origin, status};
+use crate::http::{access, batches, dashboard, health, ingest, observe, openapi, origin, site, status};
 use crate::metrics::{HttpStatus, Label as _, Route};
 use crate::status::origin::Origin;
 use crate::telemetry::RequestSpan;
+use crate::types::owner_is_valid;
 
 /// What handlers give back.
 pub type Reply = Result<Response<Full<Bytes>>, Problem>;
@@ -108,7 +109,8 @@ async fn handle(
     request: Request<Incoming>,
 ) -> Response<Full<Bytes>> {
     let is_head = request.method() == Method::HEAD;
-    let caller = match check(&request, route, worker.app.head_limits) {
+    let checked = check(&request, route, worker.app.head_limits).and_then(|()| site::check(&request, worker.app.hosts));
+    let caller = match checked {
         Ok(()) => access::admit(worker, peer, request.headers(), route).await,
         Err(problem) => Err(problem),
     };
@@ -152,7 +154,7 @@ async fn dispatch(
     let reply = match (route, caller) {
         (Route::IngestBatch, Some(caller)) => ingest::post(worker, caller, origin, request).await,
         (Route::BatchStatus, Some(caller)) => {
-            let owner = parameter(request.uri().query(), "owner");
+            let owner = owner(request.uri().query())?;
             drop(request);
             status::get(worker, caller, id.unwrap_or_default(), owner).await
         }
@@ -163,7 +165,7 @@ async fn dispatch(
         }
         (Route::BatchRetry | Route::BatchBury, Some(caller)) => {
             let wish = if route == Route::BatchBury { Wish::Bury } else { Wish::Retry };
-            let owner = parameter(request.uri().query(), "owner");
+            let owner = owner(request.uri().query())?;
             batches::ask(worker, caller, request.headers(), &id.unwrap_or_default(), owner.as_deref(), wish)
         }
         (Route::Health, caller) => health::get(worker, caller),
@@ -185,6 +187,15 @@ async fn dispatch(
         (Route::Other, _) => Err(unknown_resource()),
     };
     reply.map_err(|problem| if leaves_body { problem.and_close() } else { problem })
+}
+
+/// `?owner=`: whose batch is meant.
+fn owner(query: Option<&str>) -> Result<Option<String>, Problem> {
+    let owner = parameter(query, "owner")?;
+    match owner.as_deref().is_none_or(owner_is_valid) {
+        true => Ok(owner),
+        false => Err(bad("owner", "must be the id of an API key, at most 64 characters of a-z 0-9 -, or empty")),
+    }
 }
 
 fn url_bytes(request: &Request<Incoming>) -> usize {

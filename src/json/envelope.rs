@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::limits::BODY_BYTES_MAX;
-use crate::types::{BATCH_ID_BYTES_MAX, PRIORITY_MAX, Priority, batch_id_is_valid};
+use crate::types::{BATCH_ID_RULE, PRIORITY_MAX, Priority, batch_id_is_valid};
 
 use super::event::{EventScanner, text};
 use super::reject::Shape;
@@ -136,9 +136,7 @@ impl fmt::Display for EnvelopeReason {
             Self::EventsNotArray => f.write_str("events must be an array of events"),
             Self::EventsEmpty { .. } => f.write_str("the batch contains no events; at least one is required"),
             Self::BatchIdNotString => f.write_str("batch_id must be a string"),
-            Self::BatchIdMalformed => {
-                write!(f, "batch_id must be 1 to {BATCH_ID_BYTES_MAX} characters of A-Z a-z 0-9 . _ : -")
-            }
+            Self::BatchIdMalformed => write!(f, "batch_id {BATCH_ID_RULE}"),
             Self::PriorityInvalid => write!(f, "priority must be an integer from 0 to {PRIORITY_MAX}"),
             Self::Duplicate(member) => write!(f, "{} occurs more than once", member.name()),
         }

@@ -10,7 +10,7 @@ use super::scan::walk::{SyntaxFault, SyntaxKind, Walker};
 use super::{Member, Reason, Reject, ScanLimits, Scratch};
 use crate::limits::BODY_BYTES_MAX;
 
-/// Scans `line`, line `index` of its body, without its line feed. Afterwards `scratch` holds its event, or the verdict
+/// Scans `line`, without its line feed: event `index` of its body, as blank lines do not count. Afterwards `scratch` holds its event, or the verdict
 /// on it; neither when the line is blank.
 ///
 /// # Panics

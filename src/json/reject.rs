@@ -154,6 +154,9 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// The codes of verdicts that depend on when an event comes, or on the key that it comes with.
+    pub const PASSING: [&'static str; 3] = ["timestamp_too_old", "timestamp_too_far_ahead", "service_not_allowed"];
+
     /// Every code there is: the closed set behind the `code` label of metrics.
     pub const CODES: [&'static str; 17] = [
         "event_not_object",

@@ -38,7 +38,7 @@ use crossbeam::sync::Parker;
 use tokio::sync::watch;
 
 use crate::config::open_files::OpenFiles;
-use crate::config::{Config, Linger as LingerSetting};
+use crate::config::{Auth, Config, Linger as LingerSetting};
 use crate::encode::pool::BlockPool;
 use crate::flush::cut::{CutSettings, Linger};
 use crate::flush::flusher::{FlushTools, Flusher};
@@ -47,6 +47,7 @@ use crate::flush::sleepers::Seat;
 use crate::http::app::{App, HeadLimits, IngestSettings};
 use crate::http::body::BodyLimits;
 use crate::http::connections::Connections;
+use crate::http::site::Hosts;
 use crate::http::stream::Patience;
 use crate::http::tls::{self, Tls};
 use crate::http::worker::{self, WorkerStart};
@@ -215,6 +216,7 @@ impl Server {
                 url_bytes_max: config.url_bytes_max,
             },
             gate,
+            hosts: if config.auth == Auth::Loopback { Hosts::Loopback } else { Hosts::Any },
             tls,
             connections: Connections::new(planned.connections_max, config.connections_per_address_max),
             rings: (0..worker_count).map(|_| Ring::default()).collect(),

@@ -211,13 +211,21 @@ fn ask_redis(group: Vec<Question>, shared: &StatusReader, for_ledger: &Sender<Qu
 
 impl Ledger {
     fn answer(&mut self, group: Vec<Question>) {
-        let found = self.ask(&group).unwrap_or_default();
+        let found = match self.ask(&group) {
+            Err(fault) if group.len() > 1 && is_about_one(&fault) => return self.answer_one_by_one(group),
+            found => found.unwrap_or_default(),
+        };
         let mut rows: HashMap<BatchKey, LedgerRow> = found.rows.into_iter().map(|row| (row.key.clone(), row)).collect();
         for mut question in group {
             let was_asked = found.asked.contains(&question.key);
             let answer = decide(rows.remove(&question.key).map(known), was_asked, question.so_far.take());
             question.answer(answer);
         }
+    }
+
+    /// One question that PostgreSQL cannot read is not to spoil the answers to the others.
+    fn answer_one_by_one(&mut self, group: Vec<Question>) {
+        group.into_iter().for_each(|question| self.answer(vec![question]));
     }
 
     fn ask(&mut self, group: &[Question]) -> Result<Found, Fault> {
@@ -245,6 +253,12 @@ impl Ledger {
             tracing::debug!(%fault, "ledger lookup failed");
         })
     }
+}
+
+/// True when the fault may be in one question alone: its text cannot be read as text (class 22, data exception), or its bytes
+/// are no message (08P01, protocol violation).
+fn is_about_one(fault: &Fault) -> bool {
+    fault.sqlstate.starts_with("22") || fault.sqlstate == "08P01"
 }
 
 /// The module's table: `so_far` is what Redis has.

@@ -98,6 +98,9 @@ impl BatchMap {
 
     /// Starts the clock of a batch that has been finished.
     pub fn finished(&self, batch: Arc<Batch>, now: Instant) {
+        if batch.lost_its_id() {
+            return self.remove(&batch);
+        }
         if let Err((_, batch)) = self.finished.push((now, batch)) {
             self.remove(&batch);
         }

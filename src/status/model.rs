@@ -280,7 +280,7 @@ impl Batch {
 #[schema(as = BatchStatus)]
 pub struct StatusDocument {
     /// The batch's id.
-    #[schema(min_length = 1, max_length = 128, pattern = "^[A-Za-z0-9._:-]+$")]
+    #[schema(min_length = 1, max_length = 128, pattern = "^(\\.{0,2}[A-Za-z0-9_:-]|\\.{3})[A-Za-z0-9._:-]*$")]
     pub batch_id: String,
     /// `queued`, `processing`, `completed`, `partial` or `failed`.
     #[schema(pattern = "^(queued|processing|completed|partial|failed)$")]

@@ -166,7 +166,7 @@ fn json_without_a_content_type_and_with_parameters_is_taken() {
 #[test]
 fn batch_ids_of_every_allowed_character_and_length_are_taken() {
     let server = &service().server;
-    for id in ["a", "Z", "0", ".", "_", ":", "-", "..", &"x".repeat(128), "A.z_0:9-"] {
+    for id in ["a", "Z", "0", ".a", "_", ":", "-", "...", "..a", &"x".repeat(128), "A.z_0:9-"] {
         let mut body = batch("", 1);
         body["batch_id"] = json!(id);
         assert_eq!(accept(server, "", &body)["batch_id"], id);
@@ -175,7 +175,7 @@ fn batch_ids_of_every_allowed_character_and_length_are_taken() {
 }
 
 /// This moment, as a client writes it.
-fn days_ago(days: u64) -> String {
+pub(super) fn days_ago(days: u64) -> String {
     let now = ingestd::sys::clock::wall_now();
     ingestd::status::model::rfc3339(UnixMicros(now.0 - days as i64 * 86_400 * 1_000_000))
 }

@@ -8,7 +8,7 @@ use super::support::server::{Reply, get};
 /// One request without a body.
 fn request(method: &str, path: &str) -> Reply {
     let mut raw = Raw::connect(&service().server);
-    raw.send(format!("{method} {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n").as_bytes());
+    raw.send(format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").as_bytes());
     raw.answer()
 }
 
@@ -53,12 +53,12 @@ fn other_methods_are_answered_405_with_those_that_are_allowed() {
 fn head_is_answered_as_get_without_a_body() {
     for path in ["/v1/health", "/v1/metrics", "/livez", "/readyz", "/nowhere", "/v1/ingest/batch"] {
         let mut raw = Raw::connect(&service().server);
-        raw.send(format!("HEAD {path} HTTP/1.1\r\nHost: test\r\n\r\n").as_bytes());
+        raw.send(format!("HEAD {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").as_bytes());
         let head = raw.head();
         let same = get(&service().server.url(path));
         assert_eq!((head.status, head.header("content-type")), (same.status, same.header("content-type")), "{path}");
         // The connection goes on with the next answer: nothing of a body was sent.
-        raw.send(b"GET /livez HTTP/1.1\r\nHost: test\r\n\r\n");
+        raw.send(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n");
         assert_eq!(raw.answer().text(), "alive\n", "{path}");
     }
 }

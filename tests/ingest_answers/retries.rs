@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 use super::service;
 use super::support;
 use super::support::contract::{
-    accept, assert_problem, batch, event, ingest_url, rows_of, send, wait_for_quick_lookups, wait_until_completed,
+    accept, assert_problem, batch, batch_at, event, ingest_url, rows_of, send, wait_for_quick_lookups,
+    wait_until_completed,
 };
 use super::support::server::{Ingestd, Reply, post};
 use super::support::{WAIT_MAX, wait_until};
@@ -104,7 +105,123 @@ fn header_query_and_body_must_name_the_same_batch() {
     assert_problem(&send_as(server, "batch_id=two", &headers, &json!([event("e")])), 422, "batch_id_mismatch");
     assert_problem(&send_as(server, "batch_id=two", &[], &body), 422, "batch_id_mismatch");
     assert_problem(&send_as(server, "", &[("Idempotency-Key", "two")], &body), 422, "batch_id_mismatch");
-    assert_eq!(send_as(server, "batch_id=one", &headers, &body).status, 202);
+    let twice = [("Idempotency-Key", "one"), ("Idempotency-Key", "two")];
+    let turned = [twice[1], twice[0]];
+    for (query, headers) in
+        [("", &twice[..]), ("", &turned), ("batch_id=one&batch_id=two", &[]), ("batch_id=one", &twice)]
+    {
+        assert_problem(&send_as(server, query, headers, &json!([event("e")])), 422, "batch_id_mismatch");
+    }
+    let agreed = [("Idempotency-Key", "one"), ("Idempotency-Key", "\"one\"")];
+    assert_eq!(send_as(server, "batch_id=one&batch_id=%6Fne", &agreed, &body).status, 202);
+    assert_problem(&send_as(server, "ack=commit&ack=memory", &[], &json!([event("e")])), 422, "invalid_parameter");
+}
+
+#[test]
+fn ids_that_a_path_would_lose_are_refused_wherever_they_are_given() {
+    let server = &service().server;
+    for id in [".", ".."] {
+        let events = json!([event("dot")]);
+        assert_problem(&send_as(server, &format!("batch_id={id}"), &[], &events), 422, "invalid_parameter");
+        assert_problem(&send_as(server, "", &[("Idempotency-Key", id)], &events), 422, "invalid_batch_id");
+        let body = json!({ "batch_id": id, "events": events });
+        let reply = send(server, "", body.to_string().as_bytes());
+        assert_problem(&reply, 422, "invalid_batch");
+        assert_eq!(reply.json()["errors"][0]["code"], "batch_id_malformed");
+    }
+}
+
+#[test]
+fn the_location_of_every_accepted_id_works_with_curl() {
+    let server = &service().server;
+    for id in ["...", "..a", ".:.", "a:b", ":", "-", "_", "http:..x", "C:.._"] {
+        let reply = send_as(server, "ack=commit", &[("Idempotency-Key", id)], &json!([event(id)]));
+        assert_eq!(reply.status, 200, "{}", reply.text());
+        let url = server.url(reply.header("location"));
+        let done = std::process::Command::new("curl").args(["-sS", &url]).output().expect("curl runs");
+        let status: Value = serde_json::from_slice(&done.stdout).expect("a status");
+        assert_eq!((&status["batch_id"], &status["status"]), (&json!(id), &json!("completed")), "{url}");
+    }
+}
+
+#[test]
+fn a_malformed_owner_is_refused_and_spoils_no_other_look_up() {
+    let server = &service().server;
+    for owner in ["%00", "a%20b", "A", &"a".repeat(65)] {
+        let reply = support::server::get(&server.url(&format!("/v1/batch/nobodys/status?owner={owner}")));
+        assert_problem(&reply, 422, "invalid_parameter");
+        assert_problem(&support::server::get(&server.url("/v1/batch/nobodys/status?owner=")), 404, "batch_unknown");
+    }
+}
+
+#[test]
+fn a_batch_whose_events_are_too_old_by_now_is_answered_as_the_repeat_that_it_is() {
+    let database = support::postgres::shared().create_database();
+    let start = |days| Ingestd::builder().database(&database).env("EVENT_MAX_AGE_DAYS", days).start();
+    let old = super::acceptance::days_ago(5);
+    let aged = batch_at("aged", 2, &old);
+    let mut mixed = batch_at("mixed", 3, &old);
+    mixed["events"][0]["payload"] = json!(7);
+    mixed["events"][2]["timestamp"] = json!(null);
+    let (aged, mixed) = (aged.to_string(), mixed.to_string());
+    let before = start(3650);
+    assert_eq!(send(&before, "ack=commit", aged.as_bytes()).status, 200);
+    let first = send(&before, "ack=commit&invalid=skip", mixed.as_bytes());
+    assert_eq!((first.status, &first.json()["accepted"]), (200, &json!(2)), "{}", first.text());
+    let now = start(1);
+    wait_for_quick_lookups(&now);
+    for query in ["", "ack=memory", "ack=commit", "invalid=skip"] {
+        let again = send(&now, query, aged.as_bytes());
+        assert_eq!((again.status, &again.json()["duplicate"]), (200, &json!(true)), "{query}: {}", again.text());
+        assert_eq!(again.json()["inserted"], 2);
+    }
+    let again = send(&now, "invalid=skip", mixed.as_bytes()).json();
+    for member in ["accepted", "rejected", "errors", "inserted"] {
+        assert_eq!(again[member], first.json()[member], "{member}: {again}");
+    }
+    // What was never accepted is refused, and so is another body.
+    assert_problem(&send(&now, "", batch_at("never", 2, &old).to_string().as_bytes()), 422, "invalid_events");
+    let other = send(&now, "", batch_at("aged", 1, &old).to_string().as_bytes());
+    assert_problem(&other, 422, "invalid_events");
+    assert!(other.json()["detail"].as_str().expect("text").ends_with("nothing in this request was accepted"));
+    // While nobody can be asked the answer claims nothing of earlier attempts.
+    let mut blocker = database.connect();
+    let mut blocking = blocker.transaction().expect("a transaction");
+    blocking.batch_execute("LOCK TABLE ingest_batches IN ACCESS EXCLUSIVE MODE").expect("nobody reads the ledger now");
+    let unsure = send(&now, "", aged.as_bytes());
+    assert_problem(&unsure, 422, "invalid_events");
+    assert!(unsure.json()["detail"].as_str().expect("text").contains("cannot be looked up now"), "{}", unsure.text());
+}
+
+#[test]
+fn a_batch_that_lost_its_id_leaves_it_to_the_batch_that_has_it() {
+    let database = support::postgres::shared().create_database();
+    let start = || Ingestd::builder().database(&database).start();
+    let (one, other) = (start(), start());
+    let rightful = batch("wanted", 1).to_string();
+    let loser = json!({ "batch_id": "wanted", "events": [event("loser")] }).to_string();
+    assert_eq!(send(&one, "ack=commit", rightful.as_bytes()).status, 200);
+    let mut blocker = database.connect();
+    let mut blocking = blocker.transaction().expect("a transaction");
+    blocking.batch_execute("LOCK TABLE ingest_batches IN ACCESS EXCLUSIVE MODE").expect("nobody reads the ledger now");
+    let lost = thread::scope(|scope| {
+        let lost = scope.spawn(|| send(&other, "ack=commit", loser.as_bytes()));
+        let metrics = || support::server::get(&other.url("/v1/metrics")).text();
+        wait_until("the batch is accepted", WAIT_MAX, || metrics().contains("ingestd_events_accepted_total 1\n"));
+        blocking.commit().expect("the lock goes");
+        lost.join().expect("it is answered")
+    });
+    let answer = lost.json();
+    assert_eq!(
+        (lost.status, &answer["status"], &answer["dead_lettered"]),
+        (200, &json!("failed"), &json!(1)),
+        "{answer}"
+    );
+    wait_for_quick_lookups(&other);
+    assert_eq!(wait_until_completed(&other, "wanted")["inserted"], 1, "the id's status is that of who has it");
+    let again = send(&other, "", rightful.as_bytes());
+    assert_eq!((again.status, &again.json()["duplicate"]), (200, &json!(true)), "{}", again.text());
+    assert_problem(&send(&other, "", loser.as_bytes()), 409, "batch_id_conflict");
 }
 
 #[test]

@@ -21,7 +21,7 @@ impl Raw {
 
     /// Sends the head of a POST to `path` with `headers`, and none of its body.
     pub fn post_head(&mut self, path: &str, headers: &[&str]) {
-        let mut head = format!("POST {path} HTTP/1.1\r\nHost: test\r\n");
+        let mut head = format!("POST {path} HTTP/1.1\r\nHost: localhost\r\n");
         for header in headers {
             head.push_str(header);
             head.push_str("\r\n");

@@ -41,6 +41,21 @@ async def test_a_batch_lands_and_its_result_reads_like_the_json(
     assert server.rows(prefix) == 3
 
 
+async def test_every_accepted_id_has_a_status_and_those_that_a_path_would_lose_are_refused(
+    server: Server, new_client: NewClient, prefix: str
+) -> None:
+    async with new_client(server.url) as client:
+        for name in ("...", "..a", "a:b", ":", "C:.._"):
+            named = f"{name}{prefix}"
+            await client.send_batch([event(named)], batch_id=named, ack="commit")
+            assert (await client.get_batch_status(named)).batch_id == named
+        for lost in ("", ".", ".."):
+            with pytest.raises(ValueError, match="batch_id"):
+                await client.send_batch([event("x")], batch_id=lost)
+            with pytest.raises(ValueError, match="batch_id"):
+                await client.get_batch_status(lost)
+
+
 async def test_ack_commit_says_what_was_written(server: Server, new_client: NewClient, prefix: str) -> None:
     async with new_client(server.url) as client:
         now = datetime.now(timezone.utc)

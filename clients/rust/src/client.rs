@@ -167,8 +167,9 @@ impl Client {
     /// # Errors
     /// As [`Self::send_batch`].
     pub async fn batch_status(&self, batch_id: &str) -> Result<Option<BatchStatus>, Error> {
-        if batch_id.is_empty() || !batch_id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._:-".contains(&byte))
-        {
+        let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._:-".contains(&byte);
+        // A path would lose the last two.
+        if matches!(batch_id, "" | "." | "..") || !batch_id.bytes().all(is_allowed) {
             return Ok(None);
         }
         let path = format!("/v1/batch/{batch_id}/status");

@@ -106,7 +106,7 @@ pub enum Invalid {
 /// How a batch is sent.
 #[derive(Clone, Debug, Default)]
 pub struct BatchOptions {
-    /// 1–128 of `A–Z a–z 0–9 . _ : -`. `None`: a UUIDv7, the same for all attempts.
+    /// 1–128 of `A–Z a–z 0–9 . _ : -`, not `.` or `..`. `None`: a UUIDv7, the same for all attempts.
     pub batch_id: Option<String>,
     /// 0–10; 10 goes first.
     pub priority: u8,

@@ -49,7 +49,7 @@ struct DeadLetters {
 
 /// The page's data; history from `?since=` on.
 pub fn get(worker: &Worker, caller: &Caller, request: &Request<Incoming>) -> Reply {
-    let since = parameter(request.uri().query(), "since").and_then(|since| since.parse().ok()).unwrap_or(0);
+    let since = parameter(request.uri().query(), "since")?.and_then(|since| since.parse().ok()).unwrap_or(0);
     let app = &worker.app;
     app.read_gauges();
     let (metrics, health) = (Report::of(&app.metrics), Health::of(app));

@@ -1,6 +1,5 @@
 //! From the bytes of a body to the block of its events.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 
 use memchr::memchr;
@@ -12,7 +11,7 @@ use super::verdict::{Verdicts, refuse_body};
 use crate::auth::gate::Caller;
 use crate::encode::block::{BLOCK_HEADER_BYTES_MAX, Block, BlockBuilder, BlockHeader};
 use crate::encode::tuple::{RowContext, append_tuple};
-use crate::http::problem::{ErrorItem, Problem};
+use crate::http::problem::Problem;
 use crate::http::query::{IngestQuery, Invalid};
 use crate::http::worker::Worker;
 use crate::json::{
@@ -27,7 +26,36 @@ pub(super) struct Encoded {
     pub block: Block,
     pub header: BlockHeader,
     pub id_is_clients: bool,
-    pub errors: Vec<ErrorItem>,
+    pub verdicts: Verdicts,
+}
+
+/// Why there is nothing to take.
+pub(super) enum Unfit {
+    /// The request cannot be a repeat of one that was accepted, or there is no id to know it by.
+    Refused(Problem),
+    /// Events are bad, and were perhaps good when the batch came first: events age, and keys are narrowed.
+    NowBad(Box<NowBad>),
+}
+
+/// A batch with bad events, under an id of its client's.
+pub(super) struct NowBad {
+    /// How it would have been taken.
+    pub header: BlockHeader,
+    pub verdicts: Verdicts,
+}
+
+impl From<Problem> for Unfit {
+    fn from(problem: Problem) -> Self {
+        Self::Refused(problem)
+    }
+}
+
+/// `verdicts` on a batch that is not taken for them.
+fn unfit(id_is_clients: bool, header: BlockHeader, verdicts: Verdicts) -> Unfit {
+    match id_is_clients {
+        true => Unfit::NowBad(Box::new(NowBad { header, verdicts })),
+        false => Unfit::Refused(verdicts.refuse()),
+    }
 }
 
 /// What a batch is encoded by, besides its body.
@@ -41,7 +69,7 @@ pub(super) struct Order<'a> {
 
 impl Order<'_> {
     /// Encodes a whole body, decompressed.
-    pub fn encode(self, format: &Format, body: &[u8]) -> Result<Encoded, Problem> {
+    pub fn encode(self, format: &Format, body: &[u8]) -> Result<Encoded, Unfit> {
         match format {
             Format::Lines => {
                 let mut lines = Lines::new(self, body.len());
@@ -49,12 +77,14 @@ impl Order<'_> {
                 lines.finish()
             }
             Format::CloudEventData(attributes) => {
-                let event = self.cloud_event(attributes, body)?;
-                self.encode_with(&event, scan_cloud_event)
+                let data = self.data_member(body)?;
+                let event = |members: &[u8]| [members, &data, b"}"].concat();
+                let digest = BodyDigest::of(&event(&attributes.identity));
+                self.encode_with(&event(&attributes.members), digest, scan_cloud_event)
             }
-            Format::CloudEvent => self.encode_with(body, scan_cloud_event),
-            Format::CloudEvents => self.encode_with(body, scan_cloud_events),
-            Format::Batch => self.encode_with(body, scan_body),
+            Format::CloudEvent => self.encode_with(body, BodyDigest::of(body), scan_cloud_event),
+            Format::CloudEvents => self.encode_with(body, BodyDigest::of(body), scan_cloud_events),
+            Format::Batch => self.encode_with(body, BodyDigest::of(body), scan_body),
         }
     }
 
@@ -62,8 +92,9 @@ impl Order<'_> {
     fn encode_with(
         self,
         body: &[u8],
+        digest: BodyDigest,
         scan: impl FnOnce(&[u8], &ScanLimits, &mut Scratch) -> Result<(), BodyError>,
-    ) -> Result<Encoded, Problem> {
+    ) -> Result<Encoded, Unfit> {
         let received_at = wall_now();
         let scratch = &mut *self.worker.scratch.borrow_mut();
         scan(body, &self.limits(received_at), scratch).map_err(|error| refuse_body(self.worker, error))?;
@@ -72,16 +103,16 @@ impl Order<'_> {
         let id = agree(scratch.batch_id(), self.id.as_deref())?;
         let mut verdicts = Verdicts::default();
         verdicts.add(self.worker, &source, 0, scratch.rejects(), self.listed_max());
-        let good = scratch.events().len();
-        if verdicts.total > 0 && (self.query.invalid == Invalid::Reject || good == 0) {
-            return Err(verdicts.refuse(good));
-        }
+        verdicts.good = scratch.events().len();
         let id_is_clients = id.is_some();
         let priority = scratch.priority().or(self.query.priority).unwrap_or_default();
-        let mut header = self.header(id, priority, received_at, BodyDigest::of(body));
-        header.events = u32::try_from(good).unwrap_or(u32::MAX);
+        let mut header = self.header(id, priority, received_at, digest);
+        header.events = u32::try_from(verdicts.good).unwrap_or(u32::MAX);
+        if verdicts.refuse_all(self.query.invalid) {
+            return Err(unfit(id_is_clients, header, verdicts));
+        }
         let block = self.build_block(&source, scratch, &header);
-        Ok(Encoded { block, header, id_is_clients, errors: verdicts.errors })
+        Ok(Encoded { block, header, id_is_clients, verdicts })
     }
 
     fn limits(&self, received_at: UnixMicros) -> ScanLimits {
@@ -132,9 +163,9 @@ impl Order<'_> {
         builder.finish(header.events)
     }
 
-    /// The CloudEvent of `attributes` and `data`, which must be one JSON value: otherwise it could end the event and
-    /// begin members of its own.
-    fn cloud_event(&self, attributes: &[u8], data: &[u8]) -> Result<Vec<u8>, Problem> {
+    /// The member `data` of a CloudEvent whose attributes are headers, from its comma on. It must be one JSON value:
+    /// otherwise it could end the event and begin members of its own.
+    fn data_member(&self, data: &[u8]) -> Result<Vec<u8>, Problem> {
         let scratch = &mut *self.worker.scratch.borrow_mut();
         scan_line(data, 0, &self.limits(wall_now()), scratch);
         if let [reject] = scratch.rejects()
@@ -143,11 +174,10 @@ impl Order<'_> {
             let error = BodyError::Syntax { offset: reject.offset(), message: kind.message() };
             return Err(refuse_body(self.worker, error));
         }
-        let data: Cow<'_, [u8]> = match data.trim_ascii() {
-            [] => Cow::Borrowed(b""),
-            data => Cow::Owned([b",\"data\":", data].concat()),
-        };
-        Ok([attributes, &data, b"}"].concat())
+        Ok(match data.trim_ascii() {
+            [] => Vec::new(),
+            data => [b",\"data\":", data].concat(),
+        })
     }
 }
 
@@ -162,11 +192,8 @@ pub(super) struct Lines<'a> {
     digester: BodyDigester,
     /// The beginning of a line that has not ended.
     rest: Vec<u8>,
-    /// Number of the next line, from 0.
-    line: usize,
-    /// Where in the body it begins.
+    /// Where in the body the next line begins.
     offset: usize,
-    good: usize,
     verdicts: Verdicts,
 }
 
@@ -190,9 +217,7 @@ impl<'a> Lines<'a> {
             builder,
             digester: BodyDigester::default(),
             rest: Vec::new(),
-            line: 0,
             offset: 0,
-            good: 0,
             verdicts: Verdicts::default(),
         }
     }
@@ -227,17 +252,17 @@ impl<'a> Lines<'a> {
     fn judge(&mut self, line: &[u8]) -> Result<(), Problem> {
         let worker = self.order.worker;
         let scratch = &mut *worker.scratch.borrow_mut();
-        scan_line(line, self.line, &self.limits, scratch);
-        if scratch.events_total() > 0 && self.good + self.verdicts.total == self.limits.events_max {
+        let event = self.verdicts.events();
+        scan_line(line, event, &self.limits, scratch);
+        if scratch.events_total() > 0 && event == self.limits.events_max {
             return Err(refuse_body(worker, BodyError::TooManyEvents { events_max: self.limits.events_max }));
         }
         self.order.refuse_services(line, scratch);
         for event in scratch.events() {
             append_tuple(self.builder.tuples(), line, event, &self.row);
-            self.good += 1;
+            self.verdicts.good += 1;
         }
         self.verdicts.add(worker, line, self.offset, scratch.rejects(), self.order.listed_max());
-        self.line += 1;
         self.offset += line.len() + 1;
         Ok(())
     }
@@ -246,20 +271,20 @@ impl<'a> Lines<'a> {
     ///
     /// # Errors
     /// What is wrong with the body as a whole, or with its events.
-    pub fn finish(mut self) -> Result<Encoded, Problem> {
+    pub fn finish(mut self) -> Result<Encoded, Unfit> {
         self.end_line(&[])?;
-        if self.good + self.verdicts.total == 0 {
+        if self.verdicts.events() == 0 {
             let reason = EnvelopeReason::EventsEmpty { bare: true };
-            return Err(refuse_body(self.order.worker, BodyError::Envelope(reason)));
+            return Err(refuse_body(self.order.worker, BodyError::Envelope(reason)).into());
         }
-        if self.verdicts.total > 0 && (self.order.query.invalid == Invalid::Reject || self.good == 0) {
-            return Err(self.verdicts.refuse(self.good));
-        }
-        self.header.events = u32::try_from(self.good).unwrap_or(u32::MAX);
+        self.header.events = u32::try_from(self.verdicts.good).unwrap_or(u32::MAX);
         self.header.digest = self.digester.digest();
-        self.builder.set_digest(self.header.digest);
-        let block = self.builder.finish(self.header.events);
-        let Self { header, id_is_clients, verdicts, .. } = self;
-        Ok(Encoded { block, header, id_is_clients, errors: verdicts.errors })
+        let Self { header, id_is_clients, verdicts, mut builder, .. } = self;
+        if verdicts.refuse_all(self.order.query.invalid) {
+            return Err(unfit(id_is_clients, header, verdicts));
+        }
+        builder.set_digest(header.digest);
+        let block = builder.finish(header.events);
+        Ok(Encoded { block, header, id_is_clients, verdicts })
     }
 }

@@ -1,5 +1,7 @@
 //! Which format a body has: `Content-Type`, and the headers of CloudEvents in binary mode.
 
+use std::borrow::Cow;
+
 use hyper::StatusCode;
 use hyper::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderValue};
 use mediatype::{MediaType, Name, ReadParams as _};
@@ -13,6 +15,9 @@ const ACCEPTED: &str = "application/json, application/x-ndjson, application/clou
 /// What a header that is an attribute of a CloudEvent begins with (HTTP Protocol Binding 1.0.2, 3.1.3).
 const ATTRIBUTE_PREFIX: &str = "ce-";
 
+/// The attributes of the extension Distributed Tracing 1.0: each attempt to send an event may have others.
+const TRACING: [&str; 2] = ["traceparent", "tracestate"];
+
 /// The format of a body.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Format {
@@ -24,8 +29,18 @@ pub(super) enum Format {
     CloudEvents,
     /// One CloudEvent.
     CloudEvent,
-    /// The data of one CloudEvent whose attributes, here as the members of a JSON object, were headers.
-    CloudEventData(Vec<u8>),
+    /// The data of one CloudEvent whose attributes were headers.
+    CloudEventData(Attributes),
+}
+
+/// The attributes of a CloudEvent in binary mode as members of a JSON object, without its closing brace, by name: intermediaries
+/// may send headers in any order (RFC 9110, 5.3).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Attributes {
+    /// All of them.
+    pub members: Vec<u8>,
+    /// Those by which a repeat is known: not [`TRACING`].
+    pub identity: Vec<u8>,
 }
 
 impl Format {
@@ -79,9 +94,8 @@ fn check_charset(media_type: &MediaType<'_>) -> Result<(), Problem> {
     Err(unsupported(format!("charset {charset:?} is not supported; send JSON as utf-8")))
 }
 
-/// The attributes of a CloudEvent in binary mode as members of a JSON object, without its closing brace.
-fn attributes(headers: &HeaderMap, content_type: Option<&str>) -> Result<Vec<u8>, Problem> {
-    let mut members = b"{".to_vec();
+fn attributes(headers: &HeaderMap, content_type: Option<&str>) -> Result<Attributes, Problem> {
+    let mut given = Vec::new();
     for (name, value) in headers {
         let Some(attribute) = name.as_str().strip_prefix(ATTRIBUTE_PREFIX) else { continue };
         // The data's place is the body.
@@ -90,14 +104,45 @@ fn attributes(headers: &HeaderMap, content_type: Option<&str>) -> Result<Vec<u8>
         }
         let text =
             value.to_str().map_err(|_| bad_attribute(name.as_str(), "must be printable ASCII, percent-encoded"))?;
-        let text = percent_decode_str(text.trim()).decode_utf8();
+        let unquoted = unquote(text.trim());
+        let text = percent_decode_str(&unquoted).decode_utf8();
         let text = text.map_err(|_| bad_attribute(name.as_str(), "is not UTF-8 after percent-decoding"))?;
-        append_member(&mut members, attribute, &text);
+        given.push((attribute, text.into_owned()));
     }
-    if let Some(content_type) = content_type {
-        append_member(&mut members, "datacontenttype", content_type);
+    // Stable: what is there twice stays in its order, and is refused later.
+    given.sort_by_key(|(attribute, _)| *attribute);
+    given.extend(content_type.map(|content_type| ("datacontenttype", content_type.to_owned())));
+    let (mut members, mut identity) = (b"{".to_vec(), b"{".to_vec());
+    for (attribute, text) in &given {
+        append_member(&mut members, attribute, text);
+        if !TRACING.contains(attribute) {
+            append_member(&mut identity, attribute, text);
+        }
     }
-    Ok(members)
+    Ok(Attributes { members, identity })
+}
+
+/// The value that `text` quotes, if it is a quoted string from its first byte to its last (RFC 9110, 5.6.4), which is to be
+/// undone before percent-encoding (HTTP Protocol Binding 1.0.2, 3.1.3.2); else `text`.
+fn unquote(text: &str) -> Cow<'_, str> {
+    let Some(inner) = text.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) else {
+        return Cow::Borrowed(text);
+    };
+    let mut unquoted = String::with_capacity(inner.len());
+    let mut characters = inner.chars();
+    while let Some(character) = characters.next() {
+        let meant = match character {
+            // It ends here, so `text` is something else.
+            '"' => None,
+            '\\' => characters.next(),
+            other => Some(other),
+        };
+        match meant {
+            Some(character) => unquoted.push(character),
+            None => return Cow::Borrowed(text),
+        }
+    }
+    Cow::Owned(unquoted)
 }
 
 fn bad_attribute(name: &str, why: &str) -> Problem {
@@ -170,14 +215,46 @@ mod tests {
     fn headers_of_a_cloud_event_become_its_members() {
         let given = [("ce-specversion", "1.0"), ("ce-id", "a%20b%22"), ("ce-subject", "caf%C3%A9")];
         let with = |content_type| of(&[&given[..], &[("content-type", content_type)]].concat());
-        let members = r#"{"specversion":"1.0","id":"a b\"","subject":"café""#;
-        assert_eq!(of(&given), Ok(Format::CloudEventData(members.into())));
+        let members = r#"{"id":"a b\"","specversion":"1.0","subject":"café""#;
+        let data =
+            |members: &str| Format::CloudEventData(Attributes { members: members.into(), identity: members.into() });
+        assert_eq!(of(&given), Ok(data(members)));
         let typed = format!("{members},\"datacontenttype\":\"application/json\"");
-        assert_eq!(with("application/json"), Ok(Format::CloudEventData(typed.into())));
+        assert_eq!(with("application/json"), Ok(data(&typed)));
         assert!(matches!(with("application/vnd.shop+json"), Ok(Format::CloudEventData(_))));
         assert_eq!(with("application/cloudevents+json"), Ok(Format::CloudEvent), "the media type says how it is sent");
         assert_eq!(with("text/plain"), Err("unsupported_media_type"));
         assert_eq!(of(&[("ce-specversion", "1.0"), ("ce-x", "%ff")]), Err("invalid_attribute"));
         assert_eq!(of(&[("ce-specversion", "1.0"), ("ce-data", "{}")]), Err("invalid_attribute"));
+    }
+
+    #[test]
+    fn attributes_are_the_same_in_any_order_and_a_repeat_is_known_without_its_trace() {
+        let given = [("ce-id", "1"), ("ce-traceparent", "00-a"), ("ce-specversion", "1.0"), ("ce-tracestate", "x=y")];
+        let mut turned = given;
+        turned.reverse();
+        assert_eq!(of(&given), of(&turned));
+        let identity = br#"{"id":"1","specversion":"1.0""#;
+        let Ok(Format::CloudEventData(attributes)) = of(&given) else { panic!("attributes") };
+        assert_eq!(attributes.identity, identity);
+        let members = r#"{"id":"1","specversion":"1.0","traceparent":"00-a","tracestate":"x=y""#;
+        assert_eq!(attributes.members, members.as_bytes());
+    }
+
+    #[test]
+    fn a_quoted_string_is_what_it_quotes_and_other_quotes_are_text() {
+        for (text, meant) in [
+            (r#""evt-1""#, "evt-1"),
+            (r#""a%20b""#, "a%20b"),
+            (r#""a\"b\\c""#, r#"a"b\c"#),
+            (r#""""#, ""),
+            ("evt-1", "evt-1"),
+            (r#"""#, r#"""#),
+            (r#""open"#, r#""open"#),
+            (r#""a" and "b""#, r#""a" and "b""#),
+            (r#""ends escaped\""#, r#""ends escaped\""#),
+        ] {
+            assert_eq!(unquote(text), meant, "{text}");
+        }
     }
 }

@@ -23,7 +23,7 @@ use hyper::body::Incoming;
 use hyper::header::HeaderMap;
 use hyper::{Request, StatusCode};
 
-use self::encoded::{Encoded, Lines, Order};
+use self::encoded::{Encoded, Lines, Order, Unfit};
 use self::media::Format;
 use self::room::wait_for_room_if_known;
 pub(super) use self::verdict::Accepted;
@@ -31,13 +31,13 @@ use crate::auth::gate::Caller;
 use crate::http::body::{BodyBytes, Reader};
 use crate::http::inflate::Coding;
 use crate::http::problem::Problem;
-use crate::http::query::IngestQuery;
+use crate::http::query::{IngestQuery, other_batch};
 use crate::http::route::Reply;
 use crate::http::worker::Worker;
 use crate::json::peek::{PeekedPriority, peek_body, peek_head};
 use crate::limits::RETRY_AFTER_JOURNAL_SECONDS;
 use crate::status::origin::Origin;
-use crate::types::batch_id_is_valid;
+use crate::types::{BATCH_ID_RULE, batch_id_is_valid};
 
 /// Takes a batch.
 pub async fn post(worker: &Worker, caller: &Caller, origin: &Origin, request: Request<Incoming>) -> Reply {
@@ -51,9 +51,12 @@ pub async fn post(worker: &Worker, caller: &Caller, origin: &Origin, request: Re
     // Nothing of it is needed while the body comes, and HTTP/2 has many requests a connection, each with one.
     drop(head);
     let order = Order { worker, caller, query: &query, id };
-    let (encoded, held) = receive(order, incoming, coding, format).await?;
     let level = query.ack.unwrap_or(worker.app.settings.ack);
-    let reply = take::take(worker, caller, origin, encoded, held, (level, accepted_at)).await;
+    let reply = match receive(order, incoming, coding, format).await {
+        Ok((encoded, held)) => take::take(worker, caller, origin, encoded, held, (level, accepted_at)).await,
+        Err(Unfit::NowBad(now_bad)) => take::answer_now_bad(worker, *now_bad, level).await,
+        Err(Unfit::Refused(problem)) => Err(problem),
+    };
     if reply.is_ok() {
         worker.ack_latency.record_elapsed(accepted_at.elapsed());
     }
@@ -66,7 +69,7 @@ async fn receive<'a>(
     incoming: Incoming,
     coding: Option<Coding>,
     format: Format,
-) -> Result<(Encoded, BodyBytes<'a>), Problem> {
+) -> Result<(Encoded, BodyBytes<'a>), Unfit> {
     let (worker, query) = (order.worker, order.query);
     let (limits, budget) = (worker.app.settings.body_limits, &worker.app.request_bytes);
     let reader = Reader::begin(incoming, limits, &worker.buffers, budget).await?;
@@ -77,7 +80,7 @@ async fn receive<'a>(
         _ => PeekedPriority::Absent,
     };
     if let Err(problem) = wait_for_room_if_known(worker, peek, query).await {
-        return Err(reader.refuse(problem).await);
+        return Err(reader.refuse(problem).await.into());
     }
     let (encoded, mut held) = match (coding, &format) {
         (None, Format::Lines) => {
@@ -112,26 +115,26 @@ fn refuse_early(worker: &Worker) -> Result<(), Problem> {
     }
 }
 
-/// The id that header and query give, if they do; they must agree.
+/// The id that header and query give, if they do; all must agree.
 fn chosen_id(headers: &HeaderMap, query: &IngestQuery) -> Result<Option<String>, Problem> {
-    let Some(value) = headers.get("idempotency-key") else { return Ok(query.batch_id.clone()) };
-    let text = value.to_str().unwrap_or("").trim();
-    // The header's draft standard makes it a quoted string; many clients send it bare.
-    let id = text.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(text);
-    if !batch_id_is_valid(id) {
-        let detail = "Idempotency-Key must be 1 to 128 characters of A-Z a-z 0-9 . _ : -";
-        return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid_batch_id", detail));
+    let mut chosen = query.batch_id.clone();
+    for value in headers.get_all("idempotency-key") {
+        let text = value.to_str().unwrap_or("").trim();
+        // The header's draft standard makes it a quoted string; many clients send it bare.
+        let id = text.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(text);
+        if !batch_id_is_valid(id) {
+            let detail = format!("Idempotency-Key {BATCH_ID_RULE}");
+            return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid_batch_id", detail));
+        }
+        chosen = agree(Some(id), chosen.as_deref())?;
     }
-    agree(Some(id), query.batch_id.as_deref())
+    Ok(chosen)
 }
 
 /// The id that both give, if either does.
 fn agree(one: Option<&str>, other: Option<&str>) -> Result<Option<String>, Problem> {
     match (one, other) {
-        (Some(one), Some(other)) if one != other => {
-            let detail = "batch_id, Idempotency-Key and ?batch_id= name different batches; send only one of them";
-            Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "batch_id_mismatch", detail))
-        }
+        (Some(one), Some(other)) if one != other => Err(other_batch()),
         (one, other) => Ok(one.or(other).map(str::to_owned)),
     }
 }

@@ -20,15 +20,15 @@ use std::time::Instant;
 use hyper::StatusCode;
 use tokio::sync::oneshot;
 
-use super::encoded::Encoded;
+use super::encoded::{Encoded, NowBad};
 use super::room::wait_for_room;
-use super::verdict::{accepted, conflict, outcome_unknown};
+use super::verdict::{Verdicts, accepted, conflict, outcome_unknown};
 use crate::auth::gate::Caller;
 use crate::auth::rate::Unit;
 use crate::encode::block::Block;
 use crate::http::access;
 use crate::http::body::BodyBytes;
-use crate::http::problem::{ErrorItem, Problem};
+use crate::http::problem::Problem;
 use crate::http::route::Reply;
 use crate::http::submission::{Refused, Submission};
 use crate::http::worker::Worker;
@@ -68,11 +68,11 @@ pub(super) async fn take(
     held: BodyBytes<'_>,
     (level, accepted_at): (AckLevel, Instant),
 ) -> Reply {
-    let Encoded { block, header, id_is_clients, errors } = encoded;
+    let Encoded { block, header, id_is_clients, verdicts } = encoded;
     let batch = Batch::new(header.key, header.digest, header.priority, header.events, header.received_at);
     let batch = Arc::new(batch.come_with(origin.clone()));
     origin.brings(&batch.key, batch.events, level);
-    let mut admitted = match take_id(worker, &batch, id_is_clients, level, &errors).await {
+    let mut admitted = match take_id(worker, &batch, id_is_clients, level, &verdicts).await {
         Ok(admitted) => admitted,
         Err(answered) => return answered,
     };
@@ -85,8 +85,8 @@ pub(super) async fn take(
     let (durable, committed) = submit(worker, block, &batch, level, accepted_at)?;
     admitted.submitted = true;
     tracing::debug!(batch = %batch.key, request_id = %origin.request_id, trace_id = batch.trace_id(),
-        events = batch.events, rejected = errors.len(), priority = batch.priority.get(), "accepted");
-    let queued = || accepted(StatusCode::ACCEPTED, &batch, "queued", batch.events, &errors, false, None);
+        events = batch.events, rejected = verdicts.total, priority = batch.priority.get(), "accepted");
+    let queued = || accepted(StatusCode::ACCEPTED, &batch, "queued", batch.events, &verdicts, false, None);
     if level == AckLevel::Memory {
         return Ok(queued());
     }
@@ -101,7 +101,7 @@ pub(super) async fn take(
     match tokio::time::timeout(COMMIT_ACK_WAIT_MAX, committed).await {
         Ok(Ok(())) => {
             let (status, counts) = (batch.phase().name(), Some(batch.counts()));
-            Ok(accepted(StatusCode::OK, &batch, status, batch.events, &errors, false, counts))
+            Ok(accepted(StatusCode::OK, &batch, status, batch.events, &verdicts, false, counts))
         }
         // Safe in the journal, and PostgreSQL is away or slow: not an error.
         Ok(Err(_)) | Err(_) => Ok(queued()),
@@ -179,13 +179,13 @@ async fn take_id<'a>(
     batch: &Arc<Batch>,
     is_clients: bool,
     level: AckLevel,
-    errors: &[ErrorItem],
+    verdicts: &Verdicts,
 ) -> Result<Admitted<'a>, Reply> {
     while let Admission::Known(known) = worker.app.batches.admit(batch) {
         let answered = if known.phase().is_final() {
-            answer_finished(worker, batch, &known, errors).await
+            answer_finished(worker, batch, &known, verdicts).await
         } else {
-            answer_on_its_way(worker, batch, &known, level, errors).await
+            answer_on_its_way(worker, batch, &known, level, verdicts).await
         };
         if let Some(reply) = answered {
             return Err(reply);
@@ -196,30 +196,30 @@ async fn take_id<'a>(
         return Ok(admitted);
     }
     match worker.app.lookup.find_for_good(&batch.key, LOOKUP_INGEST_WAIT_MAX).await {
-        Answer::Committed(known) => Err(answer_known(batch, &known, errors)),
+        Answer::Committed(known) => Err(answer_known(batch, &known, verdicts)),
         Answer::Hint(hint) if hint.digest != batch.digest => Err(Err(conflict())),
         Answer::Hint(hint) if level == AckLevel::Memory && hint.document.completed_at.is_none() => {
-            Err(answer_known(batch, &hint, errors))
+            Err(answer_known(batch, &hint, verdicts))
         }
         Answer::Hint(_) | Answer::Unknown | Answer::Unavailable => Ok(admitted),
     }
 }
 
 /// The answer for what the ledger, or Redis, has under the id of `batch`.
-fn answer_known(batch: &Batch, known: &Known, errors: &[ErrorItem]) -> Reply {
+fn answer_known(batch: &Batch, known: &Known, verdicts: &Verdicts) -> Reply {
     if known.digest != batch.digest {
         return Err(conflict());
     }
     let document = &known.document;
     let counts = document.completed_at.is_some().then_some(document.counts);
-    Ok(accepted(StatusCode::OK, batch, &document.status, document.events, errors, true, counts))
+    Ok(accepted(StatusCode::OK, batch, &document.status, document.events, verdicts, true, counts))
 }
 
 /// Answers for `finished`, which this process has committed, as the ledger knows it. `None`: its id is free, as the ledger does not
 /// have it or does not answer.
-async fn answer_finished(worker: &Worker, batch: &Batch, finished: &Arc<Batch>, errors: &[ErrorItem]) -> Option<Reply> {
+async fn answer_finished(worker: &Worker, batch: &Batch, finished: &Arc<Batch>, verdicts: &Verdicts) -> Option<Reply> {
     match worker.app.lookup.find_in_ledger(&batch.key, true, LOOKUP_INGEST_WAIT_MAX).await {
-        Answer::Committed(known) => return Some(answer_known(batch, &known, errors)),
+        Answer::Committed(known) => return Some(answer_known(batch, &known, verdicts)),
         Answer::Unavailable | Answer::Hint(_) if finished.digest != batch.digest => return Some(Err(conflict())),
         Answer::Unavailable | Answer::Hint(_) | Answer::Unknown => {}
     }
@@ -233,7 +233,7 @@ async fn answer_on_its_way(
     batch: &Batch,
     known: &Batch,
     level: AckLevel,
-    errors: &[ErrorItem],
+    verdicts: &Verdicts,
 ) -> Option<Reply> {
     if known.digest != batch.digest {
         return Some(Err(conflict()));
@@ -254,10 +254,38 @@ async fn answer_on_its_way(
             known,
             "the batch was sent before, and it is not certain that the journal has it",
         ))),
+        // It has the id no more: what has it is another body.
+        (Kept::AsAsked, _) if known.lost_its_id() => Some(Err(conflict())),
         (Kept::AsAsked, phase) => {
             let counts = phase.is_final().then(|| known.counts());
-            Some(Ok(accepted(StatusCode::OK, known, phase.name(), known.events, errors, true, counts)))
+            Some(Ok(accepted(StatusCode::OK, known, phase.name(), known.events, verdicts, true, counts)))
         }
+    }
+}
+
+/// Answers for a batch with bad events under its client's id: as for any repeat, if it was accepted when they were good.
+pub(super) async fn answer_now_bad(worker: &Worker, now_bad: NowBad, level: AckLevel) -> Reply {
+    let NowBad { header, verdicts } = now_bad;
+    let batch = Batch::new(header.key, header.digest, header.priority, header.events, header.received_at);
+    let app = &worker.app;
+    if let Some(known) = app.batches.get(&batch.key)
+        && known.digest == batch.digest
+        && !known.phase().is_final()
+        && let Some(reply) = answer_on_its_way(worker, &batch, &known, level, &verdicts).await
+    {
+        return reply;
+    }
+    match app.lookup.find_for_good(&batch.key, LOOKUP_INGEST_WAIT_MAX).await {
+        Answer::Committed(known) | Answer::Hint(known) if known.digest != batch.digest => Err(verdicts.refuse()),
+        Answer::Committed(known) => answer_known(&batch, &known, &verdicts),
+        Answer::Hint(hint) if level == AckLevel::Memory && hint.document.completed_at.is_none() => {
+            answer_known(&batch, &hint, &verdicts)
+        }
+        Answer::Unknown => Err(verdicts.refuse()),
+        // It cannot be taken here, as one that is good would be.
+        Answer::Hint(_) | Answer::Unavailable => Err(verdicts.refuse().adding(
+            "whether the batch was accepted before, when they were valid, cannot be looked up now: its status says so later",
+        )),
     }
 }
 

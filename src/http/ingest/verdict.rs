@@ -1,5 +1,7 @@
 //! What a client is told of its batch: that it is taken, or what is wrong with it.
 
+use std::borrow::Cow;
+
 use http_body_util::Full;
 use hyper::body::Bytes;
 use hyper::header::{HeaderValue, LOCATION};
@@ -8,6 +10,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::http::problem::{ErrorItem, Problem};
+use crate::http::query::Invalid;
 use crate::http::route::json;
 use crate::http::worker::Worker;
 use crate::json::{BodyError, Reason, Reject};
@@ -18,7 +21,7 @@ use crate::status::model::{Batch, Counts};
 #[derive(Serialize, ToSchema)]
 pub(in crate::http) struct Accepted<'a> {
     /// The batch's id: from the client, or generated.
-    #[schema(min_length = 1, max_length = 128, pattern = "^[A-Za-z0-9._:-]+$")]
+    #[schema(min_length = 1, max_length = 128, pattern = "^(\\.{0,2}[A-Za-z0-9_:-]|\\.{3})[A-Za-z0-9._:-]*$")]
     batch_id: &'a str,
     /// The batch's status.
     #[schema(pattern = "^(queued|processing|completed|partial|failed)$")]
@@ -66,12 +69,13 @@ pub(super) fn accepted(
     batch: &Batch,
     status: &str,
     events: u32,
-    errors: &[ErrorItem],
+    verdicts: &Verdicts,
     duplicate: bool,
     counts: Option<Counts>,
 ) -> Response<Full<Bytes>> {
     let batch_id = &*batch.key.id;
-    let document = Accepted { batch_id, status, accepted: events, rejected: errors.len(), errors, duplicate, counts };
+    let (rejected, errors) = verdicts.told(events);
+    let document = Accepted { batch_id, status, accepted: events, rejected, errors: &errors, duplicate, counts };
     let mut response = json(code, &document);
     if let Some(location) = location(batch_id) {
         response.headers_mut().insert(LOCATION, location);
@@ -116,6 +120,8 @@ pub(super) struct Verdicts {
     pub errors: Vec<ErrorItem>,
     /// How many there are.
     pub total: usize,
+    /// How many events are good.
+    pub good: usize,
     /// How many of them are about services that the caller may not send events of.
     foreign: usize,
     /// How many of them are about lines that are not JSON.
@@ -145,20 +151,42 @@ impl Verdicts {
         }
     }
 
-    /// Why the batch is refused for its bad events, where `good` others were found.
-    pub fn refuse(mut self, good: usize) -> Problem {
-        let (bad, events) = (self.total, self.total + good);
+    /// Events that were judged.
+    pub fn events(&self) -> usize {
+        self.good + self.total
+    }
+
+    /// Whether the whole batch is refused for them.
+    pub fn refuse_all(&self, invalid: Invalid) -> bool {
+        self.total > 0 && (invalid == Invalid::Reject || self.good == 0)
+    }
+
+    /// What is told where `accepted` events of the batch were accepted: how many were not, and the verdicts on those.
+    ///
+    /// Of a batch that comes again, other events may be bad now than were at first. Listed is then what was bad whenever it came.
+    pub fn told(&self, accepted: u32) -> (usize, Cow<'_, [ErrorItem]>) {
+        let rejected = self.events().saturating_sub(accepted as usize);
+        if rejected == self.total {
+            return (rejected, Cow::Borrowed(&self.errors));
+        }
+        let lasting = |item: &&ErrorItem| !Reason::PASSING.contains(&item.code);
+        (rejected, self.errors.iter().filter(lasting).take(rejected).cloned().collect())
+    }
+
+    /// Why the batch is refused for its bad events.
+    pub fn refuse(mut self) -> Problem {
+        let (bad, events) = (self.total, self.events());
         let problem = if bad == self.foreign {
             let detail = format!(
                 "the API key is not allowed to send {bad} of {events} events, because of their service_name; \
-                    nothing was accepted"
+                    nothing in this request was accepted"
             );
             Problem::new(StatusCode::FORBIDDEN, "service_not_allowed", detail)
         } else if let (Some(offset), true) = (self.byte_offset, self.not_json == events) {
             let detail = format!("no line of the body is JSON, from byte {offset} on");
             Problem::new(StatusCode::BAD_REQUEST, "not_json", detail).at_byte(offset)
         } else {
-            let detail = format!("{bad} of {events} events are invalid; nothing was accepted");
+            let detail = format!("{bad} of {events} events are invalid; nothing in this request was accepted");
             Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid_events", detail)
         };
         self.errors.truncate(ERRORS_LISTED_MAX);

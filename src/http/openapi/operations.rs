@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::answers::{add, add_errors, json_answer, named, rate_headers, text_answer};
-use super::schemas::{batch_id, events, priority, reference};
+use super::schemas::{batch_id, events, owner, priority, reference};
 use super::{Keys, waiting};
 use crate::http::codes::KEYED;
 use crate::metrics::{Label, Route};
@@ -81,7 +81,8 @@ fn ingest() -> Value {
 
 /// Bare, or as a quoted string (the header's draft standard).
 fn idempotency_key() -> Value {
-    json!({ "type": "string", "pattern": r#"^([A-Za-z0-9._:-]{1,128}|"[A-Za-z0-9._:-]{1,128}")$"# })
+    let pattern = r#"^([A-Za-z0-9._:-]{1,128}|"[A-Za-z0-9._:-]{1,128}")$"#;
+    json!({ "type": "string", "pattern": pattern, "not": { "enum": [".", "..", "\".\"", "\"..\""] } })
 }
 
 fn bodies() -> Value {
@@ -143,7 +144,13 @@ fn accepted(status: &str) -> Value {
 /// What both successes have: headers, and a link to the batch's status.
 fn with_location(mut answer: Value) -> Value {
     let mut headers = rate_headers(Route::IngestBatch);
-    add(&mut headers, "Location", true, "^/v1/batch/[A-Za-z0-9._:-]+/status$", "The batch's status.");
+    add(
+        &mut headers,
+        "Location",
+        true,
+        r"^/v1/batch/(\.{0,2}[A-Za-z0-9_:-]|\.{3})[A-Za-z0-9._:-]*/status$",
+        "The batch's status.",
+    );
     answer["headers"] = headers;
     answer["links"] = json!({
         "status": {
@@ -201,7 +208,7 @@ fn status() -> Value {
         "description": "Requires the scope `read`, for batches of the same key; with `admin`, for batches of all keys.",
         "parameters": [
             parameter("batch_id", "path", batch_id(), "The batch's id."),
-            parameter("owner", "query", json!({ "type": "string" }), "The id of the key that sent the batch."),
+            parameter("owner", "query", owner(), "The id of the key that sent the batch."),
         ],
         "responses": { "200": found },
     })

@@ -11,10 +11,11 @@ use crate::json::REJECTION_CODES;
 use crate::limits::{ERRORS_LISTED_MAX, EVENT_ID_BYTES_MAX, NAME_BYTES_MAX, WAITING_LISTED_MAX};
 use crate::metrics::report::Report;
 use crate::status::model::StatusDocument;
-use crate::types::{BATCH_ID_BYTES_MAX, PRIORITY_MAX};
+use crate::types::{BATCH_ID_BYTES_MAX, OWNER_BYTES_MAX, PRIORITY_MAX};
 
 /// What a batch id may be.
-const BATCH_ID_PATTERN: &str = "^[A-Za-z0-9._:-]+$";
+/// Not `.` and `..`, said without a lookahead, which not every tool knows.
+const BATCH_ID_PATTERN: &str = r"^(\.{0,2}[A-Za-z0-9_:-]|\.{3})[A-Za-z0-9._:-]*$";
 
 /// A reference to the schema called `name`.
 pub fn reference(name: &str) -> Value {
@@ -24,6 +25,11 @@ pub fn reference(name: &str) -> Value {
 /// A text that is a batch id.
 pub fn batch_id() -> Value {
     json!({ "type": "string", "minLength": 1, "maxLength": BATCH_ID_BYTES_MAX, "pattern": BATCH_ID_PATTERN })
+}
+
+/// A text that is the id of a key, or empty.
+pub fn owner() -> Value {
+    json!({ "type": "string", "maxLength": OWNER_BYTES_MAX, "pattern": "^[a-z0-9-]*$" })
 }
 
 /// A priority.

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::answers::{json_answer, rate_headers};
 use super::operations::parameter;
-use super::schemas::{batch_id, reference};
+use super::schemas::{batch_id, owner, reference};
 use crate::limits::{WAITING_LISTED_DEFAULT, WAITING_LISTED_MAX};
 use crate::metrics::Route;
 
@@ -76,7 +76,7 @@ fn wish(route: Route, id: &str, summary: &str, description: &str, noted: &str) -
             with an `Origin` header is refused."),
         "parameters": [
             parameter("batch_id", "path", batch_id(), "The batch's id."),
-            parameter("owner", "query", json!({ "type": "string" }), "The id of the key that sent the batch."),
+            parameter("owner", "query", owner(), "The id of the key that sent the batch."),
         ],
         "responses": { "202": answer },
     })

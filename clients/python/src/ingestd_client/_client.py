@@ -89,7 +89,8 @@ class IngestionClient:
         Without a `batch_id` one is made. `priority` is 0 to 10, 10 first. What is left out, the server decides.
         """
         encoded = encode_events(events)
-        return await self._send(encoded, batch_id or new_batch_id(), priority=priority, ack=ack, invalid=invalid)
+        named = new_batch_id() if batch_id is None else batch_id
+        return await self._send(encoded, named, priority=priority, ack=ack, invalid=invalid)
 
     async def get_batch_status(self, batch_id: str, *, owner: str | None = None) -> BatchStatus:
         """Where a batch is. `owner` names a key's batch, for keys of scope `admin`."""
@@ -192,7 +193,8 @@ class SyncIngestionClient:
     ) -> BatchResult:
         """See `IngestionClient.send_batch`."""
         encoded = encode_events(events)
-        return self._send(encoded, batch_id or new_batch_id(), priority=priority, ack=ack, invalid=invalid)
+        named = new_batch_id() if batch_id is None else batch_id
+        return self._send(encoded, named, priority=priority, ack=ack, invalid=invalid)
 
     def get_batch_status(self, batch_id: str, *, owner: str | None = None) -> BatchStatus:
         """See `IngestionClient.get_batch_status`."""

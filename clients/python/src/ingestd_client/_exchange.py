@@ -24,6 +24,7 @@ from ._errors import (
     error_of,
 )
 from ._events import encode_batch
+from ._ids import checked_batch_id
 from ._retry import RETRYABLE_STATUSES, Failure, RetryPolicy, delay_after, retry_after_seconds
 from ._version import __version__
 
@@ -106,6 +107,7 @@ def send_batch(
     invalid: Invalid | None,
 ) -> Call[_results.BatchResult]:
     """The request that sends a batch."""
+    checked_batch_id(batch_id)
     options = {"ack": ack, "invalid": invalid}
     return Call(
         "POST",
@@ -124,7 +126,7 @@ def get_batch_status(batch_id: str, owner: str | None) -> Call[_results.BatchSta
     """The request for a batch's status."""
     return Call(
         "GET",
-        f"/v1/batch/{quote(batch_id, safe=':')}/status",
+        f"/v1/batch/{quote(checked_batch_id(batch_id), safe=':')}/status",
         lambda response: _results.batch_status(response.json()),
         params={} if owner is None else {"owner": owner},
         batch_id=batch_id,

@@ -12,3 +12,10 @@ def new_batch_id() -> str:
     bits = (bits & ~(0xF << 76)) | (0x7 << 76)  # version
     bits = (bits & ~(0x3 << 62)) | (0x2 << 62)  # variant
     return str(uuid.UUID(int=bits))
+
+
+def checked_batch_id(batch_id: str) -> str:
+    """`batch_id`, unless it is empty, `.` or `..`, which no URL path keeps: `ValueError`. The server checks the rest."""
+    if batch_id in ("", ".", ".."):
+        raise ValueError(f"batch_id {batch_id!r}: must be 1 to 128 characters, and not '.' or '..'")
+    return batch_id

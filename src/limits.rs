@@ -418,10 +418,10 @@ pub const EXCHANGE_CALM_WAIT_MAX: Duration = Duration::from_secs(10);
 pub const EXCHANGE_LOCK_WAIT_MIN: Duration = Duration::from_millis(500);
 /// The longest such wait.
 pub const EXCHANGE_LOCK_WAIT_MAX: Duration = Duration::from_secs(4);
-/// Pause between two attempts, in which COPYs catch up.
+/// Pause between two attempts, in which COPYs catch up; and twice as long as they had to wait.
 pub const EXCHANGE_PAUSE: Duration = Duration::from_secs(1);
-/// Attempts of `ingestd migrate`, about five minutes.
-pub const EXCHANGE_ATTEMPTS_MAX: u32 = 60;
+/// Attempts of `ingestd migrate`, about six minutes.
+pub const EXCHANGE_ATTEMPTS_MAX: u32 = 30;
 /// Attempts of a server that starts.
 pub const EXCHANGE_ATTEMPTS_AT_START_MAX: u32 = 3;
 /// Pages (8 KiB) that one entry of the BRIN index on `"timestamp"` sums up, about 600 rows of 400 bytes. See

@@ -76,6 +76,8 @@ impl Failure {
         let kind = match &fault.sqlstate[..2] {
             // PostgreSQL documentation, appendix A: "transaction rollback".
             "40" => Kind::Transaction,
+            // Ended unseen: see `crate::pg::copy::copy_rows`.
+            _ if fault.sqlstate == SqlState::IN_FAILED_SQL_TRANSACTION.code() => Kind::Transaction,
             // Of a schema that does not fit the coordinator and its workers say the same; the rest may be a worker's alone.
             _ if session.sharding() == Sharding::Citus && !fault.is_of_schema() => Kind::Shard,
             _ if fault.sqlstate == SqlState::LOCK_NOT_AVAILABLE.code() => return Self::of_lock(fault, session),
@@ -127,7 +129,7 @@ impl Attempt {
 
     /// Lands `in_hand` in one transaction, changing the way as PostgreSQL demands.
     pub fn land(&mut self, session: &mut Session, in_hand: &[InHand], plan: &Plan) -> Result<Done, Failure> {
-        let _waiting = session.wait();
+        let mut waiting = session.wait();
         let landings: Vec<Landing<'_>> = in_hand.iter().map(InHand::landing).collect();
         let mut way = if self.staged_left > 0 && plan.begin == Way::Plain { Way::Staged } else { plan.begin };
         let (mut partition_attempts, mut remote_faults, mut races, mut key_changes) = (0, 0, 0, 0);
@@ -141,6 +143,12 @@ impl Attempt {
                 }
                 Err(fault) => fault,
             };
+            if !fault.ends_session {
+                // Whatever comes next over this session, here or of other batches, gets its own answers.
+                drop(waiting);
+                session.renew().map_err(|lost| Failure::new(Kind::Session, lost))?;
+                waiting = session.wait();
+            }
             way = match (fault.verdict_on(sharding), way) {
                 (Verdict::KeyChanged, _) if key_changes < KEY_CHANGES_MAX => {
                     key_changes += 1;

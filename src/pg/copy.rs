@@ -35,6 +35,10 @@ pub fn copy_columns(sharding: Sharding) -> &'static str {
 }
 
 /// Streams `parts` into the table of `statement`, which [`copy_statement`] gave; gives the rows copied.
+///
+/// The driver reads no further than the count. A limit of time that runs out just then (`lock_timeout` at the end of a wait) ends
+/// the transaction behind it, unseen, and PostgreSQL answers a COMMIT with a rollback that the driver takes for success. So
+/// another statement follows, which PostgreSQL refuses then (25P02).
 pub fn copy_rows<'a>(
     transaction: &mut Transaction<'_>,
     statement: &Statement,
@@ -50,7 +54,9 @@ pub fn copy_rows<'a>(
     if streamed.is_err() {
         return writer.finish();
     }
-    writer.finish()
+    let rows = writer.finish()?;
+    transaction.batch_execute("SELECT")?;
+    Ok(rows)
 }
 
 /// Large slices go out in chunks, small ones are gathered by the writer itself.

@@ -1,8 +1,10 @@
 //! The pool of blocking connections (r2d2), each with its prepared statements.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
+use postgres::types::Type;
 use postgres::{Client, GenericClient, Statement, Transaction};
 use r2d2::ManageConnection;
 
@@ -72,15 +74,26 @@ impl Session {
         &mut self.client
     }
 
-    /// Opens another connection in place of this one if PostgreSQL does not answer over it any more. After an error that comes
-    /// before a COPY has begun the driver and PostgreSQL count their messages differently, and the connection is lost.
+    /// Opens another connection in place of this one if PostgreSQL does not answer over it any more, or is out of step. After an
+    /// error that comes before a COPY has begun the driver and PostgreSQL count their messages differently: each question is then
+    /// answered by what was said to an earlier one, and a COMMIT may look as if it had succeeded.
     pub fn renew(&mut self) -> Result<(), Fault> {
-        if self.client().is_valid(RENEW_WAIT_MAX).is_ok() {
+        // The driver's own check takes any answer for its own, but it does not wait without end.
+        if self.client().is_valid(RENEW_WAIT_MAX).is_ok() && self.is_in_step() {
             return Ok(());
         }
         (self.client, self.pulse) = self.watch.connect()?;
         (self.statements, self.opened_at) = (None, Instant::now());
         Ok(())
+    }
+
+    /// True when the answer to a question is its own.
+    fn is_in_step(&mut self) -> bool {
+        static NEXT: AtomicI64 = AtomicI64::new(1);
+        // The number only has to differ; it orders nothing.
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let answer = self.client.query_typed_one("SELECT $1::int8", &[(&number, Type::INT8)]);
+        answer.is_ok_and(|row| row.try_get::<_, i64>(0).is_ok_and(|told| told == number))
     }
 
     /// Prepares what a COPY needs, once a connection. Nothing where a pooler lends the backend: see [`Self::begin`].

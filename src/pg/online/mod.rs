@@ -231,11 +231,12 @@ fn run_alone(
                 }
             }
             Outcome::Busy(reason) => {
+                let pause = EXCHANGE_PAUSE + 2 * Patience::of(changed.attempts_in_vain).lock;
                 changed.attempts_in_vain += 1;
                 if changed.attempts_in_vain == EXCHANGE_ATTEMPTS_MAX {
                     return Err(OnlineError::Locked { attempts: EXCHANGE_ATTEMPTS_MAX, reason });
                 }
-                std::thread::sleep(EXCHANGE_PAUSE);
+                std::thread::sleep(pause);
             }
         }
     }

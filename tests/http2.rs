@@ -105,7 +105,7 @@ async fn begin(
     headers: &[(&str, &str)],
     has_body: bool,
 ) -> Result<(ResponseFuture, SendStream<Bytes>), h2::Error> {
-    let mut request = Request::builder().method(method).uri(format!("http://test{path}"));
+    let mut request = Request::builder().method(method).uri(format!("http://localhost{path}"));
     for (name, value) in headers {
         request = request.header(*name, *value);
     }
@@ -172,7 +172,7 @@ fn block(method: u8, path: &str) -> Vec<u8> {
         assert!(value.len() < 127, "its length has one byte");
         [&[name, value.len() as u8], value.as_bytes()].concat()
     };
-    [&[0x80 | method, 0x86][..], &literal(4, path), &literal(1, "test")].concat()
+    [&[0x80 | method, 0x86][..], &literal(4, path), &literal(1, "localhost")].concat()
 }
 
 fn get_block() -> Vec<u8> {

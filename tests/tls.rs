@@ -184,7 +184,7 @@ fn http_2_is_agreed_on_in_the_handshake() {
         let stream = connector.connect(ServerName::try_from(NAME).expect("a name"), stream).await.expect("a handshake");
         let (client, connection) = h2::client::handshake(stream).await.expect("it speaks HTTP/2");
         tokio::spawn(connection);
-        let request = ureq::http::Request::post("https://events.example/v1/ingest/batch?ack=commit");
+        let request = ureq::http::Request::post("https://localhost/v1/ingest/batch?ack=commit");
         let mut client = client.ready().await.expect("a stream");
         let (response, mut body) = client.send_request(request.body(()).expect("a request"), false).expect("a stream");
         body.send_data(Bytes::from(batch("by-http-2")), true).expect("sent");

@@ -134,7 +134,7 @@ fn ids_that_a_path_would_lose_are_refused_wherever_they_are_given() {
 #[test]
 fn the_location_of_every_accepted_id_works_with_curl() {
     let server = &service().server;
-    for id in ["...", "..a", ".:.", "a:b", ":", "-", "_", "http:..x", "C:.._"] {
+    for id in ["....", "..b", ".:.", "a:b", "::", "-:", "_:", "http:..x", "C:.._"] {
         let reply = send_as(server, "ack=commit", &[("Idempotency-Key", id)], &json!([event(id)]));
         assert_eq!(reply.status, 200, "{}", reply.text());
         let url = server.url(reply.header("location"));

@@ -15,7 +15,7 @@ def new_batch_id() -> str:
 
 
 def checked_batch_id(batch_id: str) -> str:
-    """`batch_id`, unless it is empty, `.` or `..`, which no URL path keeps: `ValueError`. The server checks the rest."""
+    """`batch_id`; `ValueError` for an empty one, `.` and `..`, which no URL path keeps. The server checks the rest."""
     if batch_id in ("", ".", ".."):
         raise ValueError(f"batch_id {batch_id!r}: must be 1 to 128 characters, and not '.' or '..'")
     return batch_id

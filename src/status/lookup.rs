@@ -323,4 +323,13 @@ mod tests {
         assert_eq!(word(None, true), ["unknown", "hint", "unknown"]);
         assert_eq!(word(None, false), ["unavailable", "hint", "hint"]);
     }
+
+    #[test]
+    fn a_fault_in_the_data_is_about_one_question_and_others_are_about_all() {
+        for (code, is_one) in
+            [("22021", true), ("22P02", true), ("08P01", true), ("08000", false), ("57014", false), ("42P01", false)]
+        {
+            assert_eq!(is_about_one(&Fault { sqlstate: code.to_owned(), ..Fault::lost("x") }), is_one, "{code}");
+        }
+    }
 }

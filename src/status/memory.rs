@@ -173,4 +173,15 @@ mod tests {
         assert_eq!(map.len(), 1);
         assert!(map.get(&queued.key).is_some());
     }
+
+    #[test]
+    fn a_batch_that_lost_its_id_frees_it_when_it_is_finished() {
+        let map = BatchMap::new(Duration::from_secs(60));
+        let (lost, rightful) = (batch("a"), batch("a"));
+        assert!(matches!(map.admit(&lost), Admission::New));
+        lost.finish_without_id(UnixMicros(1));
+        map.finished(Arc::clone(&lost), Instant::now());
+        assert!(map.get(&lost.key).is_none());
+        assert!(matches!(map.admit(&rightful), Admission::New));
+    }
 }

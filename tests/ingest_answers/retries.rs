@@ -222,6 +222,15 @@ fn a_batch_that_lost_its_id_leaves_it_to_the_batch_that_has_it() {
     let again = send(&other, "", rightful.as_bytes());
     assert_eq!((again.status, &again.json()["duplicate"]), (200, &json!(true)), "{}", again.text());
     assert_problem(&send(&other, "", loser.as_bytes()), 409, "batch_id_conflict");
+    // While the ledger cannot be read, nothing that this node remembers of the other batch speaks for the id.
+    let mut blocking = blocker.transaction().expect("a transaction");
+    blocking.batch_execute("LOCK TABLE ingest_batches IN ACCESS EXCLUSIVE MODE").expect("nobody reads the ledger now");
+    let status = support::server::get(&other.url("/v1/batch/wanted/status"));
+    assert_problem(&status, 503, "status_unavailable");
+    assert_eq!(send(&other, "", rightful.as_bytes()).status, 202, "it is accepted again, and stored once");
+    blocking.commit().expect("the lock goes");
+    wait_until_completed(&other, "wanted");
+    assert_eq!(rows_of(&database, "wanted"), 1);
 }
 
 #[test]

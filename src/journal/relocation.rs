@@ -10,7 +10,7 @@
 //! | any | any | never: nothing would be won | none, or all (an outage) |
 //! | any | any | not now: it would not fit | more than the room that is left |
 //! | sealed | any | no block of it was released for 0.25 s | less than 1/64 of its bytes |
-//! | sealed | up to 1/4 | no block of it was released for 10 s | less than 1/2 of its bytes |
+//! | sealed | up to 1/4 | no block of it was released for 5 s | less than 1/2 of its bytes |
 //! | sealed | up to 3/4 | the same for 2 s | less than 1/2 |
 //! | sealed | above 3/4 | the same for 0.25 s | less than 1/2 |
 //! | sealed | above 3/4 | the same for 2 s | less than 7/8 |
@@ -86,7 +86,7 @@ impl Pressure {
     fn terms(&self, segment: &Candidate) -> Option<Terms> {
         const SHORT: Duration = Duration::from_millis(250);
         const MEDIUM: Duration = Duration::from_secs(2);
-        const LONG: Duration = Duration::from_secs(10);
+        const LONG: Duration = Duration::from_secs(5);
         let used = self.room - self.room_left.min(self.room);
         let is_quiet = segment.quiet_for >= MEDIUM;
         let (quiet_min, live_eighths) = match (self.occasion, segment.is_active) {
@@ -152,7 +152,7 @@ mod tests {
     #[test]
     fn a_segment_that_is_being_emptied_is_left_alone() {
         let draining = |seconds| [segment(1, SEGMENT / 8, seconds)];
-        for (used, seconds) in [(0, 10), (ROOM / 2, 2), (ROOM - SEGMENT, 1)] {
+        for (used, seconds) in [(0, 5), (ROOM / 2, 2), (ROOM - SEGMENT, 1)] {
             let pressure = pressure(Occasion::Routine, used, 9);
             assert_eq!(chosen(&pressure, &draining(seconds)), Some(1), "{used}");
             assert_eq!(chosen(&pressure, &draining(seconds - 1)), None, "{used}");

@@ -34,7 +34,8 @@ use crate::http::submission::{Refused, Submission};
 use crate::http::worker::Worker;
 use crate::journal::{Claim, SpaceError};
 use crate::limits::{
-    COMMIT_ACK_WAIT_MAX, LOOKUP_INGEST_WAIT_MAX, RETRY_AFTER_BUSY_SECONDS, RETRY_AFTER_JOURNAL_SECONDS,
+    COMMIT_ACK_WAIT_MAX, LOOKUP_INGEST_WAIT_MAX, LOOKUP_STATUS_WAIT_MAX, RETRY_AFTER_BUSY_SECONDS,
+    RETRY_AFTER_JOURNAL_SECONDS,
 };
 use crate::status::lookup::{Answer, Known};
 use crate::status::memory::Admission;
@@ -218,7 +219,8 @@ fn answer_known(batch: &Batch, known: &Known, verdicts: &Verdicts) -> Reply {
 /// Answers for `finished`, which this process has committed, as the ledger knows it. `None`: its id is free, as the ledger does not
 /// have it or does not answer.
 async fn answer_finished(worker: &Worker, batch: &Batch, finished: &Arc<Batch>, verdicts: &Verdicts) -> Option<Reply> {
-    match worker.app.lookup.find_in_ledger(&batch.key, true, LOOKUP_INGEST_WAIT_MAX).await {
+    // It is a repeat for certain: as long as for a status.
+    match worker.app.lookup.find_in_ledger(&batch.key, true, LOOKUP_STATUS_WAIT_MAX).await {
         Answer::Committed(known) => return Some(answer_known(batch, &known, verdicts)),
         Answer::Unavailable | Answer::Hint(_) if finished.digest != batch.digest => return Some(Err(conflict())),
         Answer::Unavailable | Answer::Hint(_) | Answer::Unknown => {}

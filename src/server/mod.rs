@@ -152,7 +152,8 @@ impl Server {
     ) -> Result<Self, ServeError> {
         let started_at = Instant::now();
         let worker_count = config.workers.unwrap_or_else(affinity::default_workers);
-        let planned = plan_open_files(config, worker_count)?;
+        // Files are set apart for what must go on whatever clients do.
+        let planned = OpenFiles::plan(config, worker_count, open_files::limit()).map_err(ServeError::Configuration)?;
         let gate = reload::gate(config).map_err(|error| ServeError::Configuration(error.to_string()))?;
         let tls = start_tls(config)?;
         let traces = start_traces(config, tls.is_some())?;
@@ -247,6 +248,7 @@ impl Server {
             start_journal_thread(&app, journal, (feed, parker), on_journal_failure)?;
         let (drain, draining) = watch::channel(false);
         let workers = start_workers(&app, bound, &draining)?;
+        tell_open_files(&planned);
         let scheme = if app.tls.is_some() { "https" } else { "http" };
         for address in &app.addresses {
             tracing::info!(
@@ -309,15 +311,13 @@ impl Server {
     }
 }
 
-/// Sets files apart for what must go on whatever clients do, and says how many connections that leaves.
-fn plan_open_files(config: &Config, worker_count: usize) -> Result<OpenFiles, ServeError> {
-    let plan = OpenFiles::plan(config, worker_count, open_files::limit()).map_err(ServeError::Configuration)?;
-    if plan.is_short() {
-        tracing::warn!("{plan}");
+/// Says how many connections the limit of open files leaves.
+fn tell_open_files(planned: &OpenFiles) {
+    if planned.is_short() {
+        tracing::warn!("{planned}");
     } else {
-        tracing::info!("{plan}");
+        tracing::info!("{planned}");
     }
-    Ok(plan)
 }
 
 /// Reads the files of TLS, where it is set.

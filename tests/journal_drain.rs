@@ -390,13 +390,17 @@ fn other_nodes_know_of_what_was_drained() {
     let (database, mut client) = migrated();
     let redis = TestRedis::start();
     let other = Ingestd::builder().database(&database).redis(&redis).start();
-    let mut node = Ingestd::builder().redis(&redis).env("DATABASE_URL", AWAY).start();
+    let mut node = Ingestd::builder().database(&database).redis(&redis).start();
+    let mut blocker = database.connect();
+    let mut blocking = blocker.transaction().expect("a transaction");
+    blocking.batch_execute("LOCK TABLE events IN SHARE ROW EXCLUSIVE MODE").expect("nobody writes events now");
     send(&node, &body("far", Some("far"), 0, 5));
     wait_until("the status is shared", WAIT_MAX, || {
         let reply = support::server::get(&other.url("/v1/batch/far/status"));
         reply.status == 200 && reply.json()["status"] == "queued"
     });
     node.kill9();
+    blocking.rollback().expect("the lock goes");
     let settings = [("DATABASE_URL", &*database.url), ("REDIS_URL", &*redis.url())];
     let ended = drain_with(&journal_of(&node), &[], &settings);
     assert_eq!((ended.code, rows(&mut client)), (Some(0), 5), "{ended:?}");

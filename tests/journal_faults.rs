@@ -444,21 +444,3 @@ fn segments_are_recycled_while_all_is_committed_soon() {
     let is_segment = |name: &&String| name.ends_with(".journal") || name.ends_with(".spare");
     assert_eq!(names.iter().filter(is_segment).count(), 2, "{names:?}");
 }
-
-#[test]
-fn a_segment_that_cannot_leave_gives_back_its_rest() {
-    let storage = FaultyStorage::default();
-    let mut journal = open(storage.clone()).journal;
-    append_synced(&mut journal, 0..1, 60_000);
-    let locations = append_synced(&mut journal, 1..41, 1_000);
-    let (files_bytes, _) = storage.bytes_and_peak();
-    // Room for a segment, and none for the record of the one that is to leave.
-    storage.fail(Call::Create, 1, ErrorKind::StorageFull);
-    release(&mut journal, &locations);
-    let (with_new, _) = storage.bytes_and_peak();
-    assert!(with_new < files_bytes + SEGMENT_BYTES, "{with_new} bytes, {files_bytes} before");
-    assert_eq!(journal.stats().files_bytes, with_new, "and is charged for what it has");
-    storage.heal();
-    release(&mut journal, &[]);
-    assert_eq!(journal.stats().segments, 2, "it leaves when it can");
-}

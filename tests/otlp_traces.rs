@@ -176,7 +176,7 @@ async fn send_and_take_back(server: &Ingestd, batch_id: &str, trace_id: &str) {
     let stream = tokio::net::TcpStream::connect(server.address()).await.expect("the server listens");
     let (client, connection) = h2::client::handshake(stream).await.expect("it speaks HTTP/2");
     tokio::spawn(connection);
-    let request = Request::post("http://test/v1/ingest/batch?ack=commit")
+    let request = Request::post("http://localhost/v1/ingest/batch?ack=commit")
         .header("content-type", "application/json")
         .header("traceparent", sampled(trace_id));
     let mut client = client.ready().await.expect("a stream is free");
@@ -189,7 +189,7 @@ async fn send_and_take_back(server: &Ingestd, batch_id: &str, trace_id: &str) {
     }
     body.send_reset(h2::Reason::CANCEL);
     // The answer to what was sent behind it tells that it has arrived.
-    let probe = Request::get("http://test/livez").body(()).expect("a request");
+    let probe = Request::get("http://localhost/livez").body(()).expect("a request");
     let (answer, _) = client.ready().await.expect("a stream is free").send_request(probe, true).expect("sent");
     assert_eq!(answer.await.expect("an answer").status(), 200);
 }

@@ -353,7 +353,7 @@ fn a_role_that_may_not_create_partitions_is_told_the_grant() {
 fn an_empty_database_where_the_role_may_not_create_tables_is_told_the_grant() {
     let mut site = Site::new();
     site.run(
-        "DROP TABLE events, ingest_batches, dead_letter_events, ingestd_migrations;
+        "DROP TABLE events, ingest_batches, dead_letter_events, ingestd_migrations, ingestd_database;
          DROP FUNCTION ingestd_make_partition, ingestd_drop_partition",
     );
     site.run("REVOKE TEMPORARY ON DATABASE @database FROM @role");

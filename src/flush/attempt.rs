@@ -67,11 +67,18 @@ impl Failure {
 
     /// `fault` as it was met over `session`.
     fn of(fault: Fault, session: &mut Session) -> Self {
+        if !fault.ends_session
+            && let Err(lost) = session.renew()
+        {
+            return Self::new(Kind::Session, lost);
+        }
+        Self::met(fault, session)
+    }
+
+    /// As [`Self::of`], over a session that has been renewed since where the fault has left one.
+    fn met(fault: Fault, session: &mut Session) -> Self {
         if fault.ends_session {
             return Self::new(Kind::Session, fault);
-        }
-        if let Err(lost) = session.renew() {
-            return Self::new(Kind::Session, lost);
         }
         let kind = match &fault.sqlstate[..2] {
             // PostgreSQL documentation, appendix A: "transaction rollback".
@@ -155,7 +162,7 @@ impl Attempt {
                     session.forget_statements();
                     way
                 }
-                (_, Way::RowByRow | Way::Buried) => return Err(Failure::of(fault, session)),
+                (_, Way::RowByRow | Way::Buried) => return Err(Failure::met(fault, session)),
                 (Verdict::Duplicates, Way::Plain) => Way::Staged,
                 (Verdict::Duplicates, Way::Staged) if is_of_key(session, &fault)? => {
                     races += 1;
@@ -194,7 +201,9 @@ impl Attempt {
                 (Verdict::Duplicates | Verdict::RowFault | Verdict::MissingPartition | Verdict::Remote, _) => {
                     return Err(Failure::new(Kind::Batches, fault));
                 }
-                (Verdict::Retry | Verdict::Schema | Verdict::KeyChanged, _) => return Err(Failure::of(fault, session)),
+                (Verdict::Retry | Verdict::Schema | Verdict::KeyChanged, _) => {
+                    return Err(Failure::met(fault, session));
+                }
             };
             self.metrics.db_errors.add(SqlstateClass::of(Some(&fault.sqlstate)), 1);
             tracing::debug!(%fault, ?way, "retrying the same batches with another insert method");

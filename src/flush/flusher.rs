@@ -450,12 +450,11 @@ impl Flusher {
     /// Has PostgreSQL flush what it has committed for this flusher, and its synchronous standby, where there is one.
     fn flush_commits(&mut self, mut session: PooledConnection<SessionManager>) {
         let (waiting, pulse) = (session.wait(), session.pulse());
-        pulse.take_unconfirmed();
-        let flushed = wal::flush(session.client());
+        let (flushed, is_unconfirmed) = pulse.committing(|| wal::flush(session.client()));
         drop(waiting);
         match flushed {
             // Cancelled once more: it is asked for again after a pause.
-            Ok(_) if pulse.take_unconfirmed() => self.wait_after(&Fault::unconfirmed()),
+            Ok(_) if is_unconfirmed => self.wait_after(&Fault::unconfirmed()),
             Ok(run) => {
                 self.postgres_works();
                 self.flushed(Some(run));

@@ -38,7 +38,7 @@ pub fn copy_columns(sharding: Sharding) -> &'static str {
 ///
 /// The driver reads no further than the count. A limit of time that runs out just then (`lock_timeout` at the end of a wait) ends
 /// the transaction behind it, unseen, and PostgreSQL answers a COMMIT with a rollback that the driver takes for success. So
-/// another statement follows, which PostgreSQL refuses then (25P02).
+/// another statement has to follow before the COMMIT, which PostgreSQL refuses then (25P02): [`still_runs`] where there is none.
 pub fn copy_rows<'a>(
     transaction: &mut Transaction<'_>,
     statement: &Statement,
@@ -54,9 +54,12 @@ pub fn copy_rows<'a>(
     if streamed.is_err() {
         return writer.finish();
     }
-    let rows = writer.finish()?;
-    transaction.batch_execute("SELECT")?;
-    Ok(rows)
+    writer.finish()
+}
+
+/// Makes sure that nothing has ended `transaction` unseen: see [`copy_rows`].
+pub fn still_runs(transaction: &mut Transaction<'_>) -> Result<(), postgres::Error> {
+    transaction.batch_execute("SELECT")
 }
 
 /// Large slices go out in chunks, small ones are gathered by the writer itself.

@@ -11,7 +11,7 @@ use postgres::Transaction;
 
 use crate::encode::tuple::tuples;
 use crate::pg::connect::TRANSACTION_LIMITS;
-use crate::pg::copy::{Rows, copy_rows};
+use crate::pg::copy::{Rows, copy_rows, still_runs};
 use crate::pg::ledger;
 use crate::pg::pool::Session;
 use crate::pg::quarantine::{DeadLetters, GivenUp, Refusals, Row, bury_all, land_or_bury};
@@ -179,6 +179,7 @@ pub fn land(
         _ if ours.is_empty() => Vec::new(),
         _ => {
             let copied = copy_rows(&mut transaction, &statements.copy, sharding, ours.iter().map(Landing::rows))?;
+            still_runs(&mut transaction)?;
             if copied != ours.iter().map(|batch| u64::from(batch.events)).sum::<u64>() {
                 return Err(Fault::left_out());
             }
@@ -197,9 +198,8 @@ pub fn land(
     let started = Instant::now();
     // They may be this transaction's only, see `Session::begin`.
     drop(statements);
-    pulse.take_unconfirmed();
-    transaction.commit()?;
-    let is_unconfirmed = pulse.take_unconfirmed();
+    let (committed, is_unconfirmed) = pulse.committing(|| transaction.commit());
+    committed?;
     let committed_at = Instant::now();
     timings.commit = committed_at - started;
 

@@ -166,6 +166,12 @@ impl From<postgres::Error> for PartitionError {
     }
 }
 
+/// Whether the role of `client` owns `events`, or may act as its owner; `None`: there is no such table.
+pub(super) fn owns_events(client: &mut impl GenericClient) -> Result<Option<bool>, postgres::Error> {
+    let query = "SELECT pg_has_role(relowner, 'USAGE') FROM pg_class WHERE oid = to_regclass('events')";
+    Ok(client.query_typed_opt(query, &[])?.map(|row| row.get(0)))
+}
+
 /// By which right a session changes partitions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Right {
@@ -179,8 +185,7 @@ enum Right {
 
 impl Right {
     fn of(client: &mut impl GenericClient) -> Result<Self, PartitionError> {
-        let query = "SELECT pg_has_role(relowner, 'USAGE') FROM pg_class WHERE oid = to_regclass('events')";
-        let owns = client.query_typed_opt(query, &[])?.is_none_or(|row| row.get(0));
+        let owns = owns_events(client)?.unwrap_or(true);
         Ok(match (owns, layout_of(client)?) {
             (false, _) => Self::Functions,
             (true, Sharding::None) => Self::Ownership,

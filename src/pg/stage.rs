@@ -104,6 +104,7 @@ impl Stage {
         transaction: &mut Transaction<'_>,
         parts: impl Iterator<Item = Rows<'a>>,
     ) -> Result<HashMap<String, u32>, postgres::Error> {
+        // The INSERT behind it finds out whether the transaction still runs.
         copy_rows(transaction, &self.copy, self.sharding, parts)?;
         let rows = transaction.query(&self.insert, &[])?;
         Ok(rows.iter().map(|row| (row.get(0), u32::try_from(row.get::<_, i64>(1)).unwrap_or(u32::MAX))).collect())

@@ -112,11 +112,13 @@ impl Pulse {
         }
     }
 
-    /// True when, since the last call, a COMMIT was answered whose wait for a synchronous standby somebody has cancelled: it
-    /// is on this PostgreSQL's disk, and perhaps nowhere else.
-    pub fn take_unconfirmed(&self) -> bool {
+    /// What `commit` gives, which commits over this connection; and whether somebody has cancelled the wait for a synchronous
+    /// standby meanwhile: what it committed is on this PostgreSQL's disk then, and perhaps nowhere else.
+    pub fn committing<T>(&self, commit: impl FnOnce() -> T) -> (T, bool) {
         // Relaxed: the driver notes it in the thread that waits for the COMMIT.
-        self.is_unconfirmed.swap(false, Ordering::Relaxed)
+        self.is_unconfirmed.store(false, Ordering::Relaxed);
+        let committed = commit();
+        (committed, self.is_unconfirmed.load(Ordering::Relaxed))
     }
 
     /// True where a pooler lends the backend.

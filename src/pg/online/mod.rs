@@ -36,6 +36,7 @@ use self::tree::{Table, Tree};
 use super::backing::Backing;
 use super::connect::one_line;
 use super::migrate::ADVISORY_CLASS;
+use super::partitions;
 use crate::limits::{
     EXCHANGE_ATTEMPTS_AT_START_MAX, EXCHANGE_ATTEMPTS_MAX, EXCHANGE_CALM_WAIT_MAX, EXCHANGE_LOCK_WAIT_MAX,
     EXCHANGE_LOCK_WAIT_MIN, EXCHANGE_PAUSE, LOCKED_BUILD_BYTES_MAX, ONLINE_ROUNDS_MAX, ONLINE_TURN_POLL,
@@ -350,8 +351,7 @@ pub(super) fn is_busy(error: &postgres::Error) -> bool {
 
 /// True when the role of `client` may change the tables.
 pub(super) fn owns_events(client: &mut impl GenericClient) -> Result<bool, postgres::Error> {
-    let query = "SELECT pg_has_role(relowner, 'USAGE') FROM pg_class WHERE oid = to_regclass('events')";
-    Ok(client.query_typed_opt(query, &[])?.is_some_and(|row| row.get(0)))
+    Ok(partitions::owns_events(client)?.unwrap_or(false))
 }
 
 /// True when the indexes of all partitions together are built in a moment. False also where somebody has locked one.

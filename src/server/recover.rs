@@ -61,7 +61,7 @@ pub fn open(
     let mut repeated = Vec::new();
     let mut on_frame = |location: Location, payload: &[u8]| {
         let (header, tuples_at) = BlockHeader::parse(payload).map_err(Box::new)?;
-        let batch = Batch::new(header.key, header.digest, header.priority, header.events, header.received_at);
+        let batch = Batch::of_block(header);
         batch.journaled_at(location.sequence);
         batch.set_phase(Phase::Queued);
         let batch = Arc::new(batch);
@@ -72,7 +72,7 @@ pub fn open(
             repeated.push(location);
             return Ok(());
         }
-        recovered_events += u64::from(header.events);
+        recovered_events += u64::from(batch.events);
         queue.budgets.batches.take_over_limit(1);
         queue.budgets.memory_bytes.take_over_limit(QUEUED_BATCH_BYTES);
         queue.admission.joined(batch.priority, batch.events);

@@ -238,15 +238,13 @@ impl Ledger {
         let wanted: Vec<Wanted<'_>> =
             group.iter().map(|question| Wanted { key: &question.key, is_firm: question.is_firm }).collect();
         let pulse = session.pulse();
-        pulse.take_unconfirmed();
-        let mut found = match session.sharding() {
+        let sharding = session.sharding();
+        let (found, is_unconfirmed) = pulse.committing(|| match sharding {
             Sharding::None => find(session.client(), &wanted),
             Sharding::Citus => self.nodes.find(session.client(), &wanted, started),
-        };
+        });
         drop(waiting);
-        if pulse.take_unconfirmed() {
-            found = Err(Fault::unconfirmed());
-        }
+        let found = if is_unconfirmed { Err(Fault::unconfirmed()) } else { found };
         self.queries.record_elapsed(Statement::Lookup, started.elapsed());
         found.inspect_err(|fault| {
             session.discard();
@@ -263,10 +261,9 @@ fn is_about_one(fault: &Fault) -> bool {
 
 /// The module's table: `so_far` is what Redis has.
 fn decide(in_ledger: Option<Known>, was_asked: bool, so_far: Option<Box<Known>>) -> Answer {
-    let is_on_its_way = |known: &Known| known.document.completed_at.is_none();
     match (in_ledger, so_far) {
         (Some(known), _) => Answer::Committed(Box::new(known)),
-        (None, Some(hint)) if !was_asked || is_on_its_way(&hint) => Answer::Hint(hint),
+        (None, Some(hint)) if !was_asked || !hint.document.is_committed() => Answer::Hint(hint),
         (None, _) if was_asked => Answer::Unknown,
         (None, _) => Answer::Unavailable,
     }

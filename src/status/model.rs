@@ -20,6 +20,7 @@ use tracing::Value;
 use tracing::field::display;
 use utoipa::ToSchema;
 
+use crate::encode::block::BlockHeader;
 use crate::encode::timestamp::append_rfc3339;
 use crate::status::origin::Origin;
 use crate::status::waiters::Waiters;
@@ -155,6 +156,12 @@ impl Batch {
             waiters: Waiters::default(),
             delay: Mutex::default(),
         }
+    }
+
+    /// The batch of a block.
+    pub fn of_block(header: BlockHeader) -> Self {
+        let BlockHeader { key, digest, priority, events, received_at } = header;
+        Self::new(key, digest, priority, events, received_at)
     }
 
     /// The same batch, come with `origin`.
@@ -305,6 +312,13 @@ pub struct StatusDocument {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub reason: Option<String>,
+}
+
+impl StatusDocument {
+    /// True once the batch's transaction has committed.
+    pub fn is_committed(&self) -> bool {
+        self.completed_at.is_some()
+    }
 }
 
 /// `at` as RFC 3339 in UTC.

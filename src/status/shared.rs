@@ -349,7 +349,7 @@ impl Writer {
             let stored = Stored { document: batch.document(&self.node), digest: hex(batch.digest) };
             let text = serde_json::to_string(&stored).unwrap_or_default();
             pipeline.cmd("SET").arg(redis_key(database, &batch.key)).arg(text).arg("EX").arg(self.seconds);
-            if stored.document.completed_at.is_none() {
+            if !stored.document.is_committed() {
                 // Another node may have taken the same id: until a commit decides, the first one stands.
                 pipeline.arg("NX");
             }

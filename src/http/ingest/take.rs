@@ -70,8 +70,7 @@ pub(super) async fn take(
     (level, accepted_at): (AckLevel, Instant),
 ) -> Reply {
     let Encoded { block, header, id_is_clients, verdicts } = encoded;
-    let batch = Batch::new(header.key, header.digest, header.priority, header.events, header.received_at);
-    let batch = Arc::new(batch.come_with(origin.clone()));
+    let batch = Arc::new(Batch::of_block(header).come_with(origin.clone()));
     origin.brings(&batch.key, batch.events, level);
     let mut admitted = match take_id(worker, &batch, id_is_clients, level, &verdicts).await {
         Ok(admitted) => admitted,
@@ -199,11 +198,14 @@ async fn take_id<'a>(
     match worker.app.lookup.find_for_good(&batch.key, LOOKUP_INGEST_WAIT_MAX).await {
         Answer::Committed(known) => Err(answer_known(batch, &known, verdicts)),
         Answer::Hint(hint) if hint.digest != batch.digest => Err(Err(conflict())),
-        Answer::Hint(hint) if level == AckLevel::Memory && hint.document.completed_at.is_none() => {
-            Err(answer_known(batch, &hint, verdicts))
-        }
+        Answer::Hint(hint) if answers_for(&hint, level) => Err(answer_known(batch, &hint, verdicts)),
         Answer::Hint(_) | Answer::Unknown | Answer::Unavailable => Ok(admitted),
     }
+}
+
+/// True when it is enough that Redis has a batch: another node has it on its way, and more is not promised.
+fn answers_for(hint: &Known, level: AckLevel) -> bool {
+    level == AckLevel::Memory && !hint.document.is_committed()
 }
 
 /// The answer for what the ledger, or Redis, has under the id of `batch`.
@@ -212,7 +214,7 @@ fn answer_known(batch: &Batch, known: &Known, verdicts: &Verdicts) -> Reply {
         return Err(conflict());
     }
     let document = &known.document;
-    let counts = document.completed_at.is_some().then_some(document.counts);
+    let counts = document.is_committed().then_some(document.counts);
     Ok(accepted(StatusCode::OK, batch, &document.status, document.events, verdicts, true, counts))
 }
 
@@ -268,7 +270,7 @@ async fn answer_on_its_way(
 /// Answers for a batch with bad events under its client's id: as for any repeat, if it was accepted when they were good.
 pub(super) async fn answer_now_bad(worker: &Worker, now_bad: NowBad, level: AckLevel) -> Reply {
     let NowBad { header, verdicts } = now_bad;
-    let batch = Batch::new(header.key, header.digest, header.priority, header.events, header.received_at);
+    let batch = Batch::of_block(header);
     let app = &worker.app;
     if let Some(known) = app.batches.get(&batch.key)
         && known.digest == batch.digest
@@ -280,7 +282,7 @@ pub(super) async fn answer_now_bad(worker: &Worker, now_bad: NowBad, level: AckL
     match app.lookup.find_for_good(&batch.key, LOOKUP_INGEST_WAIT_MAX).await {
         Answer::Committed(known) | Answer::Hint(known) if known.digest != batch.digest => Err(verdicts.refuse()),
         Answer::Committed(known) => answer_known(&batch, &known, &verdicts),
-        Answer::Hint(hint) if level == AckLevel::Memory && hint.document.completed_at.is_none() => {
+        Answer::Hint(hint) if answers_for(&hint, level) => {
             answer_known(&batch, &hint, &verdicts)
         }
         Answer::Unknown => Err(verdicts.refuse()),

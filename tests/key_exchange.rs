@@ -16,7 +16,7 @@ use postgres::Client;
 use serde_json::json;
 use support::contract::wait_until_completed;
 use support::load::{Load, LoadOptions, seed, wait_until_committed};
-use support::older_key::{MANY, fill, key_of, make_tables};
+use support::older_key::{MANY, fill, key_of, make_tables, older_database};
 use support::pgbouncer::PgBouncer;
 use support::postgres::{TestDatabase, shared};
 use support::server::{Finished, Ingestd, post_json};
@@ -221,10 +221,7 @@ fn partitions_made_by_hand_get_the_key_whatever_they_are_called() {
 
 #[test]
 fn what_depends_on_the_key_is_named_and_nothing_is_changed() {
-    let database = shared().create_database();
-    let mut client = database.connect();
-    make_tables(&mut client);
-    fill(&mut client, MANY, 0.05);
+    let (database, mut client) = older_database();
     client
         .batch_execute(
             r#"CREATE TABLE notes (at timestamptz, id text COLLATE "C", note text,
@@ -251,10 +248,7 @@ fn what_depends_on_the_key_is_named_and_nothing_is_changed() {
 
 #[test]
 fn many_migrates_at_once_do_it_once() {
-    let database = shared().create_database();
-    let mut client = database.connect();
-    make_tables(&mut client);
-    fill(&mut client, MANY, 0.05);
+    let (database, mut client) = older_database();
     let done: Vec<Finished> = std::thread::scope(|scope| {
         let runs: Vec<_> = (0..4).map(|_| scope.spawn(|| migrate(&database))).collect();
         runs.into_iter().map(|run| run.join().expect("no panic")).collect()
@@ -329,10 +323,7 @@ fn behind_a_transaction_pooler_a_large_table_asks_for_a_direct_connection() {
 
 #[test]
 fn an_older_ingestd_goes_on_after_the_exchange() {
-    let database = shared().create_database();
-    let mut client = database.connect();
-    make_tables(&mut client);
-    fill(&mut client, MANY, 0.05);
+    let (database, mut client) = older_database();
     // What it has prepared, and prepares: src/pg/stage.rs of that version.
     let stage = "CREATE TEMPORARY TABLE ingest_stage ON COMMIT DELETE ROWS AS
                  SELECT event_id, service_name, event_type, payload, \"timestamp\", metadata, batch_id, priority, ingested_at FROM events WITH NO DATA";

@@ -7,7 +7,7 @@ use ingestd::limits::TIME_INDEX_PAGES_PER_RANGE;
 use ingestd::pg::partitions::{Month, ensure};
 use ingestd::sys::clock::wall_now;
 use postgres::Client;
-use support::older_key::{MANY, fill, make_tables};
+use support::older_key::{make_tables, older_database};
 use support::postgres::{TestDatabase, shared};
 use support::server::{Finished, Ingestd};
 
@@ -49,10 +49,7 @@ fn a_fresh_database_has_the_index_of_the_setting_from_the_first_start_on() {
 
 #[test]
 fn migrate_builds_it_while_nodes_run_and_changes_it_with_the_setting() {
-    let database = shared().create_database();
-    let mut client = database.connect();
-    make_tables(&mut client);
-    fill(&mut client, MANY, 0.05);
+    let (database, mut client) = older_database();
     ingestd::pg::migrate::migrate(&mut client).expect("what a server does at its start");
     client
         .batch_execute(
@@ -105,10 +102,7 @@ fn the_users_own_index_serves_and_stays() {
 
 #[test]
 fn the_latest_events_of_all_services_are_read_by_the_btree() {
-    let database = shared().create_database();
-    let mut client = database.connect();
-    make_tables(&mut client);
-    fill(&mut client, MANY, 0.05);
+    let (database, mut client) = older_database();
     assert_eq!(run(&database, &["migrate"], "btree").code, Some(0));
     client.batch_execute("VACUUM ANALYZE events").expect("ours");
     let query = r#"EXPLAIN SELECT payload FROM events ORDER BY "timestamp" DESC LIMIT 100"#;

@@ -4,6 +4,8 @@ use ingestd::pg::partitions::{Month, ensure};
 use ingestd::sys::clock::wall_now;
 use postgres::Client;
 
+use super::postgres::{TestDatabase, shared};
+
 /// The migrations of that time, as they were applied. They are never edited.
 const MIGRATIONS: [(i32, &str, &str); 4] = [
     (1, "events", include_str!("../../sql/0001_events.sql")),
@@ -30,6 +32,15 @@ pub fn make_tables(client: &mut Client) {
     }
     let this = Month::of(wall_now());
     ensure(client, &[this.plus(-1), this, this.plus(1)]).expect("partitions");
+}
+
+/// A database with those tables, and with [`MANY`] rows.
+pub fn older_database() -> (TestDatabase, Client) {
+    let database = shared().create_database();
+    let mut client = database.connect();
+    make_tables(&mut client);
+    fill(&mut client, MANY, 0.05);
+    (database, client)
 }
 
 /// Stores `rows` events of batch `filler` about `days` ago, of 400 bytes each, as random ids and ordered times.
